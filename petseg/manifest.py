@@ -1,0 +1,88 @@
+"""Which files there are: found, paired by name, checked, split. A manifest is a small Arrow table; no pixels here.
+
+Columns, all strings: `id` (path below the folder, no ending, "/" between its parts; it names every output), `image`
+(absolute path or URI) and `mask` (the same, null when predicting). Rows are sorted by `id`.
+"""
+
+import random
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+
+from petseg import storage
+from petseg.config import InputError
+
+IMAGE_ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+"""Endings of the files that are taken for images. What a file really is, its content decides."""
+
+SCHEMA = pa.schema([("id", pa.string()), ("image", pa.string()), ("mask", pa.string())])
+
+
+def discover(images: str, masks: str | None = None) -> pa.Table:
+    """The manifest of a folder of photos, or of two folders, paired by id.
+
+    Raises `InputError` where a folder is missing or holds no image, where two files have one id, where a photo has
+    no mask or a mask no photo, and where a name cannot name an output safely.
+    """
+    image_files = _files_by_id(images, "--images", apart_from=masks)
+    if masks is None:
+        ids = sorted(image_files)
+        return pa.table([ids, [image_files[i] for i in ids], [None] * len(ids)], schema=SCHEMA)
+    mask_files = _files_by_id(masks, "--masks", apart_from=None)
+    _refuse_unpaired(sorted(image_files.keys() - mask_files.keys()), "a photo without a mask", masks)
+    _refuse_unpaired(sorted(mask_files.keys() - image_files.keys()), "a mask without a photo", images)
+    ids = sorted(image_files)
+    return pa.table([ids, [image_files[i] for i in ids], [mask_files[i] for i in ids]], schema=SCHEMA)
+
+
+def split(manifest: pa.Table, *, seed: int, val_count: int) -> tuple[pa.Table, pa.Table]:
+    """Shuffle the rows and hold the last `val_count` out: (training, validation).
+
+    The shuffle is that of the Keras example: `random.Random(seed).shuffle` on the sorted list.
+    """
+    order = list(range(manifest.num_rows))
+    random.Random(seed).shuffle(order)
+    first_val = manifest.num_rows - val_count
+    return manifest.take(order[:first_val]), manifest.take(order[first_val:])
+
+
+def _files_by_id(folder: str, flag: str, apart_from: str | None) -> dict[str, str]:
+    """The location of every image below `folder`, by id; what lies in the folder `apart_from` is passed over."""
+    inner = (apart_from + "/").removeprefix(folder + "/") if apart_from and apart_from != folder else None
+    if inner == f"{apart_from}/":  # not below `folder`
+        inner = None
+    files: dict[str, str] = {}
+    others = 0
+    for name in sorted(storage.list_files(folder)):
+        if inner and name.startswith(inner):
+            continue
+        path = PurePosixPath(name)
+        if path.suffix.lower() not in IMAGE_ENDINGS:
+            others += 1
+            continue
+        location = storage.join(folder, name)
+        _refuse_unsafe(name, location)
+        row_id = name.removesuffix(path.suffix)
+        if row_id in files:
+            raise InputError(
+                f"{location} and {files[row_id]}: two files with one id ({row_id}), whose outputs would have one "
+                f"name; rename or move one of them out of {flag}"
+            )
+        files[row_id] = location
+    if not files:
+        found = f"{others} files of other kinds" if others else "nothing"
+        endings = ", ".join(sorted(ending[1:] for ending in IMAGE_ENDINGS))
+        raise InputError(f"{flag} {folder}: no image in it ({endings}), but {found}; is it the right folder?")
+    return files
+
+
+def _refuse_unpaired(ids: list[str], what: str, where: str) -> None:
+    if ids:
+        shown = ", ".join(ids[:5]) + (", …" if len(ids) > 5 else "")
+        raise InputError(f"{what}: {shown} ({len(ids)} in all); add what is missing in {where}, or move these away")
+
+
+def _refuse_unsafe(name: str, location: str) -> None:
+    """An id becomes a file name below the output folder, so it must stay in it on any system (CWE-22)."""
+    if any(part in ("", ".", "..") for part in name.split("/")) or "\\" in name or not name.isprintable():
+        raise InputError(f"{location!r}: this name cannot be kept for an output file; rename it")

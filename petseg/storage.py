@@ -1,0 +1,184 @@
+"""Paths and URIs: the one place that knows whether a file is local or in an object store.
+
+A location is a string: a local path, or a URI that `pyarrow.fs` knows (s3://bucket/key, gs://, file://). Listing,
+reading and writing whole files are here; what the bytes mean is not.
+"""
+
+import functools
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from petseg.config import InputError
+
+_URI = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
+
+TEMPORARY = ".petseg-tmp"
+"""Name of the folder in which a local file is written before it takes its name."""
+
+
+def absolute(location: str) -> str:
+    """`location` such that it means the same in another working directory, without a slash at its end.
+
+    Ray's workers change theirs, so every location is made absolute on the driver.
+    """
+    if _URI.match(location):
+        if location.startswith("file://"):
+            return str(Path(location.removeprefix("file://")).absolute())
+        return location.rstrip("/")
+    return os.path.abspath(os.path.expanduser(location))  # noqa: PTH100, PTH111 - as text: ".." must go too
+
+
+def is_local(location: str) -> bool:
+    """Whether an absolute location is a path on this machine's disk."""
+    return not _URI.match(location)
+
+
+def join(location: str, *parts: str) -> str:
+    """The location of a file below a folder."""
+    return "/".join([location.rstrip("/"), *parts])
+
+
+def list_files(folder: str) -> Iterator[str]:
+    """The path below `folder` of every file in it, at any depth, in no particular order.
+
+    Hidden files and folders (a leading dot) are passed over: operating systems and editors leave them everywhere.
+    Links to folders are not followed, since a circle would never end.
+
+    Raises `InputError` where there is no such folder or it cannot be read.
+    """
+    if is_local(folder):
+        yield from _list_local(folder)
+        return
+    filesystem, path = _open(folder)
+    try:
+        infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be listed: {_reason(error)}") from error
+    for info in infos:
+        below = info.path[len(path) + 1 :]
+        hidden = any(part.startswith(".") for part in below.split("/"))
+        if info.type == pafs.FileType.File and below and not hidden:
+            yield below
+
+
+def _list_local(folder: str) -> Iterator[str]:
+    if not os.path.isdir(folder):  # noqa: PTH112
+        raise InputError(f"{folder}: no such folder")
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot be listed: {error.strerror}") from error
+
+    for root, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        below = os.path.relpath(root, folder)
+        prefix = "" if below == "." else below + "/"
+        yield from (prefix + name for name in files if not name.startswith("."))
+
+
+def list_names(folder: str) -> list[str]:
+    """The sorted names of the files and folders directly in `folder`; none where it does not exist."""
+    filesystem, path = _open(folder)
+    infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in infos)
+
+
+def read(location: str) -> bytes:
+    """The whole content of a file. Raises `OSError` (`FileNotFoundError` where there is none)."""
+    if is_local(location):
+        return Path(location).read_bytes()
+    filesystem, path = _open(location)
+    with filesystem.open_input_stream(path) as stream:
+        return stream.read()
+
+
+def write(location: str, content: bytes, scratch: str | None = None) -> None:
+    """Write a whole file, making the folders it needs; it appears complete or not at all.
+
+    Locally the bytes go to a file in the folder `TEMPORARY` below `scratch` (default: the file's own folder; it
+    must be on the same disk), are flushed to the disk, and then take the name. So a killed process leaves its half
+    file there and nowhere else, and `remove_leftovers(scratch)` is all the cleaning. An object store shows a put
+    only when it is complete.
+    """
+    if not is_local(location):
+        filesystem, path = _open(location)
+        with filesystem.open_output_stream(path) as stream:
+            stream.write(content)
+        return
+    temporary = _temporary(scratch or os.path.dirname(location))  # noqa: PTH120
+    try:
+        _write_through(temporary, content)
+        Path(location).parent.mkdir(parents=True, exist_ok=True)
+        temporary.replace(location)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_folder(location: str, files: dict[str, bytes]) -> None:
+    """Write a new folder of files; it appears complete or not at all.
+
+    Locally the folder is renamed into place. An object store has no folders, so there the last file of `files` is
+    put last, and a reader takes the folder for complete only where that one is there.
+    """
+    if not is_local(location):
+        for name, content in files.items():
+            write(join(location, name), content)
+        return
+    temporary = _temporary(os.path.dirname(location))  # noqa: PTH120
+    try:
+        for name, content in files.items():
+            _write_through(temporary / name, content)
+        temporary.rename(location)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_folder(location: str) -> None:
+    """Delete a folder and all in it; no error where there is none."""
+    filesystem, path = _open(location)
+    if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
+        filesystem.delete_dir(path)
+
+
+def remove_leftovers(scratch: str) -> None:
+    """Delete what killed processes left below `scratch`; no living one may be writing there."""
+    remove_folder(join(scratch, TEMPORARY))
+
+
+def _temporary(folder: str) -> Path:
+    return Path(folder) / TEMPORARY / uuid.uuid4().hex
+
+
+def _write_through(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _open(location: str) -> tuple[pafs.FileSystem, str]:
+    """The file system of an absolute location, and the path of the location in it."""
+    if is_local(location):
+        return pafs.LocalFileSystem(), location
+    scheme, _, path = location.partition("://")
+    return _bucket_file_system(scheme, path.split("/", 1)[0]), path
+
+
+@functools.cache
+def _bucket_file_system(scheme: str, bucket: str) -> pafs.FileSystem:
+    """Credentials, region and endpoint come from where the provider's own tools take them."""
+    try:
+        return pafs.FileSystem.from_uri(f"{scheme}://{bucket}")[0]
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{scheme}://{bucket}: cannot be opened: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())
