@@ -60,27 +60,35 @@ def save(run: str, model: UNet, optimizer: torch.optim.Optimizer, config: ModelC
     location = _location(run, len(history))
     storage.remove_folder(location)  # half a one, of a process that was killed
     storage.write_folder(location, files)
-    best, last = best_and_last(run)
-    for name in storage.list_names(storage.join(run, "checkpoints")):
-        stale = storage.join(run, "checkpoints", name)
-        if stale not in (best.location, last.location) and name != storage.TEMPORARY:
-            storage.remove_folder(stale)
+    checkpoints = _complete(run)
+    kept = (_best(checkpoints), _last(checkpoints))
+    for checkpoint in checkpoints:
+        if checkpoint not in kept:
+            storage.remove_folder(checkpoint.location)
 
 
-def best_and_last(run: str) -> tuple[Checkpoint, Checkpoint]:
-    """The complete checkpoints of a run with the lowest validation loss (the earlier one of equals) and the most epochs.
+def last(run: str) -> Checkpoint | None:
+    """The complete checkpoint of a run that has seen the most epochs."""
+    return _last(_complete(run))
 
-    Raises `InputError` where there is none.
-    """
-    found = []
-    for name in storage.list_names(storage.join(run, "checkpoints")):
-        location = storage.join(run, "checkpoints", name)
-        if _COMMIT in storage.list_names(location):
-            found.append(open_checkpoint(location))
-    if not found:
-        raise InputError(f"{run}: no complete checkpoint in it; did the run reach the end of its first epoch?")
-    found.sort(key=lambda checkpoint: checkpoint.epoch)
-    return min(found, key=lambda checkpoint: checkpoint.val_loss), found[-1]
+
+def best(run: str) -> Checkpoint | None:
+    """The complete checkpoint of a run with the lowest validation loss, the earlier one of equals."""
+    return _best(_complete(run))
+
+
+def _last(checkpoints: list[Checkpoint]) -> Checkpoint | None:
+    return max(checkpoints, key=lambda checkpoint: checkpoint.epoch, default=None)
+
+
+def _best(checkpoints: list[Checkpoint]) -> Checkpoint | None:
+    return min(checkpoints, key=lambda checkpoint: (checkpoint.val_loss, checkpoint.epoch), default=None)
+
+
+def _complete(run: str) -> list[Checkpoint]:
+    folder = storage.join(run, "checkpoints")
+    locations = (storage.join(folder, name) for name in storage.list_names(folder))
+    return [open_checkpoint(location) for location in locations if _COMMIT in storage.list_names(location)]
 
 
 def find(location: str) -> Checkpoint:
@@ -90,7 +98,10 @@ def find(location: str) -> Checkpoint:
     """
     names = storage.list_names(location)
     if "checkpoints" in names:
-        return best_and_last(location)[0]
+        checkpoint = best(location)
+        if checkpoint is None:
+            raise InputError(f"--checkpoint {location}: this run has not finished its first epoch yet")
+        return checkpoint
     if _COMMIT not in names or "model.pt" not in names:
         raise InputError(
             f"--checkpoint {location}: neither a run's folder nor a complete checkpoint; give the folder that "
@@ -106,17 +117,28 @@ def open_checkpoint(location: str) -> Checkpoint:
     return Checkpoint(location, model, json.loads(_read(commit_file)))
 
 
-def load_model(checkpoint: Checkpoint) -> tuple[UNet, str]:
-    """The network with its weights, on the CPU, in training mode, and the SHA-256 of the weights file.
-
-    Raises `InputError`, naming the parameter and both shapes, where the weights are not this network's.
-    """
+def read_weights(checkpoint: Checkpoint) -> bytes:
+    """The content of `model.pt`, once it is known to fit: raises `InputError` as `build_model` does."""
     content = _read(storage.join(checkpoint.location, "model.pt"))
-    return build_model(checkpoint.model, content, checkpoint.location), hashlib.sha256(content).hexdigest()
+    build_model(checkpoint.model, content, checkpoint.location)
+    return content
+
+
+def load_model(checkpoint: Checkpoint) -> UNet:
+    """The network with its weights, on the CPU, in training mode. Raises `InputError` as `build_model` does."""
+    return build_model(checkpoint.model, _read(storage.join(checkpoint.location, "model.pt")), checkpoint.location)
+
+
+def fingerprint(checkpoint: Checkpoint, weights: bytes) -> str:
+    """SHA-256 of all that a prediction follows from: the weights and the model's settings."""
+    return hashlib.sha256(to_json(checkpoint.model).encode() + weights).hexdigest()
 
 
 def build_model(config: ModelConfig, weights: bytes, source: str) -> UNet:
-    """The network of `config` with the weights of a `model.pt`; raises `InputError`, naming `source`, on a misfit."""
+    """The network of `config` with the weights of a `model.pt`, on the CPU, in training mode.
+
+    Raises `InputError`, naming `source`, the parameter and both shapes, where the weights are another network's.
+    """
     model = UNet(config.num_classes, input_scale=config.input_scale, input_offset=config.input_offset)
     state = _from_bytes(weights, f"{source}/model.pt")
     _refuse_misfit(state, model.state_dict(), source)
@@ -148,7 +170,9 @@ def from_keras(weights: list[np.ndarray], num_classes: int) -> dict[str, Tensor]
         # Copied, since PyTorch takes no negative strides and must not share memory with the caller's arrays.
         tensor = torch.from_numpy(np.array(_from_keras_layout(name, np.asarray(array, np.float32)), order="C"))
         if tensor.shape != wanted.shape:
-            raise InputError(f"from_keras: {name} is {tuple(wanted.shape)} here, {tuple(tensor.shape)} in the weights given")
+            raise InputError(
+                f"from_keras: {name} is {tuple(wanted.shape)} here, {tuple(tensor.shape)} in the weights given"
+            )
         state[name] = tensor
     counters = {
         name: tensor for name, tensor in UNet(num_classes).state_dict().items() if name.endswith("num_batches_tracked")

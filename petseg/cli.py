@@ -8,7 +8,6 @@ import tyro
 
 from petseg.config import InputError, PredictConfig, TrainConfig
 
-
 JobConfigT = TypeVar("JobConfigT", TrainConfig, PredictConfig)
 
 
@@ -17,7 +16,9 @@ def parse(cls: type[JobConfigT], default: JobConfigT | None = None) -> JobConfig
 
     Exits with code 2 and tyro's message on a flag it does not know, 0 after `--help`.
     """
-    return tyro.cli(cls, default=default, config=(tyro.conf.AvoidSubcommands,))
+    if default is None:
+        return tyro.cli(cls)
+    return tyro.cli(cls, default=default)
 
 
 def run(main: Callable[[], None]) -> NoReturn:

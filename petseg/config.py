@@ -124,13 +124,9 @@ class TrainConfig:
             "--images and --masks belong together: give both, or neither for the generated pets",
         )
         _require(2 <= self.num_classes <= 254, f"--num-classes {self.num_classes}: give 2 to 254")
-        _require(
-            min(self.image_size) >= 16, f"--image-size {_join(self.image_size)}: both must be at least 16"
-        )
+        _require(min(self.image_size) >= 16, f"--image-size {_join(self.image_size)}: both must be at least 16")
         _require(0 < self.val_fraction < 1, f"--val-fraction {self.val_fraction}: give a value between 0 and 1")
-        _require(
-            self.val_count is None or self.val_count >= 1, f"--val-count {self.val_count}: give at least 1"
-        )
+        _require(self.val_count is None or self.val_count >= 1, f"--val-count {self.val_count}: give at least 1")
         _require(self.epochs >= 1, f"--epochs {self.epochs}: give at least 1")
         _require(self.num_workers >= 1, f"--num-workers {self.num_workers}: give at least 1")
         _require(self.cpus_per_worker >= 0, f"--cpus-per-worker {self.cpus_per_worker}: give 0 or more")

@@ -94,7 +94,14 @@ class _Pose:
             ear_x = self.head_x + at * self.head_half * 0.65
             if self.floppy_ears:
                 ear_y = self.head_y + self.ear_length * 0.3
-                _ellipse(draw, ear_x + at * self.head_half * 0.3, ear_y, self.head_half * 0.28, self.ear_length * 0.7, 255)
+                _ellipse(
+                    draw,
+                    ear_x + at * self.head_half * 0.3,
+                    ear_y,
+                    self.head_half * 0.28,
+                    self.ear_length * 0.7,
+                    255,
+                )
             else:
                 base, tip = self.head_half * 0.4, self.head_y - self.head_half * 0.5 - self.ear_length
                 low = self.head_y - self.head_half * 0.35
@@ -163,7 +170,9 @@ def _trimap(silhouette: Image.Image) -> Image.Image:
     return Image.fromarray(trimap.astype(np.uint8))
 
 
-def _ellipse(draw: ImageDraw.ImageDraw, x: float, y: float, half_x: float, half_y: float, fill: int | tuple[int, ...]) -> None:
+def _ellipse(
+    draw: ImageDraw.ImageDraw, x: float, y: float, half_x: float, half_y: float, fill: int | tuple[int, ...]
+) -> None:
     draw.ellipse((x - half_x, y - half_y, x + half_x, y + half_y), fill=fill)
 
 

@@ -4,15 +4,18 @@ Training and prediction decode with the same functions, so that the network sees
 """
 
 import io
+import math
 import struct
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 from petseg import labels
+from petseg.labels import LabelMap
 
-FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP")
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 """Formats that are decoded, whatever the file is called. Others (PDF, PostScript, …) stay closed: they run programs."""
 
 PNG_LEVEL = 3
@@ -34,10 +37,13 @@ _SWAPS_SIDES = {5, 6, 7, 8}
 class DecodeError(ValueError):
     """These bytes are not an image that can be used; the message says why, without the file's name."""
 
+    in_mask = False
+    """Of a pair: whether it is the mask."""
+
 
 @dataclass(frozen=True)
 class Photo:
-    """A decoded photo: `pixels` uint8 (H, W, 3) RGB at the size asked for; `height` and `width` of the upright original."""
+    """A decoded photo: uint8 (H, W, 3) RGB at the size asked for, and the size of the upright original."""
 
     pixels: np.ndarray
     height: int
@@ -59,27 +65,24 @@ def decode_photo(content: bytes, size_hw: tuple[int, int], max_pixels: int) -> P
 
 
 def decode_pair(
-    photo: bytes, mask: bytes, size_hw: tuple[int, int], table: np.ndarray, max_pixels: int
+    photo: bytes, mask: bytes, size_hw: tuple[int, int], label_map: LabelMap, max_pixels: int
 ) -> tuple[Photo, np.ndarray]:
     """Decode a photo and its mask alike: (photo, class ids uint8 (H, W)), both upright and at `size_hw`.
 
-    `table` is `labels.lookup_table`. Masks are resized with NEAREST: a filter would invent classes between classes.
-    The photo's EXIF orientation turns the mask, too, unless the mask has its own, or was drawn upright already (its
-    stored size is the photo's upright size and not its stored one).
+    Masks are resized with NEAREST: a filter would invent classes between classes. The photo's EXIF orientation turns
+    the mask, too, unless the mask has its own, or was drawn upright already (it has the photo's upright size and not
+    its stored one).
 
     Raises `DecodeError` where either cannot be decoded, their sizes differ, or the mask has a value that no class
-    covers; the message says which of the two it means.
+    covers; its `in_mask` says which of the two it means.
     """
+    decoded = decode_photo(photo, size_hw, max_pixels)
     try:
-        decoded = decode_photo(photo, size_hw, max_pixels)
-    except DecodeError as error:
-        raise DecodeError(f"photo: {error}") from error
-    try:
-        return decoded, _decode_mask(mask, photo, size_hw, table, max_pixels)
-    except DecodeError as error:
-        raise DecodeError(f"mask: {error}") from error
+        return decoded, _decode_mask(_open(mask, max_pixels), _open(photo, max_pixels), size_hw, label_map)
     except Exception as error:  # as in decode_photo
-        raise DecodeError(f"mask: {_reason(error)}") from error
+        refused = error if isinstance(error, DecodeError) else DecodeError(_reason(error))
+        refused.in_mask = True
+        raise refused from error
 
 
 def encode_mask(mask: np.ndarray, palette: tuple[tuple[int, int, int], ...]) -> bytes:
@@ -89,6 +92,14 @@ def encode_mask(mask: np.ndarray, palette: tuple[tuple[int, int, int], ...]) -> 
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=PNG_LEVEL)
     return buffer.getvalue()
+
+
+def from_column(column: pa.ChunkedArray, shape: tuple[int, ...]) -> np.ndarray:
+    """Fixed-size binary values as uint8 (n, *shape), read-only and not copied; where a value is null, anything."""
+    values = column.combine_chunks()
+    size = math.prod(shape)
+    data = np.frombuffer(values.buffers()[1], np.uint8, count=len(values) * size, offset=values.offset * size)
+    return data.reshape(-1, *shape)
 
 
 def _open(content: bytes, max_pixels: int) -> Image.Image:
@@ -107,62 +118,47 @@ def _open(content: bytes, max_pixels: int) -> Image.Image:
 
 
 def _decode_photo(image: Image.Image, size_hw: tuple[int, int]) -> Photo:
-    width, height = image.size
     orientation = _orientation(image)
-    stored_hw = size_hw
-    if orientation in _SWAPS_SIDES:
-        width, height, stored_hw = height, width, size_hw[::-1]
+    width, height = _upright_size(image, orientation)
+    rows, columns = size_hw[::-1] if orientation in _SWAPS_SIDES else size_hw
     # A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size. Twice the size asked for leaves the antialiasing to the
     # resize: the mean difference from the full decode is 0.01 of 255, and large photos take a fraction of the time.
-    image.draft("RGB", (2 * stored_hw[1], 2 * stored_hw[0]))
-    resized = _rgb(image).resize(stored_hw[::-1], Image.Resampling.BILINEAR)
+    image.draft("RGB", (2 * columns, 2 * rows))
+    resized = _rgb(image).resize((columns, rows), Image.Resampling.BILINEAR)
     return Photo(np.asarray(_upright(resized, orientation)), height, width)
 
 
-def _decode_mask(
-    content: bytes, photo: bytes, size_hw: tuple[int, int], table: np.ndarray, max_pixels: int
-) -> np.ndarray:
-    image, photo_header = _open(content, max_pixels), _open(photo, max_pixels)
-    orientation = _orientation(image)
-    turned_by_photo = _orientation(photo_header)
-    stored_size, upright_size = photo_header.size, photo_header.size
-    if turned_by_photo in _SWAPS_SIDES:
-        upright_size = stored_size[::-1]
-    if orientation == 1 and image.size == stored_size:
-        orientation = turned_by_photo
-    mask_size = image.size[::-1] if orientation in _SWAPS_SIDES else image.size
-    if mask_size != upright_size:
+def _decode_mask(mask: Image.Image, photo: Image.Image, size_hw: tuple[int, int], label_map: LabelMap) -> np.ndarray:
+    """`photo` is not decoded: only its size and orientation count."""
+    photo_orientation, orientation = _orientation(photo), _orientation(mask)
+    if orientation == 1 and mask.size == photo.size:
+        orientation = photo_orientation
+    mask_size, photo_size = _upright_size(mask, orientation), _upright_size(photo, photo_orientation)
+    if mask_size != photo_size:
         raise DecodeError(
-            f"its size {mask_size[0]} × {mask_size[1]} differs from its photo's {upright_size[0]} × {upright_size[1]}"
+            f"its size {mask_size[0]} × {mask_size[1]} differs from its photo's {photo_size[0]} × {photo_size[1]}"
         )
-    class_ids = Image.fromarray(_class_ids(image, table))
-    stored_hw = size_hw[::-1] if orientation in _SWAPS_SIDES else size_hw
-    return np.asarray(_upright(class_ids.resize(stored_hw[::-1], Image.Resampling.NEAREST), orientation))
+    rows, columns = size_hw[::-1] if orientation in _SWAPS_SIDES else size_hw
+    class_ids = Image.fromarray(_class_ids(mask, label_map))
+    return np.asarray(_upright(class_ids.resize((columns, rows), Image.Resampling.NEAREST), orientation))
 
 
-def _class_ids(image: Image.Image, table: np.ndarray) -> np.ndarray:
+def _class_ids(mask: Image.Image, label_map: LabelMap) -> np.ndarray:
     """Raw values to class ids at the stored size, so that no value escapes the check by being resized away."""
-    raw = np.asarray(image)
+    raw = np.asarray(mask)
     if raw.ndim != 2 or raw.dtype.kind not in "bui":
         raise DecodeError(
-            f"it is a colour image (mode {image.mode}); masks hold one number per pixel, as grey or indexed colour"
+            f"it is a colour image (mode {mask.mode}); masks hold one number per pixel, as grey or indexed colour"
         )
-    # Values outside the table are as unknown as uncovered ones inside it.
-    ids = table[raw.astype(np.uint8)] if raw.dtype == bool else table[np.clip(raw, 0, len(table) - 1)]
-    unknown = ids == labels.UNKNOWN_ID
-    if raw.dtype.itemsize > 2:
-        unknown |= (raw < 0) | (raw >= len(table))
+    table = label_map.table
+    raw = raw.astype(np.uint8) if raw.dtype == bool else raw
+    # Values outside the table are clipped to look them up, but stay unknown.
+    unknown = (raw < 0) | (raw >= len(table)) if raw.dtype.itemsize > 2 else np.False_
+    class_ids = table[np.clip(raw, 0, len(table) - 1) if np.any(unknown) else raw]
+    unknown = unknown | (class_ids == labels.UNKNOWN_ID)
     if unknown.any():
-        raise UnknownValuesError(np.unique(raw[unknown]).astype(int).tolist())
-    return ids
-
-
-class UnknownValuesError(DecodeError):
-    """A mask has values that no class covers: they are in `values`."""
-
-    def __init__(self, values: list[int]) -> None:
-        super().__init__(f"values that no class covers: {values}")
-        self.values = values
+        raise DecodeError(label_map.refusal(np.unique(raw[unknown]).tolist()))
+    return class_ids
 
 
 def _orientation(image: Image.Image) -> int:
@@ -173,6 +169,11 @@ def _orientation(image: Image.Image) -> int:
         # Broken metadata says nothing of the pixels, which are still good.
         return 1
     return value if value in _TRANSPOSE else 1
+
+
+def _upright_size(image: Image.Image, orientation: int) -> tuple[int, int]:
+    width, height = image.size
+    return (height, width) if orientation in _SWAPS_SIDES else (width, height)
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:

@@ -19,8 +19,8 @@ from petseg.config import InputError
 
 _URI = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
 
-TEMPORARY = ".petseg-tmp"
-"""Name of the folder in which a local file is written before it takes its name."""
+_TEMPORARY = ".petseg-tmp-"
+"""How the name begins under which a local file is written before it takes its own."""
 
 
 def absolute(location: str) -> str:
@@ -98,13 +98,19 @@ def read(location: str) -> bytes:
         return stream.read()
 
 
+def open_file(location: str) -> pa.NativeFile:
+    """A file for reading here and there, such as a Parquet footer. Raises `OSError` as `read` does."""
+    filesystem, path = _open(location)
+    return filesystem.open_input_file(path)
+
+
 def write(location: str, content: bytes, scratch: str | None = None) -> None:
     """Write a whole file, making the folders it needs; it appears complete or not at all.
 
-    Locally the bytes go to a file in the folder `TEMPORARY` below `scratch` (default: the file's own folder; it
-    must be on the same disk), are flushed to the disk, and then take the name. So a killed process leaves its half
-    file there and nowhere else, and `remove_leftovers(scratch)` is all the cleaning. An object store shows a put
-    only when it is complete.
+    Locally the bytes go to a hidden file in the folder `scratch` (default: the file's own; it must be on the same
+    disk), are flushed to the disk, and then take the name. So a killed process leaves its half file there and
+    nowhere else, and `remove_leftovers(scratch)` is all the cleaning. An object store shows a put only when it is
+    complete.
     """
     if not is_local(location):
         filesystem, path = _open(location)
@@ -147,12 +153,15 @@ def remove_folder(location: str) -> None:
 
 
 def remove_leftovers(scratch: str) -> None:
-    """Delete what killed processes left below `scratch`; no living one may be writing there."""
-    remove_folder(join(scratch, TEMPORARY))
+    """Delete what killed processes left in the folder `scratch`; no living one may be writing there."""
+    if not is_local(scratch):
+        return
+    for path in Path(scratch).glob(_TEMPORARY + "*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _temporary(folder: str) -> Path:
-    return Path(folder) / TEMPORARY / uuid.uuid4().hex
+    return Path(folder) / (_TEMPORARY + uuid.uuid4().hex)
 
 
 def _write_through(path: Path, content: bytes) -> None:
@@ -182,3 +191,19 @@ def _bucket_file_system(scheme: str, bucket: str) -> pafs.FileSystem:
 
 def _reason(error: BaseException) -> str:
     return " ".join(str(error).split())
+
+
+def require_writable(folder: str, flag: str) -> None:
+    """Raise `InputError`, naming `flag`, where a local folder could not be made or written to; makes nothing.
+
+    An object store is asked by the first write.
+    """
+    if not is_local(folder):
+        return
+    parent = Path(folder)
+    while not os.path.lexists(parent):
+        parent = parent.parent
+    if not parent.is_dir():
+        raise InputError(f"{flag} {folder}: {parent} is not a folder; choose another place")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"{flag} {folder}: no permission to write in {parent}; choose another place")

@@ -1,0 +1,68 @@
+"""Starting or joining Ray, and what it has to give. Nothing here knows what the resources are for."""
+
+import logging
+import os
+
+import ray
+import ray.data
+
+from petseg.config import InputError
+
+
+def connect() -> None:
+    """Join the cluster in RAY_ADDRESS or the one started on this machine, else start a local Ray without a dashboard.
+
+    Raises `InputError` where the cluster to join does not answer.
+    """
+    try:
+        # Ray's own lines and its workers' output would bury ours; errors reach the driver as exceptions.
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        for name in ("ray.data", "ray.train"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        ray.data.DataContext.get_current().enable_progress_bars = False
+    except ConnectionError as error:
+        where = os.environ.get("RAY_ADDRESS", "the address that `ray start` left on this machine")
+        raise InputError(
+            f"no Ray answers at {where}; start it, or unset RAY_ADDRESS (and run `ray stop`) to start a local one"
+        ) from error
+
+
+def total(resource: str) -> int:
+    """How much of a resource ("CPU", "GPU") all living nodes have together."""
+    return int(ray.cluster_resources().get(resource, 0))
+
+
+def cpus_per_worker(num_workers: int) -> int:
+    """The most cores that each of `num_workers` processes can have, if all have as many and none spans two nodes.
+
+    At least 1, also where the nodes that have them are still to come.
+    """
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    for cpus in range(max(nodes, default=1), 1, -1):
+        if sum(node // cpus for node in nodes) >= num_workers:
+            return cpus
+    return 1
+
+
+def require(resource: str, amount: int, flags: str) -> None:
+    """See that the cluster has `amount` of a resource, before Ray waits for it without a word.
+
+    A local Ray cannot grow, so there `InputError`, naming `flags`, is raised; a cluster may, so there one line says
+    what is waited for.
+    """
+    have = total(resource)
+    if amount <= have:
+        return
+    if _started_here():
+        raise InputError(
+            f"{flags} asks for {amount} {resource}s, but this machine has {have}; ask for fewer, or join a cluster "
+            "with RAY_ADDRESS"
+        )
+    print(f"waiting for {amount} {resource}s, have {have}; the cluster must grow", flush=True)
+
+
+def _started_here() -> bool:
+    """Whether `connect` started this Ray, so that it is one node for as long as it lives."""
+    from ray._private import worker  # Ray has no public word for it
+
+    return worker._global_node is not None and worker._global_node.head

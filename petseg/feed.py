@@ -1,0 +1,216 @@
+"""From files to each worker's batches: decoded once through Ray Data, kept as Arrow blocks, shuffled by index.
+
+The rows are put into a seeded order before they are decoded, so a worker's share is a run of neighbouring rows: random
+in content, yet in few blocks. Which rows a rank sees in which order follows from (rows, seed, epoch, rank, world size)
+alone, not from how much memory there is: a worker that keeps its share on the device and one that streams it, block by
+block, give the same batches.
+"""
+
+import functools
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+import torch
+from torch import Tensor
+
+from petseg import images, storage
+from petseg.config import InputError
+from petseg.labels import LabelMap
+
+BLOCK_BYTES = 8 * 2**20
+"""Size of a block: 81 pairs of 160 × 160, a quarter of a second to decode. The order of the data depends on it."""
+
+WINDOW_BYTES = 2**30
+"""Rows that are shuffled among each other, once their blocks have been; what streaming holds at a time, about twice."""
+
+MAX_PIXELS = 2**27
+"""A larger training photo is refused instead of decoded; 128 megapixels, 400 MB."""
+
+Batch = tuple[Tensor, Tensor]
+"""Photos uint8 (n, 3, H, W), channels last in memory, and class ids uint8 (n, H, W), on the worker's device."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Decoded pairs in Ray's object store, in the manifest's order; small, so it can be passed to the workers."""
+
+    blocks: list[Any]
+    """Object references of Arrow tables: `image` and `mask`, as raw bytes of fixed size."""
+    rows: tuple[int, ...]
+    """Rows of each block."""
+    image_size: tuple[int, int]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(self.rows)
+
+
+def decode(manifests: list[pa.Table], image_size: tuple[int, int], label_map: LabelMap) -> list[Decoded]:
+    """Read and decode all pairs of some manifests on the cluster, once.
+
+    Raises `InputError`, naming the files, where a pair cannot be used.
+    """
+    block_rows = max(1, BLOCK_BYTES // _row_bytes(image_size))
+    pieces = [[rows.slice(i, block_rows) for i in range(0, rows.num_rows, block_rows)] for rows in manifests]
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    # One piece must become one block, however large a pair is.
+    context.target_max_block_size = max(context.target_max_block_size or 0, 2 * block_rows * _row_bytes(image_size))
+    decoded = ray.data.from_arrow([piece for of_manifest in pieces for piece in of_manifest]).map_batches(
+        functools.partial(_decode_block, image_size=image_size, label_map=label_map),
+        batch_format="pyarrow",
+        batch_size=None,
+        zero_copy_batch=True,
+    )
+    blocks: list[Any] = decoded.materialize().to_arrow_refs()
+    assert len(blocks) == sum(map(len, pieces))
+    failures = [failure for found in ray.get([_failures.remote(block) for block in blocks]) for failure in found]
+    if failures:
+        shown = "; ".join(failures[:5]) + ("; …" if len(failures) > 5 else "")
+        raise InputError(f"pairs that cannot be used ({len(failures)}): {shown}. Mend or remove them")
+    following = iter(blocks)
+    return [
+        Decoded([next(following) for _ in of_manifest], tuple(piece.num_rows for piece in of_manifest), image_size)
+        for of_manifest in pieces
+    ]
+
+
+def _row_bytes(image_size: tuple[int, int]) -> int:
+    return image_size[0] * image_size[1] * 4  # RGB and a class id
+
+
+def _decode_block(rows: pa.Table, image_size: tuple[int, int], label_map: LabelMap) -> pa.Table:
+    """`image` and `mask` as raw bytes of fixed size, plain Arrow; null, with the reason in `error`, for a bad pair."""
+    columns: dict[str, list[bytes | str | None]] = {"image": [], "mask": [], "error": []}
+    for row in rows.to_pylist():
+        photo, mask, error = None, None, None
+        try:
+            content = storage.read(row["image"]), storage.read(row["mask"])
+            decoded, class_ids = images.decode_pair(*content, image_size, label_map, MAX_PIXELS)
+            photo, mask = decoded.pixels.tobytes(), class_ids.tobytes()
+        except images.DecodeError as refused:
+            error = f"{row['mask' if refused.in_mask else 'image']}: {refused}"
+        except OSError as refused:
+            error = f"{refused.filename or row['image']}: cannot be read: {refused.strerror or refused}"
+        for name, value in zip(columns, (photo, mask, error), strict=True):
+            columns[name].append(value)
+    return pa.table(columns, schema=_block_schema(image_size))
+
+
+def _block_schema(image_size: tuple[int, int]) -> pa.Schema:
+    area = image_size[0] * image_size[1]
+    return pa.schema([("image", pa.binary(area * 3)), ("mask", pa.binary(area)), ("error", pa.string())])
+
+
+@ray.remote
+def _failures(block: pa.Table) -> list[str]:
+    return block["error"].drop_null().to_pylist()
+
+
+class Share:
+    """The rows of one rank, as batches on its device.
+
+    `rank` of `world_size` owns the rows from `rank * n // world_size` up to where the next rank begins. Up to
+    `budget_bytes` of them stay on the device; a larger share is streamed from the object store, epoch by epoch.
+    """
+
+    def __init__(self, decoded: Decoded, rank: int, world_size: int, device: torch.device, budget_bytes: float) -> None:
+        self._decoded = decoded
+        self._device = device
+        self._starts = np.cumsum([0, *decoded.rows])
+        self._first = rank * decoded.num_rows // world_size
+        self.num_rows = (rank + 1) * decoded.num_rows // world_size - self._first
+        self.smallest = decoded.num_rows // world_size
+        """Rows of the rank that has the fewest."""
+        self._rank = rank
+        self._resident: tuple[Tensor, Tensor] | None = None
+        if self.num_rows * _row_bytes(decoded.image_size) <= budget_bytes:
+            photos, masks = self._load(np.arange(self.num_rows))
+            self._resident = photos.to(device), masks.to(device)
+
+    def train_batches(self, batch_size: int, seed: int, epoch: int) -> Iterator[Batch]:
+        """`smallest // batch_size` batches of `batch_size` rows, so equally many on every rank.
+
+        The order differs with `epoch`; the rows at its end that fill no batch are left out of this epoch.
+        """
+        windows = self._windows(np.random.default_rng((seed, self._rank, epoch)))
+        steps = self.smallest // batch_size
+        for _, batch in zip(range(steps), self._batches(windows, batch_size), strict=False):
+            yield batch
+
+    def eval_batches(self, batch_size: int) -> Iterator[Batch]:
+        """Every row once, in order; the last batch may be shorter."""
+        window_rows = self._window_rows()
+        rows = np.arange(self.num_rows)
+        windows = [rows[start : start + window_rows] for start in range(0, self.num_rows, window_rows)]
+        return self._batches(windows, batch_size)
+
+    def _windows(self, generator: np.random.Generator) -> list[np.ndarray]:
+        """All rows of this share in the order of one epoch, in pieces that fit into memory.
+
+        The blocks are shuffled, then the rows of as many blocks as make a window.
+        """
+        edges = np.clip(self._starts - self._first, 0, self.num_rows)
+        blocks = [np.arange(start, end) for start, end in itertools.pairwise(edges) if end > start]
+        order = [blocks[i] for i in generator.permutation(len(blocks))]
+        windows: list[list[np.ndarray]] = [[]]
+        for block in order:
+            if windows[-1] and sum(map(len, windows[-1])) + len(block) > self._window_rows():
+                windows.append([])
+            windows[-1].append(block)
+        return [generator.permutation(np.concatenate(window)) for window in windows if window]
+
+    def _window_rows(self) -> int:
+        return max(1, WINDOW_BYTES // _row_bytes(self._decoded.image_size))
+
+    def _batches(self, windows: list[np.ndarray], batch_size: int) -> Iterator[Batch]:
+        """The rows of the windows, one window after another, in batches that take no notice of where one ends."""
+        if self._resident is not None:
+            photos, masks = self._resident
+            order = torch.from_numpy(np.concatenate([*windows, np.arange(0)])).to(self._device)
+            for rows in order.split(batch_size) if len(order) else ():
+                yield photos[rows].permute(0, 3, 1, 2), masks[rows]
+            return
+        left = self._load(np.arange(0))
+        for photos, masks in self._loaded_ahead(windows):
+            photos, masks = torch.cat([left[0], photos]), torch.cat([left[1], masks])
+            whole = len(photos) // batch_size * batch_size
+            for start in range(0, whole, batch_size):
+                yield self._to_device(photos[start : start + batch_size], masks[start : start + batch_size])
+            left = photos[whole:], masks[whole:]
+        if len(left[0]):
+            yield self._to_device(*left)
+
+    def _to_device(self, photos_nhwc: Tensor, masks: Tensor) -> Batch:
+        return photos_nhwc.to(self._device).permute(0, 3, 1, 2), masks.to(self._device)
+
+    def _loaded_ahead(self, windows: list[np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each window's rows; while one is used, a thread loads the next."""
+        with ThreadPoolExecutor(1) as loader:
+            coming = loader.submit(self._load, windows[0]) if windows else None
+            for following in [*windows[1:], None]:
+                assert coming is not None
+                loaded = coming.result()
+                coming = loader.submit(self._load, following) if following is not None else None
+                yield loaded
+
+    def _load(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Rows of this share, in the order given: uint8 (n, H, W, 3) and (n, H, W), on the CPU."""
+        height, width = self._decoded.image_size
+        photos = np.empty((len(rows), height, width, 3), np.uint8)
+        masks = np.empty((len(rows), height, width), np.uint8)
+        block_of_row = np.searchsorted(self._starts, rows + self._first, side="right") - 1
+        for number in np.unique(block_of_row):
+            block: pa.Table = ray.get(self._decoded.blocks[number])
+            places = np.flatnonzero(block_of_row == number)
+            inside = rows[places] + self._first - self._starts[number]
+            photos[places] = images.from_column(block["image"], (height, width, 3))[inside]
+            masks[places] = images.from_column(block["mask"], (height, width))[inside]
+        return torch.from_numpy(photos), torch.from_numpy(masks)

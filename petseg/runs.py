@@ -1,0 +1,127 @@
+"""A training run's folder: begun, gone on with, and what it says of itself. No network and no Ray here.
+
+`config.json` (the resolved `TrainConfig`), `manifest.parquet` (every pair and the side of the split it is on),
+`metrics.jsonl` (an object per epoch) and `checkpoints/`.
+"""
+
+import dataclasses
+import io
+import json
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from petseg import storage
+from petseg.config import InputError, TrainConfig, from_json, to_json
+
+MAY_CHANGE = {
+    "cpus_per_worker",
+    "epochs",
+    "feed_budget_gb",
+    "name",
+    "num_workers",
+    "resume",
+    "storage",
+    "use_gpu",
+}
+"""Settings that a resumed run may be given anew. Any other would make it another run."""
+
+
+def folder(config: TrainConfig) -> str:
+    """The location of a run."""
+    return storage.join(config.storage, config.name)
+
+
+def resolve(config: TrainConfig, parse: Callable[[TrainConfig], TrainConfig]) -> TrainConfig:
+    """The settings with a name and with absolute locations; those of a resumed run are its own.
+
+    `parse` reads the flags again over the settings it is given. Raises `InputError` where the name is taken, or where
+    there is no such run to resume, or it was started with other settings.
+    """
+    config = dataclasses.replace(
+        config,
+        name=config.name or datetime.now().astimezone().strftime("%Y-%m-%d-%H%M%S"),
+        storage=storage.absolute(config.storage),
+        images=config.images and storage.absolute(config.images),
+        masks=config.masks and storage.absolute(config.masks),
+    )
+    run = folder(config)
+    started = "config.json" in storage.list_names(run)
+    if not config.resume:
+        if storage.list_names(run):
+            remedy = "--resume goes on with it" if started else "it holds other files"
+            raise InputError(f"--name {config.name}: {run} is there already; choose another name ({remedy})")
+        storage.require_writable(run, "--storage")
+        return config
+    if not started:
+        raise InputError(f"--resume --name {config.name}: there is no run in {run}")
+    location = storage.join(run, "config.json")
+    first = from_json(TrainConfig, storage.read(location).decode(), location)
+    again = parse(dataclasses.replace(first, resume=True))
+    again = dataclasses.replace(
+        again,
+        storage=config.storage,
+        images=again.images and storage.absolute(again.images),
+        masks=again.masks and storage.absolute(again.masks),
+    )
+    changed = [
+        f"--{field.name.replace('_', '-')} (was {getattr(first, field.name)}, now {getattr(again, field.name)})"
+        for field in dataclasses.fields(TrainConfig)
+        if field.name not in MAY_CHANGE and getattr(first, field.name) != getattr(again, field.name)
+    ]
+    if changed:
+        raise InputError(f"--resume: {run} was started with other settings: {', '.join(changed)}; leave them out")
+    return again
+
+
+def begin(config: TrainConfig, train: pa.Table, val: pa.Table) -> None:
+    """Write what a new run starts from; of a resumed one, check that its pairs are the same.
+
+    Raises `InputError` where they are not: the order of the data would not go on where it stopped.
+    """
+    run = folder(config)
+    sides = ["train"] * train.num_rows + ["val"] * val.num_rows
+    pairs = pa.concat_tables([train, val]).append_column("split", pa.array(sides))
+    location = storage.join(run, "manifest.parquet")
+    if config.resume:
+        storage.remove_leftovers(run)
+        storage.remove_leftovers(storage.join(run, "checkpoints"))
+        before = pq.read_table(io.BytesIO(storage.read(location)))
+        if before != pairs:
+            old, new = set(before["id"].to_pylist()), set(pairs["id"].to_pylist())
+            raise InputError(
+                f"--resume: the pairs are not those that {run} was started with ({len(new - old)} new, "
+                f"{len(old - new)} gone); start a new run with another --name"
+            )
+        return
+    buffer = io.BytesIO()
+    pq.write_table(pairs, buffer)
+    storage.write(location, buffer.getvalue())
+    # Last, since a run is there as soon as this file is.
+    storage.write(storage.join(run, "config.json"), to_json(dataclasses.replace(config, resume=False)).encode())
+
+
+def read_metrics(run: str) -> list[dict[str, Any]]:
+    """The epochs so far, from `metrics.jsonl`; none where it is not there yet."""
+    if "metrics.jsonl" not in storage.list_names(run):
+        return []
+    return [json.loads(line) for line in storage.read(storage.join(run, "metrics.jsonl")).splitlines()]
+
+
+def describe(epoch: dict[str, Any], epochs: int) -> str:
+    """One line for one epoch."""
+    by_class = " ".join(f"{name} {_score(value)}" for name, value in epoch["val_iou"].items())
+    remaining_s = round((epochs - epoch["epoch"]) * epoch["seconds"])
+    return (
+        f"epoch {epoch['epoch']:>{len(str(epochs))}}/{epochs}  train loss {_score(epoch['train_loss'])}  "
+        f"val loss {_score(epoch['val_loss'])}  accuracy {_score(epoch['val_pixel_accuracy'])}  "
+        f"mIoU {_score(epoch['val_miou'])} ({by_class})  "
+        f"{epoch['train_images_per_s']:.0f} images/s  ETA {remaining_s // 60}:{remaining_s % 60:02}"
+    )
+
+
+def _score(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
