@@ -78,13 +78,7 @@ def _run(plan: Plan, done: dict[int, Summary], model: ModelConfig, weights: byte
         )
         .map_batches(
             _ShardPredictor,
-            # In a list, so that Ray hands the reference on: an argument of its own would have to outlive restarts.
-            fn_constructor_args=(
-                model,
-                [ray.put(weights)],
-                config,
-                cluster.cpus_per_worker(config.num_workers),
-            ),
+            fn_constructor_args=(model, weights, config, cluster.cpus_per_worker(config.num_workers)),
             compute=ray.data.ActorPoolStrategy(size=config.num_workers),
             # Less than a core each, so that some are left to decode: the threads of the model take what they get.
             num_cpus=0.5,
@@ -110,15 +104,14 @@ def _run(plan: Plan, done: dict[int, Summary], model: ModelConfig, weights: byte
 class _ShardPredictor:
     """One process that holds the network, on one GPU or on some cores."""
 
-    def __init__(self, model: ModelConfig, weights: list[Any], config: PredictConfig, cpus: int) -> None:
-        import ray
+    def __init__(self, model: ModelConfig, weights: bytes, config: PredictConfig, cpus: int) -> None:
         import torch
 
         from petseg import checkpoint
         from petseg.predict import Predictor
 
         torch.set_num_threads(cpus)
-        network = checkpoint.build_model(model, ray.get(weights[0]), config.checkpoint)
+        network = checkpoint.build_model(model, weights, config.checkpoint)
         device = torch.device("cuda" if config.use_gpu else "cpu")
         self._predict = Predictor(network, device, config.batch_size, config.precision)
         self._model = model

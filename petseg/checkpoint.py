@@ -220,7 +220,8 @@ def _from_bytes(content: bytes, source: str) -> dict[str, Any]:
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError, … on broken files
-        raise InputError(f"{source}: cannot be loaded as weights: {str(error).splitlines()[0]}") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{source}: cannot be loaded as weights: {reason}") from error
     if not isinstance(state, dict):
         raise InputError(f"{source}: a dictionary of parameters is expected, not {type(state).__name__}")
     return state

@@ -14,17 +14,24 @@ def connect() -> None:
 
     Raises `InputError` where the cluster to join does not answer.
     """
+    # Ray's C++ side reports as an error on the terminal that Ray Data's actors have arguments in the object store.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         # Ray's own lines and its workers' output would bury ours; errors reach the driver as exceptions.
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        for name in ("ray.data", "ray.train"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        ray.data.DataContext.get_current().enable_progress_bars = False
     except ConnectionError as error:
         where = os.environ.get("RAY_ADDRESS", "the address that `ray start` left on this machine")
         raise InputError(
             f"no Ray answers at {where}; start it, or unset RAY_ADDRESS (and run `ray stop`) to start a local one"
         ) from error
+    quieten()
+
+
+def quieten() -> None:
+    """Keep the progress of Ray's own libraries off the terminal; their files in Ray's log folder have it."""
+    for name in ("ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
 
 
 def total(resource: str) -> int:

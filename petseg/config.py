@@ -185,7 +185,7 @@ class PredictConfig:
 
 
 Config = ModelConfig | TrainConfig | PredictConfig
-ConfigT = TypeVar("ConfigT", ModelConfig, TrainConfig, PredictConfig)
+ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 def to_json(config: Config) -> str:

@@ -123,8 +123,9 @@ def _decode_photo(image: Image.Image, size_hw: tuple[int, int]) -> Photo:
     rows, columns = size_hw[::-1] if orientation in _SWAPS_SIDES else size_hw
     # A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size. Twice the size asked for leaves the antialiasing to the
     # resize: the mean difference from the full decode is 0.01 of 255, and large photos take a fraction of the time.
-    image.draft("RGB", (2 * columns, 2 * rows))
-    resized = _rgb(image).resize((columns, rows), Image.Resampling.BILINEAR)
+    drafted = image.draft("RGB", (2 * columns, 2 * rows))
+    box = drafted[1] if drafted else None  # its edge may lie inside the last pixel
+    resized = _rgb(image).resize((columns, rows), Image.Resampling.BILINEAR, box)
     return Photo(np.asarray(_upright(resized, orientation)), height, width)
 
 

@@ -28,7 +28,7 @@ def discover(images: str, masks: str | None = None) -> pa.Table:
     if masks is None:
         ids = sorted(image_files)
         return pa.table([ids, [image_files[i] for i in ids], [None] * len(ids)], schema=SCHEMA)
-    mask_files = _files_by_id(masks, "--masks", apart_from=None)
+    mask_files = _files_by_id(masks, "--masks", apart_from=images)
     _refuse_unpaired(sorted(image_files.keys() - mask_files.keys()), "a photo without a mask", masks)
     _refuse_unpaired(sorted(mask_files.keys() - image_files.keys()), "a mask without a photo", images)
     ids = sorted(image_files)
@@ -48,9 +48,7 @@ def split(manifest: pa.Table, *, seed: int, val_count: int) -> tuple[pa.Table, p
 
 def _files_by_id(folder: str, flag: str, apart_from: str | None) -> dict[str, str]:
     """The location of every image below `folder`, by id; what lies in the folder `apart_from` is passed over."""
-    inner = (apart_from + "/").removeprefix(folder + "/") if apart_from and apart_from != folder else None
-    if inner == f"{apart_from}/":  # not below `folder`
-        inner = None
+    inner = f"{apart_from}/".removeprefix(f"{folder}/") if f"{apart_from}/".startswith(f"{folder}/") else None
     files: dict[str, str] = {}
     others = 0
     for name in sorted(storage.list_files(folder)):

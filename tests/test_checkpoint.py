@@ -1,0 +1,165 @@
+import io
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from petseg import checkpoint, labels, storage
+from petseg.config import InputError, ModelConfig
+from petseg.unet import UNet
+
+CONFIG = ModelConfig(
+    num_classes=3,
+    image_size=(32, 32),
+    class_names=labels.class_names(3),
+    palette=labels.palette(3),
+    label_map="1:0,2:1,3:2",
+)
+
+
+def history(*val_losses: float | None) -> checkpoint.History:
+    return [{"epoch": i, "val_loss": loss} for i, loss in enumerate(val_losses, 1)]
+
+
+def trained(seed: int) -> tuple[UNet, torch.optim.Optimizer]:
+    """A network after one step, so that the optimizer and the statistics hold something."""
+    torch.manual_seed(seed)
+    model = UNet(3, input_scale=CONFIG.input_scale, input_offset=CONFIG.input_offset)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.rand(2, 3, 32, 32) * 255).square().mean().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def save(run: Path, *val_losses: float | None, seed: int = 0) -> UNet:
+    model, optimizer = trained(seed)
+    checkpoint.save(str(run), model, optimizer, CONFIG, history(*val_losses))
+    return model
+
+
+def test_weights_and_optimizer_come_back(tmp_path: Path) -> None:
+    model, optimizer = trained(1)
+    checkpoint.save(str(tmp_path), model, optimizer, CONFIG, history(0.5))
+    found = checkpoint.last(str(tmp_path))
+    assert found is not None
+    assert (found.epoch, found.val_loss, found.model) == (1, 0.5, CONFIG)
+
+    loaded = checkpoint.load_model(found)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    restored = torch.optim.AdamW(loaded.parameters())
+    checkpoint.load_train_state(found, restored)
+    for before, after in zip(optimizer.state.values(), restored.state.values(), strict=True):
+        assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_the_best_and_the_last_are_kept(tmp_path: Path) -> None:
+    losses = [0.9, 0.5, 0.7, None, 0.6]
+    for count in range(1, 6):
+        save(tmp_path, *losses[:count])
+    assert storage.list_names(str(tmp_path / "checkpoints")) == ["epoch-0002", "epoch-0005"]
+    best, last = checkpoint.best(str(tmp_path)), checkpoint.last(str(tmp_path))
+    assert best is not None and last is not None
+    assert (best.epoch, last.epoch) == (2, 5)
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
+    save(tmp_path, 5.0)
+    save(tmp_path, 5.0, None)
+    best = checkpoint.best(str(tmp_path))
+    assert best is not None and best.epoch == 1
+
+
+def test_the_previous_checkpoint_outlives_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 0.5)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(storage, "write_folder", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(tmp_path, 0.5, 0.4)
+    last = checkpoint.last(str(tmp_path))
+    assert last is not None and last.epoch == 1
+
+
+def test_half_a_checkpoint_is_none_and_is_replaced(tmp_path: Path) -> None:
+    half = tmp_path / "checkpoints" / "epoch-0001"
+    half.mkdir(parents=True)
+    (half / "model.pt").write_bytes(b"half")
+    assert checkpoint.last(str(tmp_path)) is None
+    with pytest.raises(InputError, match="has not finished its first epoch"):
+        checkpoint.find(str(tmp_path))
+    save(tmp_path, 0.5)
+    assert checkpoint.find(str(tmp_path)).location == str(half)
+
+
+def test_find_takes_a_run_or_a_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path, 0.5)
+    save(tmp_path, 0.5, 0.8)
+    assert checkpoint.find(str(tmp_path)).epoch == 1
+    assert checkpoint.find(str(tmp_path / "checkpoints" / "epoch-0002")).epoch == 2
+    for other in (tmp_path / "checkpoints", tmp_path / "missing"):
+        with pytest.raises(InputError, match="neither a run's folder nor a complete checkpoint"):
+            checkpoint.find(str(other))
+
+
+def rewrite(location: Path, change: dict[str, Any]) -> None:
+    state = torch.load(location / "model.pt", weights_only=True)
+    torch.save({key: value for key, value in (state | change).items() if value is not None}, location / "model.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"head.weight": torch.zeros(5, 32, 3, 3)}, r"head.weight is \(5, 32, 3, 3\) in model.pt, but \(3, 32, 3, 3\)"),
+        ({"head.bias": None}, "the parameter head.bias is missing"),
+        ({"tail.bias": torch.zeros(1)}, "has a parameter tail.bias that this network does not know"),
+    ],
+)
+def test_weights_of_another_network_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    save(tmp_path, 0.5)
+    found = checkpoint.find(str(tmp_path))
+    rewrite(Path(found.location), change)
+    with pytest.raises(InputError, match=message):
+        checkpoint.read_weights(found)
+
+
+class Planted:
+    """A pickle that would run code when it is loaded."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (pytest.fail, ("code from storage was run",))
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
+    save(tmp_path, 0.5)
+    found = checkpoint.find(str(tmp_path))
+    buffer = io.BytesIO()
+    torch.save({"head.bias": Planted()}, buffer)
+    for content in (buffer.getvalue(), pickle.dumps(Planted()), b"", b"no weights"):
+        (Path(found.location) / "model.pt").write_bytes(content)
+        with pytest.raises(InputError, match=r"epoch-0001/model.pt: cannot be loaded as weights"):
+            checkpoint.load_model(found)
+
+
+def test_a_config_that_was_edited_is_named(tmp_path: Path) -> None:
+    save(tmp_path, 0.5)
+    file = tmp_path / "checkpoints" / "epoch-0001" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"colour": 1}))
+    with pytest.raises(InputError, match=r"epoch-0001/config.json: unknown setting colour"):
+        checkpoint.find(str(tmp_path))
+
+
+def test_the_fingerprint_follows_weights_and_settings(tmp_path: Path) -> None:
+    save(tmp_path / "a", 0.5, seed=1)
+    save(tmp_path / "b", 0.7, seed=1)
+    save(tmp_path / "c", 0.5, seed=2)
+    prints = []
+    for name in "abc":
+        found = checkpoint.find(str(tmp_path / name))
+        prints.append(checkpoint.fingerprint(found, checkpoint.read_weights(found)))
+    assert prints[0] == prints[1] != prints[2]

@@ -1,0 +1,80 @@
+import dataclasses
+import json
+
+import pytest
+
+from petseg import config, labels
+from petseg.config import InputError, ModelConfig, PredictConfig, TrainConfig
+
+MODEL = ModelConfig(
+    num_classes=3,
+    image_size=(64, 96),
+    class_names=labels.class_names(3),
+    palette=labels.palette(3),
+    label_map="1:0,2:1,3:2",
+)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        MODEL,
+        TrainConfig(images="/a", masks="/b", val_count=3, image_size=(32, 48), num_workers=2),
+        PredictConfig(checkpoint="run", images="photos", output="out", png=False),
+    ],
+    ids=lambda settings: type(settings).__name__,
+)
+def test_json_round_trip(settings: config.Config) -> None:
+    assert config.from_json(type(settings), config.to_json(settings), "file") == settings
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"depth": 5}, "config.json: unknown setting depth"),
+        ({"num_classes": "three"}, "config.json: num_classes: 'three' is not a value"),
+        ({"num_classes": True}, "config.json: num_classes: True is not a value"),
+        ({"image_size": [64]}, r"config.json: image_size: \[64\] is not a value"),
+        ({"palette": [[1, 2, 3]]}, "palette: one colour per class"),
+    ],
+)
+def test_json_that_does_not_fit_is_refused(change: dict[str, object], message: str) -> None:
+    text = json.dumps(dataclasses.asdict(MODEL) | change)
+    with pytest.raises(InputError, match=message):
+        config.from_json(ModelConfig, text, "config.json")
+
+
+def test_json_that_is_cut_short_or_lacks_a_setting_is_refused() -> None:
+    with pytest.raises(InputError, match=r"config.json: not JSON"):
+        config.from_json(ModelConfig, config.to_json(MODEL)[:40], "config.json")
+    with pytest.raises(InputError, match=r"config.json: the setting class_names, .* is missing"):
+        config.from_json(ModelConfig, "{}", "config.json")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"images": "a"}, "--images and --masks belong together"),
+        ({"num_classes": 1}, "--num-classes 1"),
+        ({"num_classes": 255}, "--num-classes 255"),
+        ({"image_size": (8, 64)}, "--image-size 8 64"),
+        ({"val_fraction": 1.0}, "--val-fraction"),
+        ({"val_count": 0}, "--val-count 0"),
+        ({"epochs": 0}, "--epochs 0"),
+        ({"batch_size": 9, "num_workers": 2}, "--batch-size 9"),
+        ({"num_workers": 0}, "--num-workers 0"),
+        ({"learning_rate": 0.0}, "--learning-rate"),
+        ({"name": "../elsewhere"}, "--name '../elsewhere'"),
+        ({"name": ".."}, "--name '..'"),
+        ({"resume": True}, "--resume needs --name"),
+    ],
+)
+def test_train_settings_are_checked(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message.replace(".", r"\.")):
+        dataclasses.replace(TrainConfig(), **settings)
+
+
+@pytest.mark.parametrize("flag", ["shard_size", "batch_size", "num_workers", "max_pixels"])
+def test_predict_settings_are_checked(flag: str) -> None:
+    with pytest.raises(InputError, match=f"--{flag.replace('_', '-')} 0"):
+        dataclasses.replace(PredictConfig(checkpoint="c", images="i", output="o"), **{flag: 0})

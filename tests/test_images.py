@@ -1,0 +1,246 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from petseg import images, labels
+from petseg.images import DecodeError
+from petseg.labels import IGNORE_ID, LabelMap
+
+TRIMAP = LabelMap.parse("", 3)
+LIMIT = 10**6
+
+# A picture that no flip or turn leaves as it is: red top left, green top right, blue bottom left, grey bottom right.
+UPRIGHT = np.zeros((32, 48, 3), np.uint8)
+UPRIGHT[:16, :24], UPRIGHT[:16, 24:], UPRIGHT[16:, :24], UPRIGHT[16:, 24:] = (255, 0, 0), (0, 255, 0), (0, 0, 255), 90
+MASK = np.repeat(np.repeat(np.array([[1, 2], [3, 255]], np.uint8), 16, 0), 24, 1)
+IDS = np.array([[0, 1], [2, IGNORE_ID]])
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def stored(upright: np.ndarray, orientation: int) -> Image.Image:
+    """The picture as a camera stores it whose viewers must apply this EXIF orientation."""
+    a = upright
+    turned = {
+        1: a,
+        2: a[:, ::-1],
+        3: a[::-1, ::-1],
+        4: a[::-1],
+        5: a.swapaxes(0, 1),
+        6: np.rot90(a),
+        7: a[::-1, ::-1].swapaxes(0, 1),
+        8: np.rot90(a, -1),
+    }[orientation]
+    return Image.fromarray(np.ascontiguousarray(turned))
+
+
+def exif(orientation: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags
+
+
+def corners(pixels: np.ndarray) -> np.ndarray:
+    """The centres of the four quarters."""
+    height, width = pixels.shape[:2]
+    return pixels[height // 4 :: height // 2, width // 4 :: width // 2]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"])
+def test_every_format_decodes_whatever_its_name(kind: str) -> None:
+    photo = images.decode_photo(encode(Image.fromarray(UPRIGHT), kind), (16, 24), LIMIT)
+    assert photo.pixels.dtype == np.uint8
+    assert photo.pixels.shape == (16, 24, 3)
+    assert (photo.height, photo.width) == (32, 48)
+    assert np.abs(corners(photo.pixels).astype(int) - corners(UPRIGHT)).max() <= 12  # JPEG is lossy
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("L", (200, 200, 200)),
+        ("1", (255, 255, 255)),
+        ("P", (200, 100, 50)),
+        ("RGBA", (200, 100, 50)),
+        ("LA", (200, 200, 200)),
+        ("CMYK", (200, 100, 50)),
+    ],
+)
+def test_every_mode_becomes_rgb(mode: str, expected: tuple[int, int, int]) -> None:
+    colour = {"L": 200, "1": 1, "LA": (200, 40), "RGBA": (200, 100, 50, 40), "CMYK": (55, 155, 205, 0)}
+    if mode == "P":
+        image = Image.new("RGB", (20, 20), (200, 100, 50)).quantize(4)
+    else:
+        image = Image.new(mode, (20, 20), colour[mode])
+    kind = "TIFF" if mode == "CMYK" else "PNG"
+    pixels = images.decode_photo(encode(image, kind), (16, 16), LIMIT).pixels
+    assert np.abs(pixels.astype(int) - expected).max() <= 1
+
+
+def test_16_bits_are_scaled_to_8() -> None:
+    deep = Image.fromarray(np.full((8, 8), 200 * 257, np.uint16))
+    assert (images.decode_photo(encode(deep), (4, 4), LIMIT).pixels == 200).all()
+
+
+def test_of_an_animation_the_first_frame() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    content = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert images.decode_photo(content, (4, 4), LIMIT).pixels[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_turns_photo_and_mask_alike(orientation: int) -> None:
+    photo = encode(stored(UPRIGHT, orientation), exif=exif(orientation))
+    masks = {
+        "without a tag of its own": encode(stored(MASK, orientation)),
+        "with its own tag": encode(stored(MASK, orientation), exif=exif(orientation)),
+    }
+    if orientation in (5, 6, 7, 8):
+        masks["drawn upright"] = encode(Image.fromarray(MASK))
+    for how, mask in masks.items():
+        decoded, ids = images.decode_pair(photo, mask, (32, 48), TRIMAP, LIMIT)
+        assert (decoded.height, decoded.width) == (32, 48), how
+        assert np.array_equal(decoded.pixels, UPRIGHT), how
+        assert np.array_equal(corners(ids), IDS), how
+
+
+def test_an_orientation_that_does_not_exist_is_upright() -> None:
+    content = encode(Image.fromarray(UPRIGHT), exif=exif(0))
+    assert np.array_equal(images.decode_photo(content, (32, 48), LIMIT).pixels, UPRIGHT)
+
+
+def test_photos_are_antialiased() -> None:
+    """A fine chessboard becomes grey: picking pixels would leave it black and white."""
+    board = (np.indices((160, 160)).sum(0) % 2 * 255).astype(np.uint8)
+    pixels = images.decode_photo(encode(Image.fromarray(board)), (20, 20), LIMIT).pixels
+    assert np.abs(pixels.astype(int) - 127).max() <= 3
+
+
+def test_a_large_jpeg_is_decoded_small_to_nearly_the_same_pixels() -> None:
+    generator = np.random.default_rng(0)
+    smooth = Image.fromarray(generator.integers(0, 256, (12, 16, 3), np.uint8)).resize((1600, 1200))
+    content = encode(smooth, "JPEG", quality=95)
+    full = np.asarray(Image.open(io.BytesIO(content)).resize((64, 64), Image.Resampling.BILINEAR))
+    pixels = images.decode_photo(content, (64, 64), 10**7).pixels
+    assert np.abs(pixels.astype(int) - full).mean() < 1
+
+
+def test_masks_get_no_class_that_was_not_there() -> None:
+    stripes = np.tile(np.array([1, 1, 3, 3, 3], np.uint8), (50, 10))
+    photo = encode(Image.new("RGB", (50, 50)))
+    _, ids = images.decode_pair(photo, encode(Image.fromarray(stripes)), (37, 23), TRIMAP, LIMIT)
+    assert set(np.unique(ids)) == {0, 2}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        np.array([[0, 1]], np.uint8).repeat(4, 1),
+        np.array([[0, 1]], bool).repeat(4, 1),
+        np.array([[0, 1]], np.uint16).repeat(4, 1),
+    ],
+    ids=["8 bits", "1 bit", "16 bits"],
+)
+def test_grey_masks_of_any_depth(raw: np.ndarray) -> None:
+    photo = encode(Image.new("RGB", (8, 1)))
+    _, ids = images.decode_pair(photo, encode(Image.fromarray(raw)), (1, 8), LabelMap.parse("0:0,1:1", 2), LIMIT)
+    assert ids.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]]
+
+
+def test_the_indices_of_a_palette_mask_are_its_values() -> None:
+    mask = Image.fromarray(MASK)
+    mask.putpalette([9, 9, 9] * 256)
+    _, ids = images.decode_pair(encode(Image.fromarray(UPRIGHT)), encode(mask), (32, 48), TRIMAP, LIMIT)
+    assert np.array_equal(corners(ids), IDS)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (encode(Image.new("L", (48, 32), 4)), "it has the value 4, but the classes cover 1, 2, 3"),
+        (encode(Image.fromarray(np.full((32, 48), 1000, np.uint16))), "it has the value 1000,"),
+        (encode(Image.fromarray(np.full((32, 48), 70000, np.int32)), "TIFF"), "it has the value 70000,"),
+        (encode(Image.new("L", (32, 48), 1)), "its size 32 × 48 differs from its photo's 48 × 32"),
+        (encode(Image.new("RGB", (48, 32))), r"it is a colour image \(mode RGB\)"),
+        (b"no image", "not an image that can be read"),
+        (b"", "the file is empty"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_refused(mask: bytes, message: str) -> None:
+    with pytest.raises(DecodeError, match=message) as caught:
+        images.decode_pair(encode(Image.fromarray(UPRIGHT)), mask, (16, 16), TRIMAP, LIMIT)
+    assert caught.value.in_mask
+
+
+def test_one_stray_pixel_is_found_though_resizing_would_lose_it() -> None:
+    mask = np.full((200, 200), 1, np.uint8)
+    mask[101, 57] = 77
+    photo = encode(Image.new("RGB", (200, 200)))
+    with pytest.raises(DecodeError, match="it has the value 77,"):
+        images.decode_pair(photo, encode(Image.fromarray(mask)), (16, 16), TRIMAP, LIMIT)
+
+
+JPEG = encode(Image.fromarray(UPRIGHT).resize((400, 300)), "JPEG")
+
+
+@pytest.mark.parametrize(
+    ("photo", "message"),
+    [
+        (b"", "the file is empty"),
+        (b"just text", "it starts with b'just tex'"),
+        (b"%PDF-1.4", "not an image that can be read"),
+        (JPEG[: len(JPEG) // 2], "truncated"),
+        (JPEG[:10], "."),
+        (encode(Image.new("F", (8, 8)), "TIFF"), "floating-point"),
+        (encode(Image.fromarray(np.full((8, 8), 10**6, np.int32)), "TIFF"), "more than 16 bits"),
+        (encode(Image.new("1", (1001, 1000))), "1001 × 1000 pixels are more than the limit of 1000000"),
+    ],
+)
+def test_a_photo_that_cannot_be_used_is_refused(photo: bytes, message: str) -> None:
+    with pytest.raises(DecodeError, match=message):
+        images.decode_photo(photo, (16, 16), LIMIT)
+    with pytest.raises(DecodeError, match=message) as caught:
+        images.decode_pair(photo, encode(Image.new("L", (8, 8), 1)), (16, 16), TRIMAP, LIMIT)
+    assert not caught.value.in_mask
+
+
+def test_a_mask_is_written_as_its_ids_with_a_palette() -> None:
+    ids = np.random.default_rng(0).integers(0, 3, (37, 51)).astype(np.uint8)
+    image = Image.open(io.BytesIO(images.encode_mask(ids, labels.palette(3))))
+    assert (image.format, image.mode) == ("PNG", "P")
+    assert np.array_equal(np.asarray(image), ids)
+    assert image.convert("RGB").getpixel((0, 0)) == labels.palette(3)[ids[0, 0]]
+
+
+def test_masks_of_many_classes_survive() -> None:
+    ids = np.arange(200, dtype=np.uint8).reshape(10, 20)
+    image = Image.open(io.BytesIO(images.encode_mask(ids, labels.palette(200))))
+    assert np.array_equal(np.asarray(image), ids)
+
+
+def test_the_published_files_that_are_odd(pets: Path) -> None:
+    """A GIF and a PNG called .jpg, and a JPEG whose end is lost, decode; a mask of another size is refused."""
+
+    def pair(folder: str, name: str) -> tuple[images.Photo, np.ndarray]:
+        photo = (pets / folder / "images" / f"{name}.jpg").read_bytes()
+        mask = (pets / folder / "trimaps" / f"{name}.png").read_bytes()
+        return images.decode_pair(photo, mask, (160, 160), TRIMAP, 10**8)
+
+    for folder, name in (
+        ("bad", "Abyssinian_34"),
+        ("bad", "samoyed_38"),
+        ("full", "Abyssinian_5"),
+        ("full", "Abyssinian_17"),
+    ):
+        photo, ids = pair(folder, name)
+        assert photo.pixels.std() > 10
+        assert set(np.unique(ids)) <= {0, 1, 2}
+    with pytest.raises(DecodeError, match="its size 3264 × 2448 differs from its photo's 2048 × 1536"):
+        pair("bad", "Egyptian_Mau_162")

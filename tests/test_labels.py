@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+
+from petseg import labels
+from petseg.config import InputError
+from petseg.labels import IGNORE_ID, UNKNOWN_ID, LabelMap
+
+
+def test_the_default_map_is_the_trimaps() -> None:
+    label_map = LabelMap.parse("", 3)
+    assert label_map.ids == {1: 0, 2: 1, 3: 2, 255: IGNORE_ID}
+    assert label_map.table[[0, 1, 2, 3, 4, 255]].tolist() == [UNKNOWN_ID, 0, 1, 2, UNKNOWN_ID, IGNORE_ID]
+    assert label_map.table.dtype == np.uint8
+
+
+def test_text_round_trip() -> None:
+    label_map = LabelMap.parse("0:1, 255:0,7:255,300:2", 3)
+    assert label_map.ids == {0: 1, 7: IGNORE_ID, 255: 0, 300: 2}
+    assert LabelMap.parse(str(label_map), 3) == label_map
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1", "--label-map: '1' is not \"raw value:class id\""),
+        ("a:0", "--label-map: 'a:0' is not"),
+        ("-1:0", "--label-map: '-1:0' is not"),
+        ("0:3,1:1,2:2", "class ids from 0 to 2"),
+        ("70000:0", "raw values go from 0 to 65535"),
+        ("0:0,0:1,1:2", "the raw value 0 is there twice"),
+        ("0:0,1:1", "no raw value gives class 2 of --num-classes 3"),
+    ],
+)
+def test_text_that_makes_no_map_is_refused(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        LabelMap.parse(text, 3)
+
+
+def test_refusal_names_the_values_and_a_remedy() -> None:
+    label_map = LabelMap.parse("", 3)
+    assert "value 0, but the classes cover 1, 2, 3; if your masks count from 0" in label_map.refusal([0])
+    assert "--label-map 0:0,1:1,2:2" in label_map.refusal([0])
+    assert "value 4, 9, but the classes cover 1, 2, 3; pass --label-map" in label_map.refusal([4, 9])
+    assert "0, 1, 2, 3, 4, 5, 6, 7, …" in label_map.refusal(list(range(100)))
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 5, 20])
+def test_every_class_has_a_name_and_a_colour_of_its_own(num_classes: int) -> None:
+    assert len(set(labels.class_names(num_classes))) == num_classes
+    palette = labels.palette(num_classes)
+    assert len(set(palette)) == num_classes
+    assert all(0 <= channel <= 255 for colour in palette for channel in colour)

@@ -1,0 +1,97 @@
+from pathlib import Path
+
+import pytest
+
+from petseg import manifest
+from petseg.config import InputError
+
+
+def touch(folder: Path, *names: str) -> str:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return str(folder)
+
+
+def test_photos_and_masks_are_paired_by_name_below_their_folders(tmp_path: Path) -> None:
+    images = touch(tmp_path / "images", "b/x.y.JPG", "a.jpg", "notes.txt")
+    masks = touch(tmp_path / "masks", "a.png", "b/x.y.png", "._a.png")
+    assert manifest.discover(images, masks).to_pylist() == [
+        {"id": "a", "image": f"{images}/a.jpg", "mask": f"{masks}/a.png"},
+        {"id": "b/x.y", "image": f"{images}/b/x.y.JPG", "mask": f"{masks}/b/x.y.png"},
+    ]
+
+
+def test_without_masks_the_column_is_null(tmp_path: Path) -> None:
+    found = manifest.discover(touch(tmp_path, "b.webp", "a.tif"))
+    assert found.schema == manifest.SCHEMA
+    assert found["id"].to_pylist() == ["a", "b"]
+    assert found["mask"].null_count == 2
+
+
+def test_masks_in_a_folder_below_the_photos_are_no_photos(tmp_path: Path) -> None:
+    images = touch(tmp_path, "a.jpg", "masks/a.png")
+    found = manifest.discover(images, f"{images}/masks")
+    assert found["image"].to_pylist() == [f"{images}/a.jpg"]
+
+
+def test_photos_in_a_folder_below_the_masks_are_no_masks(tmp_path: Path) -> None:
+    masks = touch(tmp_path, "a.png", "photos/a.jpg")
+    found = manifest.discover(f"{masks}/photos", masks)
+    assert found["mask"].to_pylist() == [f"{masks}/a.png"]
+
+
+def test_photos_and_masks_in_one_folder_are_refused(tmp_path: Path) -> None:
+    folder = touch(tmp_path, "a.jpg", "a.png")
+    with pytest.raises(InputError, match="two files with one id"):
+        manifest.discover(folder, folder)
+
+
+@pytest.mark.parametrize(
+    ("photos", "masks", "message"),
+    [
+        (["a.jpg", "b.jpg"], ["a.png"], r"a photo without a mask: b \(1 in all\)"),
+        (["a.jpg"], ["a.png", "c.png", "d.png"], r"a mask without a photo: c, d \(2 in all\)"),
+        ([f"{i}.jpg" for i in range(9)], ["0.png"], r"1, 2, 3, 4, 5, … \(8 in all\)"),
+        (["a.jpg", "a.png"], ["a.png"], r"images/a\.png and .*images/a\.jpg: two files with one id \(a\)"),
+        (["notes.txt"], ["a.png"], r"--images .*images: no image in it .* but 1 files of other kinds"),
+        (["a.jpg"], ["a.npy"], r"--masks .*masks: no image in it"),
+        (["a\nb.jpg"], ["a\nb.png"], r"a\\nb\.jpg': this name cannot be kept"),
+        (["a\\b.jpg"], ["a\\b.png"], r"cannot be kept"),
+    ],
+)
+def test_folders_that_do_not_fit_are_refused(tmp_path: Path, photos: list[str], masks: list[str], message: str) -> None:
+    images_folder, masks_folder = touch(tmp_path / "images", *photos), touch(tmp_path / "masks", *masks)
+    with pytest.raises(InputError, match=message):
+        manifest.discover(images_folder, masks_folder)
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--images .*: no image in it .* but nothing"):
+        manifest.discover(str(tmp_path))
+
+
+def test_a_key_that_would_leave_the_output_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No local file can be called so, but an object can."""
+    monkeypatch.setattr(manifest.storage, "list_files", lambda _: iter(["a/../../b.jpg"]))
+    with pytest.raises(InputError, match="cannot be kept"):
+        manifest.discover("s3://bucket/photos")
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "\udcff.jpg").touch()
+    with pytest.raises(InputError, match="cannot be kept"):
+        manifest.discover(str(tmp_path))
+
+
+def test_split_is_the_keras_example_s(tmp_path: Path) -> None:
+    """random.Random(1337).shuffle of 0..9 is [0, 3, 7, 2, 1, 6, 4, 5, 8, 9]; the last ones are held out."""
+    rows = manifest.discover(touch(tmp_path, *(f"{i}.jpg" for i in range(10))))
+    train, val = manifest.split(rows, seed=1337, val_count=3)
+    assert "".join(train["id"].to_pylist() + val["id"].to_pylist()) == SHUFFLED
+    assert val.num_rows == 3
+    other, _ = manifest.split(rows, seed=1, val_count=3)
+    assert other != train
+
+
+SHUFFLED = "0372164589"

@@ -1,0 +1,117 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from petseg import storage
+from petseg.config import InputError
+
+
+def test_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert storage.absolute("a/../b/") == f"{tmp_path}/b"
+    assert storage.absolute("~/photos") == "/home/someone/photos"
+    assert storage.absolute(f"file://{tmp_path}/b") == f"{tmp_path}/b"
+    assert storage.absolute("s3://bucket/a/") == "s3://bucket/a"
+    assert storage.is_local(storage.absolute("b"))
+    assert not storage.is_local("s3://bucket/a")
+
+
+def test_list_files_goes_deep_and_passes_hidden_ones_over(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b/c.jpg", "b/d/e.txt", ".DS_Store", "b/._c.jpg", ".git/x.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "b" / "circle").symlink_to(tmp_path, target_is_directory=True)
+    assert sorted(storage.list_files(str(tmp_path))) == ["a.jpg", "b/c.jpg", "b/d/e.txt"]
+
+
+def test_list_files_refuses_what_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name in ("file", "missing"):
+        with pytest.raises(InputError, match=f"{name}: no such folder"):
+            list(storage.list_files(str(tmp_path / name)))
+
+
+def test_list_names_of_nothing_is_nothing(tmp_path: Path) -> None:
+    assert storage.list_names(str(tmp_path / "missing")) == []
+
+
+def test_write_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
+    location = storage.join(str(tmp_path), "deep", "file")
+    storage.write(location, b"first", scratch=str(tmp_path))
+    storage.write(location, b"second", scratch=str(tmp_path))
+    assert storage.read(location) == b"second"
+    assert [path.name for path in tmp_path.rglob("*")] == ["deep", "file"]
+
+
+def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    location = storage.join(str(tmp_path), "file")
+    storage.write(location, b"first")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        storage.write(location, b"second")
+    assert os.listdir(tmp_path) == ["file"]  # noqa: PTH208
+    assert storage.read(location) == b"first"
+
+
+def test_write_folder_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.write_folder(storage.join(str(tmp_path), "whole"), {"a": b"1", "b": b"2"})
+    assert storage.list_names(str(tmp_path / "whole")) == ["a", "b"]
+
+    written = []
+
+    def full_at_the_second(descriptor: int) -> None:
+        written.append(descriptor)
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_at_the_second)
+    with pytest.raises(OSError, match="No space left"):
+        storage.write_folder(storage.join(str(tmp_path), "half"), {"a": b"1", "b": b"2"})
+    assert storage.list_names(str(tmp_path)) == ["whole"]
+
+
+def test_leftovers_are_removed_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a process leaves that is killed before it can clean up."""
+    monkeypatch.setattr(Path, "replace", lambda *_: None)
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
+    storage.write(storage.join(str(tmp_path), "killed"), b"half")
+    monkeypatch.undo()
+    assert len(list(tmp_path.iterdir())) == 1
+    (tmp_path / "good").touch()
+    storage.remove_leftovers(str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["good"]
+
+
+def test_remove_folder(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "c").touch()
+    storage.remove_folder(str(tmp_path / "a"))
+    storage.remove_folder(str(tmp_path / "a"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_require_writable_makes_nothing(tmp_path: Path) -> None:
+    storage.require_writable(str(tmp_path / "new" / "deep"), "--output")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"--output .*/file/out: .*/file is not a folder"):
+        storage.require_writable(str(tmp_path / "file" / "out"), "--output")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the super-user may write anywhere")
+def test_require_writable_asks_for_permission(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match="no permission to write in"):
+        storage.require_writable(str(tmp_path / "out"), "--output")
+    tmp_path.chmod(0o700)
+
+
+def test_a_scheme_that_is_not_known_is_refused() -> None:
+    with pytest.raises(InputError, match="nosuch://bucket: cannot be opened"):
+        list(storage.list_files("nosuch://bucket/prefix"))
