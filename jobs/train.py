@@ -8,6 +8,8 @@ ray job submit --working-dir . -- python jobs/train.py …           on a cluste
 import shlex
 import threading
 
+import pyarrow as pa
+
 from petseg import cli, demo, labels, manifest, runs, storage
 from petseg.config import InputError, ModelConfig, TrainConfig
 
@@ -15,12 +17,50 @@ from petseg.config import InputError, ModelConfig, TrainConfig
 def main() -> None:
     config = runs.resolve(cli.parse(TrainConfig), lambda default: cli.parse(TrainConfig, default))
     run = runs.folder(config)
+    finished = len(runs.read_metrics(run))
+    if finished >= config.epochs:
+        print(f"{run} has its {finished} epochs; give more with --epochs")
+        return
     label_map = labels.LabelMap.parse(config.label_map, config.num_classes)
-    if config.images is None:
+    images, train_pairs, val_pairs = _find_pairs(config)
+
+    # Ray and torch take seconds to load: only once the flags and folders are known to be good.
+    from petseg import checkpoint, cluster, feed, train
+
+    cluster.connect()
+    if config.use_gpu:
+        cpus = config.cpus_per_worker or 1
+        cluster.require("GPU", config.num_workers, "--num-workers with --use-gpu")
+    else:
+        cpus = config.cpus_per_worker or cluster.cpus_per_worker(config.num_workers)
+        cluster.require("CPU", config.num_workers * cpus, "--num-workers")
+    train_rows, val_rows = feed.decode([train_pairs, val_pairs], config.image_size, label_map)
+    model = ModelConfig(
+        num_classes=config.num_classes,
+        image_size=config.image_size,
+        class_names=labels.class_names(config.num_classes),
+        palette=labels.palette(config.num_classes),
+        label_map=str(label_map),
+    )
+    runs.begin(config, train_pairs, val_pairs)
+    print(f"training on {train_rows.num_rows} pairs, validating on {val_rows.num_rows}; run {run}", flush=True)
+    with _Progress(run, config.epochs):
+        train.fit(train.WorkerSetup(config=config, model=model, run=run, cpus=cpus, train=train_rows, val=val_rows))
+
+    best = checkpoint.best(run)
+    assert best is not None
+    scores = best.history[-1]
+    print(f"best: epoch {best.epoch}, val loss {runs.score(scores['val_loss'])}, mIoU {runs.score(scores['val_miou'])}")
+    flags = ["--checkpoint", run, "--images", images, "--output", storage.join(run, "predictions")]
+    print(f"next: python jobs/predict.py {shlex.join(flags)}")
+
+
+def _find_pairs(config: TrainConfig) -> tuple[str, pa.Table, pa.Table]:
+    """The folder of the photos, and the pairs to train on and to validate on; without --images, draws the demo set."""
+    images, masks = config.images, config.masks
+    if images is None or masks is None:
         print(f"no --images given: drawing {demo.COUNT} pets", flush=True)
         images, masks = demo.draw_set(storage.join(config.storage, "petseg-demo"))
-    else:
-        images, masks = config.images, config.masks
     pairs = manifest.discover(images, masks)
     val_count = config.val_count or max(1, round(config.val_fraction * pairs.num_rows))
     if pairs.num_rows - val_count < config.batch_size:
@@ -28,55 +68,8 @@ def main() -> None:
             f"{images}: of {pairs.num_rows} pairs, {val_count} are for validation, and the rest does not fill one "
             f"batch of {config.batch_size}; add pairs, or lower --val-count, --val-fraction or --batch-size"
         )
-    train_pairs, val_pairs = manifest.split(pairs, seed=config.seed, val_count=val_count)
-
-    from petseg import (
-        cluster,
-        feed,
-        train,
-    )  # Ray and torch: loaded once the flags and folders are known to be good
-
-    cluster.connect()
-    cpus = config.cpus_per_worker or (1 if config.use_gpu else cluster.cpus_per_worker(config.num_workers))
-    cluster.require(
-        "GPU" if config.use_gpu else "CPU",
-        config.num_workers * (1 if config.use_gpu else cpus),
-        "--num-workers",
-    )
     print(f"decoding {pairs.num_rows} pairs to {config.image_size[0]} × {config.image_size[1]}", flush=True)
-    train_rows, val_rows = feed.decode([train_pairs, val_pairs], config.image_size, label_map)
-    setup = train.WorkerSetup(
-        config=config,
-        model=ModelConfig(
-            num_classes=config.num_classes,
-            image_size=config.image_size,
-            class_names=labels.class_names(config.num_classes),
-            palette=labels.palette(config.num_classes),
-            label_map=str(label_map),
-        ),
-        run=run,
-        cpus=cpus,
-        train=train_rows,
-        val=val_rows,
-    )
-    runs.begin(config, train_pairs, val_pairs)
-    print(f"training on {train_pairs.num_rows} pairs, validating on {val_count}; run {run}", flush=True)
-    with _Progress(run, config.epochs):
-        train.fit(setup)
-
-    best = min(runs.read_metrics(run), key=lambda epoch: epoch["val_loss"] or float("inf"))
-    print(f"best: epoch {best['epoch']}, val loss {best['val_loss']:.4f}, mIoU {best['val_miou']:.4f}")
-    command = [
-        "python",
-        "jobs/predict.py",
-        "--checkpoint",
-        run,
-        "--images",
-        images,
-        "--output",
-        storage.join(run, "masks"),
-    ]
-    print(f"next: {shlex.join(command)}")
+    return images, *manifest.split(pairs, seed=config.seed, val_count=val_count)
 
 
 class _Progress:

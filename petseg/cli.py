@@ -1,5 +1,7 @@
 """Flags to settings, and errors to exit codes: the edge of every job, and the only file that knows tyro."""
 
+import contextlib
+import io
 import sys
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
@@ -14,11 +16,19 @@ JobConfigT = TypeVar("JobConfigT", TrainConfig, PredictConfig)
 def parse(cls: type[JobConfigT], default: JobConfigT | None = None) -> JobConfigT:
     """The settings of `sys.argv`; where a flag is not given, those of `default` or of the class.
 
-    Exits with code 2 and tyro's message on a flag it does not know, 0 after `--help`.
+    Raises `InputError` where a value cannot be. Exits with code 2, and tyro's message, on a flag that is not known, and
+    with 0 after `--help`.
     """
-    if default is None:
-        return tyro.cli(cls)
-    return tyro.cli(cls, default=default)
+    boxed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(boxed):
+            return tyro.cli(cls) if default is None else tyro.cli(cls, default=default)
+    except SystemExit as exit:
+        # tyro draws a box around what a settings class says of its values; ours is one line, like every other.
+        if isinstance(exit.__context__, InputError):
+            raise exit.__context__ from None
+        sys.stderr.write(boxed.getvalue())
+        raise
 
 
 def run(main: Callable[[], None]) -> NoReturn:

@@ -14,8 +14,6 @@ def connect() -> None:
 
     Raises `InputError` where the cluster to join does not answer.
     """
-    # Ray's C++ side reports as an error on the terminal that Ray Data's actors have arguments in the object store.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         # Ray's own lines and its workers' output would bury ours; errors reach the driver as exceptions.
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)

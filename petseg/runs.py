@@ -113,15 +113,16 @@ def read_metrics(run: str) -> list[dict[str, Any]]:
 
 def describe(epoch: dict[str, Any], epochs: int) -> str:
     """One line for one epoch."""
-    by_class = " ".join(f"{name} {_score(value)}" for name, value in epoch["val_iou"].items())
+    by_class = " ".join(f"{name} {score(value)}" for name, value in epoch["val_iou"].items())
     remaining_s = round((epochs - epoch["epoch"]) * epoch["seconds"])
     return (
-        f"epoch {epoch['epoch']:>{len(str(epochs))}}/{epochs}  train loss {_score(epoch['train_loss'])}  "
-        f"val loss {_score(epoch['val_loss'])}  accuracy {_score(epoch['val_pixel_accuracy'])}  "
-        f"mIoU {_score(epoch['val_miou'])} ({by_class})  "
+        f"epoch {epoch['epoch']:>{len(str(epochs))}}/{epochs}  train loss {score(epoch['train_loss'])}  "
+        f"val loss {score(epoch['val_loss'])}  accuracy {score(epoch['val_pixel_accuracy'])}  "
+        f"mIoU {score(epoch['val_miou'])} ({by_class})  "
         f"{epoch['train_images_per_s']:.0f} images/s  ETA {remaining_s // 60}:{remaining_s % 60:02}"
     )
 
 
-def _score(value: float | None) -> str:
+def score(value: float | None) -> str:
+    """A score or loss for reading; one that is not defined is a dash."""
     return "–" if value is None else f"{value:.3f}"

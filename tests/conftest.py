@@ -1,5 +1,6 @@
 """What several tests need: a small drawn set, one Ray for all, and a way to run a job as its user does."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -62,12 +63,13 @@ def local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
+def run_in(folder: Path, job: str, *flags: object, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run `python jobs/JOB.py FLAGS…` in a folder, to its end."""
+    command = [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *map(str, flags)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout_s, check=False)
+
+
 @pytest.fixture
 def run_job(tmp_path: Path) -> RunJob:
-    """Run `python jobs/NAME.py FLAGS…` in an empty folder, to its end."""
-
-    def run(name: str, *flags: object, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *map(str, flags)]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=timeout_s, check=False)
-
-    return run
+    """`run_in` the test's own folder."""
+    return functools.partial(run_in, tmp_path)

@@ -1,0 +1,49 @@
+import sys
+
+import pytest
+
+from petseg import cli
+from petseg.config import InputError, TrainConfig
+
+
+def raising(error: BaseException) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (InputError("--epochs 0: give at least 1"), 2, "error: --epochs 0: give at least 1\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_bad_input_is_one_line_and_an_exit_code(
+    error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.run(lambda: raising(error))
+    assert caught.value.code == code
+    assert capsys.readouterr().err == line
+
+
+def test_a_defect_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        cli.run(lambda: raising(ZeroDivisionError()))
+
+
+def test_success_is_exit_code_0() -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.run(lambda: None)
+    assert caught.value.code == 0
+
+
+def test_flags_go_over_the_defaults_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--image-size", "64", "96", "--epochs", "4"])
+    assert cli.parse(TrainConfig) == TrainConfig(image_size=(64, 96), epochs=4)
+    assert cli.parse(TrainConfig, TrainConfig(seed=9, epochs=2)) == TrainConfig(image_size=(64, 96), epochs=4, seed=9)
+
+
+def test_settings_that_fail_their_check_reach_the_user_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--epochs", "0"])
+    with pytest.raises(InputError, match="--epochs 0: give at least 1"):
+        cli.parse(TrainConfig)

@@ -1,0 +1,50 @@
+from typing import Any
+
+import pytest
+
+from petseg import cluster
+from petseg.config import InputError
+
+
+def nodes(*cpus: int, alive: bool = True) -> list[dict[str, Any]]:
+    return [{"Alive": alive, "Resources": {"CPU": float(count)}} for count in cpus]
+
+
+@pytest.mark.parametrize(
+    ("found", "num_workers", "expected"),
+    [
+        (nodes(8), 1, 8),
+        (nodes(8), 3, 2),
+        (nodes(4, 4), 1, 4),
+        (nodes(5, 5), 3, 2),  # 3 each would be 9 of 10, but only one fits on a node
+        (nodes(2), 4, 1),
+        ([], 1, 1),
+        (nodes(4) + nodes(64, alive=False), 1, 4),
+        ([{"Alive": True, "Resources": {}}], 2, 1),
+    ],
+)
+def test_cores_are_shared_so_that_every_worker_fits_on_a_node(
+    found: list[dict[str, Any]], num_workers: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: found)
+    assert cluster.cpus_per_worker(num_workers) == expected
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_more_than_this_machine_has_is_refused() -> None:
+    cluster.require("CPU", 4, "--num-workers")
+    with pytest.raises(InputError, match="--num-workers asks for 5 CPUs, but this machine has 4"):
+        cluster.require("CPU", 5, "--num-workers")
+    with pytest.raises(InputError, match="--use-gpu asks for 99 GPUs, but this machine has"):
+        cluster.require("GPU", 99, "--use-gpu")
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_a_cluster_that_may_grow_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cluster, "_started_here", lambda: False)
+    cluster.require("GPU", 99, "--use-gpu")
+    assert capsys.readouterr().out.startswith("waiting for 99 GPUs, have ")

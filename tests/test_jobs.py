@@ -1,0 +1,258 @@
+"""Both jobs as their user runs them: command lines, exit codes, what is printed, which files are there after."""
+
+import io
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import PAIRS, RunJob, run_in
+from PIL import Image
+
+from petseg import checkpoint, config, shards
+from petseg.config import TrainConfig
+
+SETTINGS = ("--image-size", 64, 64, "--batch-size", 8, "--val-count", 7, "--num-workers", 2, "--cpus-per-worker", 1)
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory, drawn: tuple[Path, Path]) -> Path:
+    """A --storage with the run "first": two epochs on two workers."""
+    folder = tmp_path_factory.mktemp("storage")
+    flags = ("--images", drawn[0], "--masks", drawn[1], "--storage", folder, "--name", "first", "--epochs", 2)
+    done = run_in(folder, "train", *flags, *SETTINGS)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[:2] for line in lines if line.startswith("epoch")] == [["epoch", "1/2"], ["epoch", "2/2"]]
+    assert "ETA 0:00" in lines[-3] and lines[-2].startswith("best: epoch ")
+    return folder
+
+
+@pytest.mark.ray
+def test_a_run_s_folder(storage: Path, drawn: tuple[Path, Path]) -> None:
+    run = storage / "first"
+    assert {path.name for path in run.iterdir()} == {"checkpoints", "config.json", "manifest.parquet", "metrics.jsonl"}
+    resolved = config.from_json(TrainConfig, (run / "config.json").read_text(), "config.json")
+    assert (resolved.images, resolved.epochs, resolved.num_workers) == (str(drawn[0]), 2, 2)
+    epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [epoch["epoch"] for epoch in epochs] == [1, 2]
+    for epoch in epochs:
+        assert set(epoch) == {
+            "epoch",
+            "train_loss",
+            "val_loss",
+            "val_pixel_accuracy",
+            "val_miou",
+            "val_iou",
+            "train_images_per_s",
+            "seconds",
+        }
+        assert set(epoch["val_iou"]) == {"pet", "background", "border"}
+        assert all(value > 0 for key, value in epoch.items() if key != "val_iou")
+    split = pq.read_table(run / "manifest.parquet")["split"].to_pylist()
+    assert (split.count("train"), split.count("val")) == (PAIRS - 7, 7)
+    for name in ("epoch-0001", "epoch-0002"):
+        files = run / "checkpoints" / name
+        if name == "epoch-0002" or files.exists():  # the first is kept only where it is the best
+            assert {path.name for path in files.iterdir()} == {
+                "config.json",
+                "metrics.json",
+                "model.pt",
+                "train_state.pt",
+            }
+    assert checkpoint.find(str(run)).model.image_size == (64, 64)
+
+
+@pytest.mark.ray
+def test_a_name_is_taken_until_it_is_resumed(storage: Path, tmp_path: Path, run_job: RunJob) -> None:
+    shutil.copytree(storage / "first", tmp_path / "runs" / "first")
+    again = run_job("train", "--name", "first")
+    assert again.returncode == 2
+    assert again.stderr.startswith("error: --name first: ") and again.stderr.count("\n") == 1
+
+    finished = run_job("train", "--name", "first", "--resume")
+    assert finished.returncode == 0
+    assert "has its 2 epochs; give more with --epochs" in finished.stdout
+
+    longer = run_job("train", "--name", "first", "--resume", "--epochs", 3)
+    assert longer.returncode == 0, longer.stderr
+    before = (storage / "first" / "metrics.jsonl").read_text()
+    after = (tmp_path / "runs" / "first" / "metrics.jsonl").read_text()
+    assert after.startswith(before) and after.count("\n") == 3
+    assert "epoch 3/3" in longer.stdout and "epoch 2/3" not in longer.stdout
+
+
+@pytest.mark.ray
+def test_predict_gives_every_photo_a_row(
+    storage: Path, drawn: tuple[Path, Path], tmp_path: Path, run_job: RunJob
+) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(drawn[0], photos / "some")
+    (photos / "broken.jpg").write_bytes(b"text")
+    Image.new("CMYK", (70, 50)).save(photos / "cmyk.tif")
+    flags = ("--checkpoint", storage / "first", "--images", "photos", "--output", "out")
+    settings = ("--shard-size", 10, "--num-workers", 2, "--batch-size", 4)
+    done = run_job("predict", *flags, *settings)
+    assert done.returncode == 0, done.stderr
+    assert f"{PAIRS + 2} rows, 1 failed: {tmp_path}/out" in done.stdout
+    assert "  failed: broken: not an image that can be read" in done.stdout
+    assert "images/s" in done.stdout and "ETA 0:00" in done.stdout
+
+    files = sorted((tmp_path / "out").glob("part-*.parquet"))
+    assert [file.name for file in files] == [f"part-0000{i}-of-00003.parquet" for i in range(3)]
+    rows = [row for file in files for row in pq.read_table(file).to_pylist()]
+    ids = ["broken", "cmyk", *(f"some/{path.stem}" for path in sorted(drawn[0].iterdir()))]
+    assert [row["id"] for row in rows] == ids
+    for row in rows[1:]:
+        with Image.open(row["image"]) as photo, Image.open(tmp_path / "out" / "masks" / f"{row['id']}.png") as mask:
+            assert mask.mode == "P" and mask.size == photo.size == (row["width"], row["height"])
+            values = np.asarray(mask)
+        assert np.array_equal(values, np.asarray(Image.open(io.BytesIO(row["mask_png"]))))
+        assert np.bincount(values.ravel(), minlength=3).tolist() == row["class_pixels"]
+        assert 1 / 3 <= row["confidence"] <= 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        shards.SUCCESS_FILE,
+        shards.PLAN_FILE,
+        "masks",
+        *(file.name for file in files),
+    ]
+
+    content = {file: file.read_bytes() for file in files}
+    files[1].unlink()
+    (tmp_path / "out" / shards.SUCCESS_FILE).unlink()
+    rest = run_job("predict", *flags, *settings)
+    assert rest.returncode == 0, rest.stderr
+    assert "10/10 images  " in rest.stdout and f"{PAIRS + 2} rows, 1 failed" in rest.stdout
+    assert {file: file.read_bytes() for file in files} == content
+
+    nothing = run_job("predict", *flags, *settings)
+    assert nothing.returncode == 0
+    assert nothing.stdout.startswith("finished before; nothing to do")
+    other = run_job("predict", *flags, *settings, "--no-png")
+    assert other.returncode == 2 and "png (was True, now False)" in other.stderr
+
+
+@pytest.mark.ray
+def test_the_default_run_learns(tmp_path: Path, run_job: RunJob) -> None:
+    """The README's first command, then the one it ends by printing."""
+    done = run_job("train", timeout_s=1200)
+    assert done.returncode == 0, done.stderr
+    best, following = done.stdout.splitlines()[-2:]
+    constant = 0.75 / 3  # three quarters of the pixels are background, and nothing else would be predicted
+    assert float(best.rsplit(" ", 1)[1]) > constant + 0.15
+    command = shlex.split(following.removeprefix("next: "))
+    assert command[:2] == ["python", "jobs/predict.py"]
+    predicted = run_job("predict", *command[2:])
+    assert predicted.returncode == 0, predicted.stderr
+    [run] = [path for path in (tmp_path / "runs").iterdir() if path.name != "petseg-demo"]
+    photos = {path.stem for path in (tmp_path / "runs" / "petseg-demo" / "images").iterdir()}
+    assert {path.stem for path in (run / "predictions" / "masks").iterdir()} == photos
+
+
+@pytest.mark.ray
+def test_masks_that_the_classes_do_not_cover_are_refused(
+    drawn: tuple[Path, Path], tmp_path: Path, run_job: RunJob
+) -> None:
+    shutil.copytree(drawn[1], tmp_path / "masks")
+    for value, name in ((0, "pet_0003"), (9, "pet_0005")):
+        mask = np.array(Image.open(tmp_path / "masks" / f"{name}.png"))
+        mask[0, 0] = value
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{name}.png")
+    done = run_job("train", "--images", drawn[0], "--masks", "masks", "--name", "new", *SETTINGS)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: pairs that cannot be used (2): ")
+    assert "pet_0003.png: it has the value 0, but the classes cover 1, 2, 3; if your masks count from 0" in done.stderr
+    assert "pet_0005.png: it has the value 9," in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, drawn: tuple[Path, Path]) -> Path:
+    """Folders as a newcomer may have them: photos, masks, one-photo, none, and file, which is no folder."""
+    shutil.copytree(drawn[0], tmp_path / "photos")
+    shutil.copytree(drawn[1], tmp_path / "masks")
+    (tmp_path / "none").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "one-photo").mkdir()
+    shutil.copy(drawn[0] / "pet_0000.jpg", tmp_path / "one-photo")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--images nowhere --masks masks", "nowhere: no such folder"),
+        ("--images none --masks masks", "--images {}/none: no image in it"),
+        ("--images photos --masks none", "--masks {}/none: no image in it"),
+        ("--images one-photo --masks masks", "a mask without a photo: pet_0001, pet_0002"),
+        ("--images photos", "--images and --masks belong together"),
+        ("--images photos --masks masks --val-count 20", "the rest does not fill one batch of 16"),
+        ("--images photos --masks masks --storage file", "--storage {}/file/new: {}/file is not a folder"),
+        ("--images photos --masks masks --label-map 1", "--label-map: '1' is not"),
+        ("--resume", "there is no run in {}/runs/new"),
+    ],
+)
+def test_bad_input_to_train_is_one_line(flags: str, message: str, folder: Path, run_job: RunJob) -> None:
+    before = sorted(folder.rglob("*"))
+    done = run_job("train", *flags.split(), "--name", "new")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert message.replace("{}", str(folder)) in done.stderr
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--images nowhere --output out", "nowhere: no such folder"),
+        ("--images none --output out", "--images {}/none: no image in it"),
+        ("--images photos --output file", "--output {}/file: {}/file is not a folder"),
+        ("--images photos --output photos/masks", "--output {}/photos/masks: it lies in --images"),
+        ("--images photos --output out --checkpoint masks", "--checkpoint {}/masks: neither a run's folder nor"),
+        ("--images photos --output out --shard-size 0", "--shard-size 0: give at least 1"),
+        ("--images photos --output out --checkpoint RESHAPED", r"head.bias is (7,) in model.pt, but (3,) in"),
+    ],
+)
+def test_bad_input_to_predict_is_one_line(
+    flags: str, message: str, folder: Path, storage: Path, run_job: RunJob
+) -> None:
+    import torch
+
+    reshaped = folder / "reshaped"
+    shutil.copytree(storage / "first" / "checkpoints" / "epoch-0002", reshaped)
+    state = torch.load(reshaped / "model.pt", weights_only=True)
+    torch.save(state | {"head.bias": torch.zeros(7)}, reshaped / "model.pt")
+    before = sorted(folder.rglob("*"))
+    given = flags.replace("RESHAPED", str(reshaped)).split()
+    if "--checkpoint" not in given:
+        given += ["--checkpoint", str(storage / "first")]
+    done = run_job("predict", *given)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert message.replace("{}", str(folder)) in done.stderr
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("job", ["train", "predict"])
+def test_a_flag_that_is_not_known_is_exit_code_2(job: str, run_job: RunJob) -> None:
+    done = run_job(job, "--epochz", 3)
+    assert done.returncode == 2
+    assert "--epochz" in done.stderr
+
+
+@pytest.mark.ray
+def test_the_published_photos(pets: Path, storage: Path, tmp_path: Path, run_job: RunJob) -> None:
+    """A GIF and PNG named .jpg, a lost tail, odd EXIF, megapixels: each a mask of its photo's size."""
+    for name in ("full", "bad"):
+        flags = ("--checkpoint", storage / "first", "--images", pets / name / "images", "--output", name)
+        done = run_job("predict", *flags)
+        assert done.returncode == 0, done.stderr
+        photos = list((pets / name / "images").iterdir())
+        assert f"{len(photos)} rows, 0 failed" in done.stdout
+        for path in photos:
+            with Image.open(path) as photo, Image.open(tmp_path / name / "masks" / f"{path.stem}.png") as mask:
+                assert mask.size == photo.size

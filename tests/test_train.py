@@ -1,0 +1,151 @@
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from petseg import checkpoint, feed, labels, manifest, metrics, runs, train
+from petseg.config import ModelConfig, TrainConfig
+from petseg.labels import IGNORE_ID, LabelMap
+from petseg.unet import UNet
+
+CPU = torch.device("cpu")
+MODEL = ModelConfig(
+    num_classes=3,
+    image_size=(32, 32),
+    class_names=labels.class_names(3),
+    palette=labels.palette(3),
+    label_map="1:0,2:1,3:2",
+)
+
+
+def test_the_schedule_rises_then_falls_to_zero() -> None:
+    rates = [train.schedule(step, 100) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
+    assert rates[10] == 1 and rates[55] == pytest.approx(0.5)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert 0 < rates[99] < 0.001
+    assert train.schedule(0, 1) == 1
+
+
+def test_cross_entropy_leaves_ignored_pixels_out() -> None:
+    logits = torch.zeros(1, 4, 1, 3)
+    logits[0, :, 0, 2] = torch.tensor([100.0, 0, 0, 0])
+    target = torch.tensor([[[0, 3, IGNORE_ID]]], dtype=torch.uint8)
+    assert train.cross_entropy_sum(logits, target).item() == pytest.approx(2 * math.log(4))
+    assert train.cross_entropy_sum(logits.bfloat16(), target).dtype == torch.float32
+    everything_ignored = torch.full_like(target, IGNORE_ID)
+    assert train.cross_entropy_sum(logits, everything_ignored).item() == 0
+
+
+def test_batch_norm_statistics_are_a_plain_mean_at_first() -> None:
+    torch.manual_seed(0)
+    model = UNet(3).train()
+    means = []
+    for step in range(4):
+        train._set_batch_norm_momentum(model, step)
+        x = torch.rand(2, 3, 32, 32) * 255
+        with torch.no_grad():
+            means.append(model.entry(nn.functional.pad(x, (0, 1, 0, 1))).mean((0, 2, 3)))
+            model(x)
+    torch.testing.assert_close(model.entry_bn.running_mean, torch.stack(means).mean(0), rtol=1e-4, atol=1e-4)
+    train._set_batch_norm_momentum(model, 1000)
+    assert model.entry_bn.momentum == 0.01
+
+
+def test_validate_divides_sums_once() -> None:
+    """Batches of 4 and 1, and ignored pixels: neither may weigh more than its pixels."""
+    torch.manual_seed(0)
+    model = UNet(3, input_scale=1 / 127.5, input_offset=-1)
+    photos = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
+    masks = torch.randint(0, 2, (5, 32, 32), dtype=torch.uint8)
+    masks[4] = IGNORE_ID
+    masks[4, 0, 0] = 1
+    batches = [(photos[:4], masks[:4]), (photos[4:], masks[4:])]
+    scores = train.validate(model, iter(batches), MODEL, "fp32", CPU)
+    with torch.no_grad():
+        logits = model(photos)
+    expected = nn.functional.cross_entropy(logits, masks.long(), ignore_index=IGNORE_ID)
+    confusion = metrics.confusion_matrix(logits.argmax(1), masks, 3)
+    assert scores["val_loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert scores["val_pixel_accuracy"] == pytest.approx(metrics.pixel_accuracy(confusion), abs=1e-3)
+    assert scores["val_miou"] == pytest.approx(metrics.mean_iou(confusion), abs=1e-3)
+    assert list(scores["val_iou"]) == ["pet", "background", "border"]
+
+
+def test_a_score_that_is_not_defined_is_null() -> None:
+    model = UNet(3)
+    with torch.no_grad():
+        model.head.bias.copy_(torch.tensor([100.0, 0, 0]))  # pyright: ignore[reportOptionalMemberAccess]
+        model.head.weight.zero_()
+    masks = torch.zeros((1, 32, 32), dtype=torch.uint8)
+    scores = train.validate(model, iter([(torch.zeros(1, 3, 32, 32), masks)]), MODEL, "fp32", CPU)
+    assert scores["val_iou"] == {"pet": 1, "background": None, "border": None}
+    assert scores["val_miou"] == 1
+    scores = train.validate(model, iter([(torch.zeros(1, 3, 32, 32), masks + IGNORE_ID)]), MODEL, "fp32", CPU)
+    assert scores["val_loss"] is None and scores["val_miou"] is None
+
+
+@pytest.fixture(scope="module")
+def decoded(local_ray: None, drawn: tuple[Path, Path]) -> list[feed.Decoded]:
+    rows = manifest.discover(*map(str, drawn))
+    return feed.decode(list(manifest.split(rows, seed=1, val_count=7)), (32, 32), LabelMap.parse("", 3))
+
+
+@pytest.fixture
+def fit(decoded: list[feed.Decoded], tmp_path: Path) -> Callable[..., Path]:
+    def fit(name: str, **settings: Any) -> Path:
+        config = TrainConfig(storage=str(tmp_path), name=name, batch_size=4, **settings)
+        setup = train.WorkerSetup(
+            config=config, model=MODEL, run=runs.folder(config), cpus=1, train=decoded[0], val=decoded[1]
+        )
+        train.fit(setup)
+        return tmp_path / name
+
+    return fit
+
+
+@pytest.mark.ray
+def test_the_same_seed_and_worker_count_give_the_same_numbers(fit: Callable[..., Path]) -> None:
+    first, again = (fit(name, num_workers=2, epochs=2) for name in ("first", "again"))
+    timing = {"seconds", "train_images_per_s"}
+    histories = [
+        [{k: v for k, v in epoch.items() if k not in timing} for epoch in runs.read_metrics(str(run))]
+        for run in (first, again)
+    ]
+    assert len(histories[0]) == 2 and histories[0] == histories[1]
+    assert [path.name for path in first.iterdir() if path.name.startswith(".")] == []
+    states = []
+    for run in (first, again):
+        last = checkpoint.last(str(run))
+        assert last is not None and last.epoch == 2
+        states.append(checkpoint.load_model(last).state_dict())
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+@pytest.mark.ray
+def test_what_the_ranks_validate_is_what_one_process_would(
+    fit: Callable[..., Path], decoded: list[feed.Decoded]
+) -> None:
+    """Seven rows on two ranks: each counted once, with the averaged statistics that the checkpoint has."""
+    run = fit("run", num_workers=2, epochs=1, precision="fp32")
+    last = checkpoint.last(str(run))
+    assert last is not None
+    share = feed.Share(decoded[1], 0, 1, CPU, 1e9)
+    scores = train.validate(checkpoint.load_model(last), share.eval_batches(3), MODEL, "fp32", CPU)
+    assert last.history[-1]["val_loss"] == pytest.approx(scores["val_loss"], rel=1e-4)
+    assert last.history[-1]["val_pixel_accuracy"] == pytest.approx(scores["val_pixel_accuracy"], abs=1e-3)
+
+
+@pytest.mark.ray
+def test_a_run_goes_on_from_its_last_checkpoint(fit: Callable[..., Path]) -> None:
+    run = fit("run", epochs=1)
+    first = runs.read_metrics(str(run))
+    fit("run", epochs=3)
+    history = runs.read_metrics(str(run))
+    assert [epoch["epoch"] for epoch in history] == [1, 2, 3]
+    assert history[0] == first[0]
+    assert history[1]["train_loss"] < history[0]["train_loss"]
