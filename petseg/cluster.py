@@ -2,9 +2,11 @@
 
 import logging
 import os
+import socket
 
 import ray
 import ray.data
+from ray._private import services, worker  # Ray has no public words for the two things asked of them
 
 from petseg.config import InputError
 
@@ -12,17 +14,35 @@ from petseg.config import InputError
 def connect() -> None:
     """Join the cluster in RAY_ADDRESS or the one started on this machine, else start a local Ray without a dashboard.
 
-    Raises `InputError` where the cluster to join does not answer.
+    Raises `InputError` where the cluster to join does not answer, or its address is none.
     """
+    given = os.environ.get("RAY_ADDRESS", "")
     try:
-        # Ray's own lines and its workers' output would bury ours; errors reach the driver as exceptions.
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
-        where = os.environ.get("RAY_ADDRESS", "the address that `ray start` left on this machine")
+        if "://" in given:  # Ray Client: a driver outside the cluster, which Ray Train does not support
+            raise ValueError(given)
+        address = services.canonicalize_bootstrap_address("auto")
+    except (ValueError, OSError) as error:
         raise InputError(
-            f"no Ray answers at {where}; start it, or unset RAY_ADDRESS (and run `ray stop`) to start a local one"
+            f"RAY_ADDRESS {given}: a cluster's host:port is expected; from outside it, use `ray job submit`"
         ) from error
+    if address is not None and not _answers(address):
+        raise InputError(
+            f"no Ray answers at {given or address}; start it there, or unset RAY_ADDRESS (and run `ray stop` where "
+            "one has crashed) to start a local one"
+        )
+    # Ray's own lines and its workers' output would bury ours; errors reach the driver as exceptions.
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     quieten()
+
+
+def _answers(address: str) -> bool:
+    """Whether anything listens at host:port: Ray itself tries for four minutes, with a screen of warnings."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def quieten() -> None:
@@ -68,6 +88,4 @@ def require(resource: str, amount: int, flags: str) -> None:
 
 def _started_here() -> bool:
     """Whether `connect` started this Ray, so that it is one node for as long as it lives."""
-    from ray._private import worker  # Ray has no public word for it
-
     return worker._global_node is not None and worker._global_node.head

@@ -83,6 +83,8 @@ def _train_worker(loop_config: dict[str, WorkerSetup]) -> None:
     if resumed_from is not None:
         model = checkpoint.load_model(resumed_from)
         history = resumed_from.history
+        if rank == 0:  # a kill between the two writes at an epoch's end left this one behind
+            write_metrics(setup.run, history)
     model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - missing in the stubs
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
     if resumed_from is not None:

@@ -30,6 +30,13 @@ def test_cores_are_shared_so_that_every_worker_fits_on_a_node(
     assert cluster.cpus_per_worker(num_workers) == expected
 
 
+@pytest.mark.parametrize("address", ["nonsense", "ray://127.0.0.1:10001"])
+def test_an_address_that_is_none_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(InputError, match=f"RAY_ADDRESS {address}: a cluster's host:port is expected"):
+        cluster.connect()
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_more_than_this_machine_has_is_refused() -> None:

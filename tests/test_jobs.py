@@ -136,6 +136,33 @@ def test_predict_gives_every_photo_a_row(
 
 
 @pytest.mark.ray
+def test_the_ray_in_ray_address_is_joined(
+    local_ray: None, storage: Path, drawn: tuple[Path, Path], run_job: RunJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cluster of the tests has 4 CPUs, so four predictors fit; a Ray started here has the machine's."""
+    import ray
+
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    done = run_job(
+        "predict", "--checkpoint", storage / "first", "--images", drawn[0], "--output", "out", "--num-workers", 4
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{PAIRS} rows, 0 failed" in done.stdout
+    jobs = ray._private.state.jobs()  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
+    assert len(jobs) == 2  # the tests' own and the one that joined
+
+
+@pytest.mark.ray
+def test_a_ray_address_where_none_answers_is_refused(
+    drawn: tuple[Path, Path], run_job: RunJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    done = run_job("train", "--images", drawn[0], "--masks", drawn[1], *SETTINGS)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no Ray answers at 127.0.0.1:9; ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.ray
 def test_the_default_run_learns(tmp_path: Path, run_job: RunJob) -> None:
     """The README's first command, then the one it ends by printing."""
     done = run_job("train", timeout_s=1200)

@@ -144,6 +144,9 @@ def test_what_the_ranks_validate_is_what_one_process_would(
 def test_a_run_goes_on_from_its_last_checkpoint(fit: Callable[..., Path]) -> None:
     run = fit("run", epochs=1)
     first = runs.read_metrics(str(run))
+    (run / "metrics.jsonl").unlink()  # as after a kill between checkpoint and metrics
+    fit("run", epochs=1)
+    assert runs.read_metrics(str(run)) == first
     fit("run", epochs=3)
     history = runs.read_metrics(str(run))
     assert [epoch["epoch"] for epoch in history] == [1, 2, 3]
