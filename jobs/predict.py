@@ -45,12 +45,13 @@ def main() -> None:
             "max_pixels": config.max_pixels,
         },
     )
-    done = shards.open_output(plan)
-    if shards.is_finished(plan):
+    done = shards.find_done(plan)
+    if shards.is_finished(plan, done):
         _report(shards.total(done), output, "finished before; nothing to do")
         return
     cluster.connect()
     cluster.require("GPU" if config.use_gpu else "CPU", config.num_workers, "--num-workers")
+    shards.begin(plan)
     started = time.perf_counter()
     images_done = _run(plan, done, found.model, weights, config)
     summary = shards.finish(plan, done)
@@ -66,8 +67,7 @@ def _run(plan: Plan, done: dict[int, Summary], model: ModelConfig, weights: byte
 
     todo = [shard for shard in range(plan.target.num_shards) if shard not in done]
     context = ray.data.DataContext.get_current()
-    # One shard must stay one block, however large it is.
-    context.target_max_block_size = 2 * config.shard_size * model.image_size[0] * model.image_size[1] * 3
+    context.target_max_block_size = None  # one shard stays one block, however large it is
     whole_blocks: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None, "zero_copy_batch": True}
     written = (
         ray.data.from_arrow([plan.rows(shard) for shard in todo])

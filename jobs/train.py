@@ -5,6 +5,7 @@ python jobs/train.py --images photos --masks masks --name first    your own
 ray job submit --working-dir . -- python jobs/train.py …           on a cluster
 """
 
+import contextlib
 import shlex
 import threading
 
@@ -15,7 +16,9 @@ from petseg.config import InputError, ModelConfig, TrainConfig
 
 
 def main() -> None:
-    config = runs.resolve(cli.parse(TrainConfig), lambda default: cli.parse(TrainConfig, default))
+    resumed = cli.peek_resume()
+    first = runs.first_settings(*resumed) if resumed else None
+    config = runs.resolve(cli.parse(TrainConfig, first), first)
     run = runs.folder(config)
     finished = len(runs.read_metrics(run))
     if finished >= config.epochs:
@@ -42,6 +45,9 @@ def main() -> None:
         palette=labels.palette(config.num_classes),
         label_map=str(label_map),
     )
+    for name, pixels in zip(model.class_names, train_rows.class_pixels, strict=True):
+        if not pixels:
+            print(f"warning: no pixel of {name} in the masks to train on; see --label-map (now {label_map})")
     runs.begin(config, train_pairs, val_pairs)
     print(f"training on {train_rows.num_rows} pairs, validating on {val_rows.num_rows}; run {run}", flush=True)
     with _Progress(run, config.epochs):
@@ -91,7 +97,9 @@ class _Progress:
 
     def _watch(self) -> None:
         while not self._ended.wait(timeout=1):
-            self._show()
+            # A look that storage refuses is made up for by the next, and the last one raises.
+            with contextlib.suppress(OSError):
+                self._show()
 
     def _show(self) -> None:
         epochs = runs.read_metrics(self._run)

@@ -64,7 +64,7 @@ def save(run: str, model: UNet, optimizer: torch.optim.Optimizer, config: ModelC
     kept = (_best(checkpoints), _last(checkpoints))
     for checkpoint in checkpoints:
         if checkpoint not in kept:
-            storage.remove_folder(checkpoint.location)
+            storage.remove_folder(checkpoint.location, first=_COMMIT)
 
 
 def last(run: str) -> Checkpoint | None:
@@ -87,8 +87,17 @@ def _best(checkpoints: list[Checkpoint]) -> Checkpoint | None:
 
 def _complete(run: str) -> list[Checkpoint]:
     folder = storage.join(run, "checkpoints")
-    locations = (storage.join(folder, name) for name in storage.list_names(folder))
-    return [open_checkpoint(location) for location in locations if _COMMIT in storage.list_names(location)]
+    found = []
+    for location in (storage.join(folder, name) for name in storage.list_names(folder)):
+        if _COMMIT not in storage.list_names(location):
+            continue
+        try:
+            found.append(open_checkpoint(location))
+        except InputError:
+            if _COMMIT in storage.list_names(location):
+                raise
+            # Else a training run that is going on has just deleted it.
+    return found
 
 
 def find(location: str) -> Checkpoint:
@@ -113,8 +122,11 @@ def find(location: str) -> Checkpoint:
 def open_checkpoint(location: str) -> Checkpoint:
     """The settings and history of the checkpoint in this folder, without its weights."""
     config_file, commit_file = storage.join(location, "config.json"), storage.join(location, _COMMIT)
-    model = from_json(ModelConfig, _read(config_file).decode(), config_file)
-    return Checkpoint(location, model, json.loads(_read(commit_file)))
+    model = from_json(ModelConfig, _read(config_file), config_file)
+    history = storage.read_json(commit_file)
+    if not (isinstance(history, list) and history and isinstance(history[-1], dict) and "val_loss" in history[-1]):
+        raise InputError(f"{commit_file}: a list with the metrics of each epoch is expected; was it edited?")
+    return Checkpoint(location, model, history)
 
 
 def read_weights(checkpoint: Checkpoint) -> bytes:

@@ -1,5 +1,6 @@
 """Flags to settings, and errors to exit codes: the edge of every job, and the only file that knows tyro."""
 
+import argparse
 import contextlib
 import io
 import sys
@@ -29,6 +30,19 @@ def parse(cls: type[JobConfigT], default: JobConfigT | None = None) -> JobConfig
             raise exit.__context__ from None
         sys.stderr.write(boxed.getvalue())
         raise
+
+
+def peek_resume() -> tuple[str, str] | None:
+    """--storage and --name of `sys.argv`, where --resume is there too.
+
+    They are needed before the rest can be parsed: the settings of the run that they name are its defaults.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--storage", default=TrainConfig.storage)
+    parser.add_argument("--name")
+    parser.add_argument("--resume", action="store_true")
+    given, _ = parser.parse_known_args()
+    return (given.storage, given.name) if given.resume and given.name else None
 
 
 def run(main: Callable[[], None]) -> NoReturn:

@@ -20,12 +20,15 @@ def connect() -> None:
     try:
         if "://" in given:  # Ray Client: a driver outside the cluster, which Ray Train does not support
             raise ValueError(given)
-        address = services.canonicalize_bootstrap_address("auto")
-    except (ValueError, OSError) as error:
+        # None, as ray.init() asks it: "auto" would also take a Ray that somebody's other job has started.
+        address = services.canonicalize_bootstrap_address(None)  # pyright: ignore[reportArgumentType]
+        host, _, port = (address or "").rpartition(":")
+        answers = address is None or _answers(host, int(port))
+    except (ValueError, socket.gaierror) as error:
         raise InputError(
             f"RAY_ADDRESS {given}: a cluster's host:port is expected; from outside it, use `ray job submit`"
         ) from error
-    if address is not None and not _answers(address):
+    if not answers:
         raise InputError(
             f"no Ray answers at {given or address}; start it there, or unset RAY_ADDRESS (and run `ray stop` where "
             "one has crashed) to start a local one"
@@ -35,11 +38,10 @@ def connect() -> None:
     quieten()
 
 
-def _answers(address: str) -> bool:
-    """Whether anything listens at host:port: Ray itself tries for four minutes, with a screen of warnings."""
-    host, _, port = address.rpartition(":")
+def _answers(host: str, port: int) -> bool:
+    """Whether anything listens there: Ray itself tries for four minutes, with a screen of warnings."""
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
+        socket.create_connection((host, port), timeout=5).close()
     except OSError:
         return False
     return True

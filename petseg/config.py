@@ -135,7 +135,8 @@ class TrainConfig:
             f"--batch-size {self.batch_size}: it is shared equally by --num-workers {self.num_workers}, "
             "so give a multiple of that",
         )
-        _require(self.learning_rate > 0, f"--learning-rate {self.learning_rate}: give a value above 0")
+        _require(0 <= self.seed < 2**63, f"--seed {self.seed}: give 0 to 2^63 - 1")
+        _require(0 < self.learning_rate < float("inf"), f"--learning-rate {self.learning_rate}: give a value above 0")
         _require(self.feed_budget_gb >= 0, f"--feed-budget-gb {self.feed_budget_gb}: give 0 or more")
         _require(
             self.name == self.name.strip() and not set(self.name) & set("/\\\0") and self.name not in (".", ".."),
@@ -193,14 +194,14 @@ def to_json(config: Config) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
-def from_json(cls: type[ConfigT], text: str, source: str) -> ConfigT:
+def from_json(cls: type[ConfigT], text: str | bytes, source: str) -> ConfigT:
     """The settings that `to_json` wrote.
 
     Raises `InputError`, naming `source`, where the text is not JSON, a key is unknown or a value has another type.
     """
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # also bytes that are not UTF-8
         raise InputError(f"{source}: not JSON ({error}); was it edited, or cut short?") from error
     _require(isinstance(values, dict), f"{source}: an object with one key per setting is expected")
     hints = typing.get_type_hints(cls)

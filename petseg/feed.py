@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 import torch
@@ -46,6 +47,8 @@ class Decoded:
     rows: tuple[int, ...]
     """Rows of each block."""
     image_size: tuple[int, int]
+    class_pixels: tuple[int, ...]
+    """Pixels of each class in all masks, as they were decoded."""
 
     @property
     def num_rows(self) -> int:
@@ -61,8 +64,7 @@ def decode(manifests: list[pa.Table], image_size: tuple[int, int], label_map: La
     pieces = [[rows.slice(i, block_rows) for i in range(0, rows.num_rows, block_rows)] for rows in manifests]
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
-    # One piece must become one block, however large a pair is.
-    context.target_max_block_size = max(context.target_max_block_size or 0, 2 * block_rows * _row_bytes(image_size))
+    context.target_max_block_size = None  # one piece becomes one block, however large a pair is
     decoded = ray.data.from_arrow([piece for of_manifest in pieces for piece in of_manifest]).map_batches(
         functools.partial(_decode_block, image_size=image_size, label_map=label_map),
         batch_format="pyarrow",
@@ -71,15 +73,23 @@ def decode(manifests: list[pa.Table], image_size: tuple[int, int], label_map: La
     )
     blocks: list[Any] = decoded.materialize().to_arrow_refs()
     assert len(blocks) == sum(map(len, pieces))
-    failures = [failure for found in ray.get([_failures.remote(block) for block in blocks]) for failure in found]
+    surveys = ray.get([_survey.remote(block) for block in blocks])
+    failures = [failure for found, _ in surveys for failure in found]
     if failures:
         shown = "; ".join(failures[:5]) + ("; …" if len(failures) > 5 else "")
         raise InputError(f"pairs that cannot be used ({len(failures)}): {shown}. Mend or remove them")
-    following = iter(blocks)
-    return [
-        Decoded([next(following) for _ in of_manifest], tuple(piece.num_rows for piece in of_manifest), image_size)
-        for of_manifest in pieces
-    ]
+    parts, following = [], iter(zip(blocks, surveys, strict=True))
+    for of_manifest in pieces:
+        of_part = [next(following) for _ in of_manifest]
+        class_pixels = np.sum([counts[: label_map.num_classes] for _, (_, counts) in of_part], 0)
+        if not class_pixels.any():
+            raise InputError(
+                f"--masks: every pixel is ignored in {of_manifest[0]['mask'][0]} and all the others; see "
+                f"--label-map (now {label_map})"
+            )
+        rows = tuple(piece.num_rows for piece in of_manifest)
+        parts.append(Decoded([block for block, _ in of_part], rows, image_size, tuple(class_pixels.tolist())))
+    return parts
 
 
 def _row_bytes(image_size: tuple[int, int]) -> int:
@@ -90,15 +100,17 @@ def _decode_block(rows: pa.Table, image_size: tuple[int, int], label_map: LabelM
     """`image` and `mask` as raw bytes of fixed size, plain Arrow; null, with the reason in `error`, for a bad pair."""
     columns: dict[str, list[bytes | str | None]] = {"image": [], "mask": [], "error": []}
     for row in rows.to_pylist():
-        photo, mask, error = None, None, None
+        photo, mask, error, reading = None, None, None, row["image"]
         try:
-            content = storage.read(row["image"]), storage.read(row["mask"])
-            decoded, class_ids = images.decode_pair(*content, image_size, label_map, MAX_PIXELS)
+            photo_content = storage.read(reading)
+            reading = row["mask"]
+            mask_content = storage.read(reading)
+            decoded, class_ids = images.decode_pair(photo_content, mask_content, image_size, label_map, MAX_PIXELS)
             photo, mask = decoded.pixels.tobytes(), class_ids.tobytes()
         except images.DecodeError as refused:
             error = f"{row['mask' if refused.in_mask else 'image']}: {refused}"
         except OSError as refused:
-            error = f"{refused.filename or row['image']}: cannot be read: {refused.strerror or refused}"
+            error = f"{reading}: cannot be read: {refused.strerror or refused}"
         for name, value in zip(columns, (photo, mask, error), strict=True):
             columns[name].append(value)
     return pa.table(columns, schema=_block_schema(image_size))
@@ -110,8 +122,11 @@ def _block_schema(image_size: tuple[int, int]) -> pa.Schema:
 
 
 @ray.remote
-def _failures(block: pa.Table) -> list[str]:
-    return block["error"].drop_null().to_pylist()
+def _survey(block: pa.Table) -> tuple[list[str], np.ndarray]:
+    """What failed in a block, and the pixels of each class id, 0 to 255, in what did not."""
+    masks = block.filter(pc.field("error").is_null())["mask"]
+    class_ids = images.from_column(masks, (masks.type.byte_width,))
+    return block["error"].drop_null().to_pylist(), np.bincount(class_ids.ravel(), minlength=256)
 
 
 class Share:
@@ -131,7 +146,10 @@ class Share:
         """Rows of the rank that has the fewest."""
         self._rank = rank
         self._resident: tuple[Tensor, Tensor] | None = None
-        if self.num_rows * _row_bytes(decoded.image_size) <= budget_bytes:
+        share_bytes = self.num_rows * _row_bytes(decoded.image_size)
+        self.resident_bytes = share_bytes if share_bytes <= budget_bytes else 0
+        """What is kept on the device."""
+        if share_bytes <= budget_bytes:
             photos, masks = self._load(np.arange(self.num_rows))
             self._resident = photos.to(device), masks.to(device)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
+from PIL import Image, ImageFile
 
 from petseg import labels
 from petseg.labels import LabelMap
@@ -20,6 +20,9 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 
 PNG_LEVEL = 3
 """zlib level of a mask: nearly as fast as 1, a sixth smaller; 6, the default, halves the speed for another sixth."""
+
+MAX_SIDE = 65535
+"""Longest side in pixels, JPEG's own limit: a longer thread of pixels is no photo, but costs like a large one."""
 
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSE = {
@@ -32,6 +35,7 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 _SWAPS_SIDES = {5, 6, 7, 8}
+_STRETCHED: dict[object, int] = {"L;2": 85, "L;4": 17}
 
 
 class DecodeError(ValueError):
@@ -102,7 +106,7 @@ def from_column(column: pa.ChunkedArray, shape: tuple[int, ...]) -> np.ndarray:
     return data.reshape(-1, *shape)
 
 
-def _open(content: bytes, max_pixels: int) -> Image.Image:
+def _open(content: bytes, max_pixels: int) -> ImageFile.ImageFile:
     """Read the header only."""
     if not content:
         raise DecodeError("the file is empty")
@@ -112,6 +116,8 @@ def _open(content: bytes, max_pixels: int) -> Image.Image:
     except Image.UnidentifiedImageError as error:
         kinds = ", ".join(FORMATS)
         raise DecodeError(f"not an image that can be read ({kinds}); it starts with {content[:8]!r}") from error
+    if max(image.size) > MAX_SIDE:
+        raise DecodeError(f"{image.width} × {image.height} pixels: a side is longer than {MAX_SIDE}")
     if image.width * image.height > max_pixels:
         raise DecodeError(f"{image.width} × {image.height} pixels are more than the limit of {max_pixels}")
     return image
@@ -119,7 +125,9 @@ def _open(content: bytes, max_pixels: int) -> Image.Image:
 
 def _decode_photo(image: Image.Image, size_hw: tuple[int, int]) -> Photo:
     orientation = _orientation(image)
-    width, height = _upright_size(image, orientation)
+    _, (width, height) = _sizes(image, orientation)
+    if image.format == "TIFF":
+        orientation = 1  # Pillow turns these itself
     rows, columns = size_hw[::-1] if orientation in _SWAPS_SIDES else size_hw
     # A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size. Twice the size asked for leaves the antialiasing to the
     # resize: the mean difference from the full decode is 0.01 of 255, and large photos take a fraction of the time.
@@ -129,24 +137,32 @@ def _decode_photo(image: Image.Image, size_hw: tuple[int, int]) -> Photo:
     return Photo(np.asarray(_upright(resized, orientation)), height, width)
 
 
-def _decode_mask(mask: Image.Image, photo: Image.Image, size_hw: tuple[int, int], label_map: LabelMap) -> np.ndarray:
+def _decode_mask(
+    mask: ImageFile.ImageFile, photo: Image.Image, size_hw: tuple[int, int], label_map: LabelMap
+) -> np.ndarray:
     """`photo` is not decoded: only its size and orientation count."""
+    # Pillow stretches grey of 2 or 4 bits to 0..255. Asked first, since reading EXIF may load the pixels.
+    stretch = _STRETCHED.get(mask.tile[0].args, 1) if mask.format == "PNG" and mask.tile else 1
     photo_orientation, orientation = _orientation(photo), _orientation(mask)
-    if orientation == 1 and mask.size == photo.size:
-        orientation = photo_orientation
-    mask_size, photo_size = _upright_size(mask, orientation), _upright_size(photo, photo_orientation)
+    photo_stored_size, photo_size = _sizes(photo, photo_orientation)
+    if orientation == 1 and mask.size == photo_stored_size:
+        orientation, mask_size = photo_orientation, photo_size
+    else:
+        _, mask_size = _sizes(mask, orientation)
+        if mask.format == "TIFF":
+            orientation = 1  # Pillow turns these itself
     if mask_size != photo_size:
         raise DecodeError(
             f"its size {mask_size[0]} × {mask_size[1]} differs from its photo's {photo_size[0]} × {photo_size[1]}"
         )
     rows, columns = size_hw[::-1] if orientation in _SWAPS_SIDES else size_hw
-    class_ids = Image.fromarray(_class_ids(mask, label_map))
+    class_ids = Image.fromarray(_class_ids(mask, stretch, label_map))
     return np.asarray(_upright(class_ids.resize((columns, rows), Image.Resampling.NEAREST), orientation))
 
 
-def _class_ids(mask: Image.Image, label_map: LabelMap) -> np.ndarray:
+def _class_ids(mask: ImageFile.ImageFile, stretch: int, label_map: LabelMap) -> np.ndarray:
     """Raw values to class ids at the stored size, so that no value escapes the check by being resized away."""
-    raw = np.asarray(mask)
+    raw = np.asarray(mask) // stretch if stretch > 1 else np.asarray(mask)
     if raw.ndim != 2 or raw.dtype.kind not in "bui":
         raise DecodeError(
             f"it is a colour image (mode {mask.mode}); masks hold one number per pixel, as grey or indexed colour"
@@ -158,7 +174,7 @@ def _class_ids(mask: Image.Image, label_map: LabelMap) -> np.ndarray:
     class_ids = table[np.clip(raw, 0, len(table) - 1) if np.any(unknown) else raw]
     unknown = unknown | (class_ids == labels.UNKNOWN_ID)
     if unknown.any():
-        raise DecodeError(label_map.refusal(np.unique(raw[unknown]).tolist()))
+        raise DecodeError(label_map.refusal(np.unique(raw[unknown]).tolist(), has_255=bool((raw == 255).any())))
     return class_ids
 
 
@@ -172,9 +188,11 @@ def _orientation(image: Image.Image) -> int:
     return value if value in _TRANSPOSE else 1
 
 
-def _upright_size(image: Image.Image, orientation: int) -> tuple[int, int]:
+def _sizes(image: Image.Image, orientation: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(width, height) as stored, and upright. Of a TIFF, Pillow gives the upright one."""
     width, height = image.size
-    return (height, width) if orientation in _SWAPS_SIDES else (width, height)
+    other = (height, width) if orientation in _SWAPS_SIDES else (width, height)
+    return (other, (width, height)) if image.format == "TIFF" else ((width, height), other)
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
@@ -189,7 +207,8 @@ def _rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise DecodeError("its pixels have more than 16 bits; store it with 8 or 16")
-        image = Image.fromarray((values >> 8).astype(np.uint8))
+        is_8_bit = image.mode == "I" and values.max() < 256  # 32 bits with room to spare
+        image = Image.fromarray((values if is_8_bit else values >> 8).astype(np.uint8))
     return image.convert("RGB")
 
 

@@ -88,10 +88,15 @@ class LabelMap:
             table[raw] = class_id
         return table
 
-    def refusal(self, values: list[int]) -> str:
-        """Why a mask with these raw values, which no class covers, is refused, and the flag that would take them."""
+    def refusal(self, values: list[int], has_255: bool = False) -> str:
+        """Why a mask with these raw values, which no class covers, is refused, and the flag that would take them.
+
+        `has_255`: whether the mask has the value 255, too, which is no unknown one.
+        """
         covered = sorted(raw for raw, class_id in self.ids.items() if class_id != IGNORE_ID)
         message = f"it has the value {_some(values)}, but the classes cover {_some(covered)}"
+        if values == [0] and has_255:
+            return f"{message}; if your masks are black and white, pass --num-classes 2 --label-map 0:0,255:1"
         if values == [0]:
             from_zero = ",".join(f"{i}:{i}" for i in range(self.num_classes))
             return f"{message}; if your masks count from 0, pass --label-map {from_zero}"

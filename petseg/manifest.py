@@ -5,6 +5,7 @@ Columns, all strings: `id` (path below the folder, no ending, "/" between its pa
 """
 
 import random
+import unicodedata
 from pathlib import PurePosixPath
 
 import pyarrow as pa
@@ -24,6 +25,8 @@ def discover(images: str, masks: str | None = None) -> pa.Table:
     Raises `InputError` where a folder is missing or holds no image, where two files have one id, where a photo has
     no mask or a mask no photo, and where a name cannot name an output safely.
     """
+    if images == masks:
+        raise InputError(f"--images and --masks are one folder, {images}; keep photos and masks in two")
     image_files = _files_by_id(images, "--images", apart_from=masks)
     if masks is None:
         ids = sorted(image_files)
@@ -67,11 +70,25 @@ def _files_by_id(folder: str, flag: str, apart_from: str | None) -> dict[str, st
                 f"name; rename or move one of them out of {flag}"
             )
         files[row_id] = location
+    _refuse_nested(files)
     if not files:
         found = f"{others} files of other kinds" if others else "nothing"
         endings = ", ".join(sorted(ending[1:] for ending in IMAGE_ENDINGS))
         raise InputError(f"{flag} {folder}: no image in it ({endings}), but {found}; is it the right folder?")
     return files
+
+
+def _refuse_nested(files: dict[str, str]) -> None:
+    """Neither may a.png be a mask's file and, for a/…'s sake, a folder."""
+    for row_id, location in files.items():
+        if ".png/" not in row_id:
+            continue
+        parts = row_id.split("/")
+        for depth in range(1, len(parts)):
+            above = "/".join(parts[:depth])
+            if above.endswith(".png") and above.removesuffix(".png") in files:
+                other = files[above.removesuffix(".png")]
+                raise InputError(f"{location}: its folder has the name that the mask of {other} gets; rename one")
 
 
 def _refuse_unpaired(ids: list[str], what: str, where: str) -> None:
@@ -82,5 +99,9 @@ def _refuse_unpaired(ids: list[str], what: str, where: str) -> None:
 
 def _refuse_unsafe(name: str, location: str) -> None:
     """An id becomes a file name below the output folder, so it must stay in it on any system (CWE-22)."""
-    if any(part in ("", ".", "..") for part in name.split("/")) or "\\" in name or not name.isprintable():
+    # Control characters, lone surrogates (bytes that are no UTF-8), line and paragraph separators.
+    unfit = not location.isprintable() and any(
+        unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in location
+    )
+    if unfit or "\\" in name or any(part in ("", ".", "..") for part in name.split("/")):
         raise InputError(f"{location!r}: this name cannot be kept for an output file; rename it")

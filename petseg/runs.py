@@ -7,7 +7,6 @@
 import dataclasses
 import io
 import json
-from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -35,11 +34,24 @@ def folder(config: TrainConfig) -> str:
     return storage.join(config.storage, config.name)
 
 
-def resolve(config: TrainConfig, parse: Callable[[TrainConfig], TrainConfig]) -> TrainConfig:
-    """The settings with a name and with absolute locations; those of a resumed run are its own.
+def first_settings(storage_location: str, name: str) -> TrainConfig:
+    """The settings a run has been started with, to be the defaults of a start with --resume.
 
-    `parse` reads the flags again over the settings it is given. Raises `InputError` where the name is taken, or where
-    there is no such run to resume, or it was started with other settings.
+    Raises `InputError` where there is no such run.
+    """
+    absolute = storage.absolute(storage_location)
+    run = storage.join(absolute, name)
+    if "config.json" not in storage.list_names(run):
+        raise InputError(f"--resume --name {name}: there is no run in {run}")
+    location = storage.join(run, "config.json")
+    first = from_json(TrainConfig, storage.read(location), location)
+    return dataclasses.replace(first, storage=absolute, name=name, resume=True)
+
+
+def resolve(config: TrainConfig, first: TrainConfig | None) -> TrainConfig:
+    """The settings with a name and with absolute locations; `first` are those of the run that is resumed, if one is.
+
+    Raises `InputError` where the name of a new run is taken, or a run was started with other settings.
     """
     config = dataclasses.replace(
         config,
@@ -49,66 +61,62 @@ def resolve(config: TrainConfig, parse: Callable[[TrainConfig], TrainConfig]) ->
         masks=config.masks and storage.absolute(config.masks),
     )
     run = folder(config)
-    started = "config.json" in storage.list_names(run)
-    if not config.resume:
-        if storage.list_names(run):
-            remedy = "--resume goes on with it" if started else "it holds other files"
+    if first is None:
+        names = storage.list_names(run)
+        if names:
+            remedy = "--resume goes on with it" if "config.json" in names else "it holds other files"
             raise InputError(f"--name {config.name}: {run} is there already; choose another name ({remedy})")
         storage.require_writable(run, "--storage")
         return config
-    if not started:
-        raise InputError(f"--resume --name {config.name}: there is no run in {run}")
-    location = storage.join(run, "config.json")
-    first = from_json(TrainConfig, storage.read(location).decode(), location)
-    again = parse(dataclasses.replace(first, resume=True))
-    again = dataclasses.replace(
-        again,
-        storage=config.storage,
-        images=again.images and storage.absolute(again.images),
-        masks=again.masks and storage.absolute(again.masks),
-    )
     changed = [
-        f"--{field.name.replace('_', '-')} (was {getattr(first, field.name)}, now {getattr(again, field.name)})"
+        f"--{field.name.replace('_', '-')} (was {getattr(first, field.name)}, now {getattr(config, field.name)})"
         for field in dataclasses.fields(TrainConfig)
-        if field.name not in MAY_CHANGE and getattr(first, field.name) != getattr(again, field.name)
+        if field.name not in MAY_CHANGE and getattr(first, field.name) != getattr(config, field.name)
     ]
     if changed:
         raise InputError(f"--resume: {run} was started with other settings: {', '.join(changed)}; leave them out")
-    return again
+    return config
 
 
 def begin(config: TrainConfig, train: pa.Table, val: pa.Table) -> None:
     """Write what a new run starts from; of a resumed one, check that its pairs are the same.
 
-    Raises `InputError` where they are not: the order of the data would not go on where it stopped.
+    Raises `InputError` where they are not, since the order of the data would not go on where it stopped; or where the
+    folder cannot be written, or another job has just taken the name.
     """
     run = folder(config)
-    sides = ["train"] * train.num_rows + ["val"] * val.num_rows
-    pairs = pa.concat_tables([train, val]).append_column("split", pa.array(sides))
-    location = storage.join(run, "manifest.parquet")
-    if config.resume:
+    settings, location = storage.join(run, "config.json"), storage.join(run, "manifest.parquet")
+    content = to_json(dataclasses.replace(config, resume=False)).encode()
+    sides = pa.array(["train"] * train.num_rows + ["val"] * val.num_rows)
+    pairs = pa.concat_tables([train, val]).append_column("split", sides)
+    if not config.resume:
+        storage.create(settings, content, "--name")
+    elif "manifest.parquet" in storage.list_names(run):
         storage.remove_leftovers(run)
         storage.remove_leftovers(storage.join(run, "checkpoints"))
-        before = pq.read_table(io.BytesIO(storage.read(location)))
-        if before != pairs:
+        # Not the locations: the folders may have been moved.
+        before = pq.read_table(io.BytesIO(storage.read(location)), columns=["id", "split"])
+        if before != pairs.select(["id", "split"]):
             old, new = set(before["id"].to_pylist()), set(pairs["id"].to_pylist())
             raise InputError(
-                f"--resume: the pairs are not those that {run} was started with ({len(new - old)} new, "
-                f"{len(old - new)} gone); start a new run with another --name"
+                f"--resume: the pairs, or their order, are not those that {run} was started with ({len(new - old)} "
+                f"new, {len(old - new)} gone); start a new run with another --name"
             )
-        return
+        storage.write(settings, content)
     buffer = io.BytesIO()
     pq.write_table(pairs, buffer)
     storage.write(location, buffer.getvalue())
-    # Last, since a run is there as soon as this file is.
-    storage.write(storage.join(run, "config.json"), to_json(dataclasses.replace(config, resume=False)).encode())
 
 
 def read_metrics(run: str) -> list[dict[str, Any]]:
     """The epochs so far, from `metrics.jsonl`; none where it is not there yet."""
     if "metrics.jsonl" not in storage.list_names(run):
         return []
-    return [json.loads(line) for line in storage.read(storage.join(run, "metrics.jsonl")).splitlines()]
+    location = storage.join(run, "metrics.jsonl")
+    try:
+        return [json.loads(line) for line in storage.read(location).splitlines()]
+    except ValueError as error:
+        raise InputError(f"{location}: a line of it is not JSON ({error}); was it edited?") from error
 
 
 def describe(epoch: dict[str, Any], epochs: int) -> str:

@@ -5,11 +5,13 @@ plan follows from the manifest and the settings alone, so a second start makes t
 there and does the rest.
 """
 
+import errno
 import hashlib
 import io
 import json
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +42,7 @@ MASK_FOLDER = "masks"
 
 _IO_THREADS = 16
 _ERRORS_KEPT = 5
+_MASKS_WAITING = 8  # masks at the original size that may wait for an encoder
 _PLAN_KEY, _SUMMARY_KEY = b"petseg.plan", b"petseg.summary"
 
 
@@ -106,11 +109,10 @@ def make_plan(manifest: pa.Table, output: str, *, shard_size: int, png: bool, se
     )
 
 
-def open_output(plan: Plan) -> dict[int, Summary]:
-    """Make the output's folder, or check the one that is there; returns the shards that are in it, complete.
+def find_done(plan: Plan) -> dict[int, Summary]:
+    """The shards of this plan that the output holds already, complete; nothing is changed.
 
-    Raises `InputError` where the folder cannot be written, or holds the output of a job with another plan: it is
-    left as it was.
+    Raises `InputError` where the folder cannot be written, or holds the output of a job with another plan.
     """
     output = plan.target.output
     storage.require_writable(output, "--output")
@@ -122,22 +124,35 @@ def open_output(plan: Plan) -> dict[int, Summary]:
             raise InputError(
                 f"--output {output}: {ours[0]} is there already, but no {PLAN_FILE}; choose another folder"
             )
-        storage.write(location, (json.dumps(plan.description, indent=2) + "\n").encode())
         return {}
-    before = json.loads(storage.read(location))
+    before = storage.read_json(location)
+    if not isinstance(before, dict):
+        raise InputError(f"{location}: an object with one key per setting is expected; was it edited?")
     differing = sorted(key for key in before.keys() | plan.description if before.get(key) != plan.description.get(key))
     if differing:
         changes = ", ".join(f"{key} (was {before.get(key)}, now {plan.description.get(key)})" for key in differing)
         raise InputError(f"--output {output}: begun with other settings: {changes}; choose another folder")
-    storage.remove_leftovers(output)
     with ThreadPoolExecutor(_IO_THREADS) as pool:
         found = pool.map(lambda shard: _committed(plan, shard), range(plan.target.num_shards))
         return {shard: summary for shard, summary in enumerate(found) if summary is not None}
 
 
-def is_finished(plan: Plan) -> bool:
-    """Whether the output of this plan, which `open_output` has checked, is complete."""
-    return SUCCESS_FILE in storage.list_names(plan.target.output)
+def is_finished(plan: Plan, done: dict[int, Summary]) -> bool:
+    """Whether nothing is left to do, given what `find_done` found."""
+    return len(done) == plan.target.num_shards and SUCCESS_FILE in storage.list_names(plan.target.output)
+
+
+def begin(plan: Plan) -> None:
+    """Make the output's folder and write the plan, or clear up after a start of the same plan that was killed.
+
+    Raises `InputError` where the folder cannot be written.
+    """
+    output = plan.target.output
+    if PLAN_FILE in storage.list_names(output):
+        storage.remove_leftovers(output)
+        return
+    content = json.dumps(plan.description, indent=2) + "\n"
+    storage.create(storage.join(output, PLAN_FILE), content.encode(), "--output")
 
 
 def read_shard(rows: pa.Table, size_hw: tuple[int, int], max_pixels: int) -> pa.Table:
@@ -167,7 +182,7 @@ def read_shard(rows: pa.Table, size_hw: tuple[int, int], max_pixels: int) -> pa.
 def predict_shard(
     rows: pa.Table,
     size_hw: tuple[int, int],
-    predict: Callable[[list[Photo]], list[Any]],
+    predict: Callable[[list[Photo]], Iterable[Any]],
     palette: tuple[tuple[int, int, int], ...],
     pool: ThreadPoolExecutor,
 ) -> pa.Table:
@@ -175,13 +190,21 @@ def predict_shard(
     pixels = images.from_column(rows["pixels"], (*size_hw, 3))
     good = [row for row, error in enumerate(rows["error"].to_pylist()) if error is None]
     heights, widths = rows["height"].to_pylist(), rows["width"].to_pylist()
+    found: dict[str, list[Any]] = {name: [None] * rows.num_rows for name in ("mask_png", "class_pixels", "confidence")}
+    encoding: deque[tuple[int, Future[bytes]]] = deque()
+
+    def take(at_most: int) -> None:
+        while len(encoding) > at_most:
+            row, png = encoding.popleft()
+            found["mask_png"][row] = png.result()
+
     masks = predict([Photo(pixels[row], heights[row], widths[row]) for row in good])
-    pngs = pool.map(lambda mask: images.encode_mask(mask.class_ids, palette), masks)
-    found = {name: [None] * rows.num_rows for name in ("mask_png", "class_pixels", "confidence")}
-    for row, mask, png in zip(good, masks, pngs, strict=True):
-        found["mask_png"][row] = png
+    for row, mask in zip(good, masks, strict=True):
         found["class_pixels"][row] = mask.class_pixels
         found["confidence"][row] = mask.confidence
+        encoding.append((row, pool.submit(images.encode_mask, mask.class_ids, palette)))
+        take(_MASKS_WAITING)
+    take(0)
     columns = {name: found[name] if name in found else rows[name] for name in SCHEMA.names}
     return pa.table(columns, schema=SCHEMA).append_column("shard", rows["shard"])
 
@@ -240,10 +263,12 @@ def _committed(plan: Plan, shard: int) -> Summary | None:
     try:
         with storage.open_file(location) as file:
             metadata = pq.read_metadata(file)
-    except FileNotFoundError:
-        return None
     except pa.ArrowInvalid:
         return None  # cut short or overwritten by something else: it is written anew
+    except OSError as error:
+        if error.errno not in (None, errno.ENOENT):
+            raise
+        return None  # not there; or a broken footer, for which Arrow has this type, too, but no number
     footer = metadata.metadata or {}
     expected = min(plan.shard_size, plan.manifest.num_rows - shard * plan.shard_size)
     if metadata.num_rows != expected or footer.get(_PLAN_KEY) != plan.target.fingerprint.encode():

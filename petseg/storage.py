@@ -4,20 +4,24 @@ A location is a string: a local path, or a URI that `pyarrow.fs` knows (s3://buc
 reading and writing whole files are here; what the bytes mean is not.
 """
 
+import errno
 import functools
+import json
 import os
 import re
 import shutil
+import urllib.parse
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from petseg.config import InputError
 
-_URI = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
+_URI = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 
 _TEMPORARY = ".petseg-tmp-"
 """How the name begins under which a local file is written before it takes its own."""
@@ -26,12 +30,20 @@ _TEMPORARY = ".petseg-tmp-"
 def absolute(location: str) -> str:
     """`location` such that it means the same in another working directory, without a slash at its end.
 
-    Ray's workers change theirs, so every location is made absolute on the driver.
+    Ray's workers change theirs, so every location is made absolute on the driver. Raises `InputError` where a URI has
+    no bucket, or credentials in it, which would end up in logs and in the settings of a run.
     """
     if _URI.match(location):
-        if location.startswith("file://"):
-            return str(Path(location.removeprefix("file://")).absolute())
-        return location.rstrip("/")
+        parts = urllib.parse.urlsplit(location)
+        if parts.scheme == "file":
+            return os.path.abspath(urllib.parse.unquote(parts.path))  # noqa: PTH100
+        if "@" in parts.netloc or not parts.netloc or parts.query:
+            # Not shown: it may hold a secret.
+            raise InputError(
+                f"{parts.scheme}://…: scheme://bucket/prefix is expected, without credentials or options; they come "
+                "from the environment (AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL, …)"
+            )
+        return parts.scheme + location[len(parts.scheme) :].rstrip("/")
     return os.path.abspath(os.path.expanduser(location))  # noqa: PTH100, PTH111 - as text: ".." must go too
 
 
@@ -49,7 +61,7 @@ def list_files(folder: str) -> Iterator[str]:
     """The path below `folder` of every file in it, at any depth, in no particular order.
 
     Hidden files and folders (a leading dot) are passed over: operating systems and editors leave them everywhere.
-    Links to folders are not followed, since a circle would never end.
+    Links to folders are not followed, since a circle would never end; nor are pipes and devices files.
 
     Raises `InputError` where there is no such folder or it cannot be read.
     """
@@ -59,7 +71,7 @@ def list_files(folder: str) -> Iterator[str]:
     filesystem, path = _open(folder)
     try:
         infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
-    except OSError as error:
+    except (OSError, pa.ArrowException) as error:
         raise InputError(f"{folder}: cannot be listed: {_reason(error)}") from error
     for info in infos:
         below = info.path[len(path) + 1 :]
@@ -72,20 +84,34 @@ def _list_local(folder: str) -> Iterator[str]:
     if not os.path.isdir(folder):  # noqa: PTH112
         raise InputError(f"{folder}: no such folder")
 
-    def refuse(error: OSError) -> None:
-        raise InputError(f"{error.filename}: cannot be listed: {error.strerror}") from error
-
-    for root, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        below = os.path.relpath(root, folder)
-        prefix = "" if below == "." else below + "/"
-        yield from (prefix + name for name in files if not name.startswith("."))
+    waiting = [""]
+    while waiting:
+        below = waiting.pop()
+        try:
+            with os.scandir(os.path.join(folder, below)) as entries:  # noqa: PTH118
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(f"{below}{entry.name}/")
+                    elif entry.is_file() or (entry.is_symlink() and not entry.is_dir()):
+                        yield below + entry.name
+        except OSError as error:
+            raise InputError(f"{error.filename}: cannot be listed: {error.strerror}") from error
 
 
 def list_names(folder: str) -> list[str]:
-    """The sorted names of the files and folders directly in `folder`; none where it does not exist."""
+    """The sorted names of the files and folders directly in `folder`; none where it does not exist, or is a file.
+
+    Raises `InputError` where it cannot be listed.
+    """
     filesystem, path = _open(folder)
-    infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    try:
+        if filesystem.get_file_info(path).type == pafs.FileType.File:
+            return []
+        infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{folder}: cannot be listed: {_reason(error)}") from error
     return sorted(info.base_name for info in infos)
 
 
@@ -96,6 +122,16 @@ def read(location: str) -> bytes:
     filesystem, path = _open(location)
     with filesystem.open_input_stream(path) as stream:
         return stream.read()
+
+
+def read_json(location: str) -> Any:
+    """The content of a JSON file. Raises `InputError` where it is none, or cannot be read."""
+    try:
+        return json.loads(read(location))
+    except ValueError as error:  # also bytes that are not UTF-8
+        raise InputError(f"{location}: not JSON ({error}); was it edited, or cut short?") from error
+    except OSError as error:
+        raise InputError(f"{location}: cannot be read: {error.strerror or error}") from error
 
 
 def open_file(location: str) -> pa.NativeFile:
@@ -126,6 +162,37 @@ def write(location: str, content: bytes, scratch: str | None = None) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def create(location: str, content: bytes, flag: str) -> None:
+    """Write a file that must not be there yet: of two processes that try, one is refused.
+
+    In an object store it is looked for first, which two within the same moment can pass.
+    Raises `InputError`, naming `flag`, where it is there, or where the folder cannot be written.
+    """
+    try:
+        if not is_local(location):
+            filesystem, path = _open(location)
+            if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
+                raise FileExistsError(location)
+            write(location, content)
+            return
+        temporary = _temporary(os.path.dirname(location))  # noqa: PTH120
+        try:
+            _write_through(temporary, content)
+            try:
+                os.link(temporary, location)  # unlike a rename, not over another
+            except OSError as error:
+                # Some file systems have no links; there it is looked for first.
+                if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS) or Path(location).exists():
+                    raise
+                temporary.replace(location)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except FileExistsError as error:
+        raise InputError(f"{flag}: {location} is there already; was another job started just now?") from error
+    except OSError as error:
+        raise InputError(f"{flag}: {location} cannot be written: {_reason(error)}") from error
+
+
 def write_folder(location: str, files: dict[str, bytes]) -> None:
     """Write a new folder of files; it appears complete or not at all.
 
@@ -145,9 +212,11 @@ def write_folder(location: str, files: dict[str, bytes]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def remove_folder(location: str) -> None:
-    """Delete a folder and all in it; no error where there is none."""
+def remove_folder(location: str, first: str | None = None) -> None:
+    """Delete a folder and all in it, the file `first` before the others; no error where there is none."""
     filesystem, path = _open(location)
+    if first is not None and filesystem.get_file_info(f"{path}/{first}").type == pafs.FileType.File:
+        filesystem.delete_file(f"{path}/{first}")
     if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
         filesystem.delete_dir(path)
 
@@ -185,7 +254,7 @@ def _bucket_file_system(scheme: str, bucket: str) -> pafs.FileSystem:
     """Credentials, region and endpoint come from where the provider's own tools take them."""
     try:
         return pafs.FileSystem.from_uri(f"{scheme}://{bucket}")[0]
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException) as error:
         raise InputError(f"{scheme}://{bucket}: cannot be opened: {_reason(error)}") from error
 
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from petseg import checkpoint, feed, metrics, precision, storage
-from petseg.config import ModelConfig, Precision, TrainConfig
+from petseg.config import InputError, ModelConfig, Precision, TrainConfig
 from petseg.labels import IGNORE_ID
 from petseg.unet import BN_MOMENTUM, UNet, init_seeded
 
@@ -48,7 +48,8 @@ class WorkerSetup:
 def fit(setup: WorkerSetup) -> None:
     """Train with Ray Train until `epochs` are done; a resumed run goes on from the last checkpoint in `run`.
 
-    Raises `ray.train.v2.api.exceptions.WorkerGroupError` with the worker's traceback where one failed.
+    Raises `InputError` where the loss is no longer a number or a checkpoint cannot be loaded, and
+    `ray.train.WorkerGroupError`, with the worker's traceback, where one failed in another way.
     """
     config = setup.config
     resources = {"CPU": setup.cpus} | ({"GPU": 1} if config.use_gpu else {})
@@ -62,6 +63,12 @@ def fit(setup: WorkerSetup) -> None:
     )
     try:
         trainer.fit()
+    except ray.train.WorkerGroupError as error:
+        for failure in error.worker_failures.values():
+            cause = getattr(failure, "_base_exc", failure)  # Ray wraps what a worker raised, with its traceback
+            if isinstance(cause, InputError):
+                raise cause from None
+        raise
     finally:
         storage.remove_folder(storage.join(setup.run, _RAY_FOLDER))
 
@@ -96,11 +103,12 @@ def _train_worker(loop_config: dict[str, WorkerSetup]) -> None:
 
     batch_size = config.batch_size // world_size
     train_share = feed.Share(setup.train, rank, world_size, device, config.feed_budget_gb * 1e9)
-    val_share = feed.Share(setup.val, rank, world_size, device, config.feed_budget_gb * 1e9)
+    left_bytes = config.feed_budget_gb * 1e9 - train_share.resident_bytes
+    val_share = feed.Share(setup.val, rank, world_size, device, left_bytes)
     steps = train_share.smallest // batch_size
     for epoch in range(len(history) + 1, config.epochs + 1):
         started = time.perf_counter()
-        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        sums = torch.zeros(2, dtype=torch.float64, device=device)  # of the loss, of the pixels that count
         model.train()
         for number, (photos, masks) in enumerate(train_share.train_batches(batch_size, config.seed, epoch)):
             done = (epoch - 1) * steps + number
@@ -108,16 +116,18 @@ def _train_worker(loop_config: dict[str, WorkerSetup]) -> None:
             _set_batch_norm_momentum(model, done)
             with precision.autocast(arithmetic, device):
                 logits = parallel(photos)
-            loss = cross_entropy_sum(logits, masks) / (masks != IGNORE_ID).sum().clamp(min=1)
+            loss_sum, pixels = cross_entropy_sum(logits, masks), (masks != IGNORE_ID).sum()
+            sums += torch.stack([loss_sum.detach(), pixels])
+            # DDP takes the mean of the ranks' gradients; what is wanted is the mean over the pixels of all of them.
+            _all_reduce(pixels)
             optimizer.zero_grad()
-            loss.backward()
+            (loss_sum * world_size / pixels.clamp(min=1)).backward()
             optimizer.step()
-            loss_sum += loss.detach()
-        _all_reduce(loss_sum)
-        train_loss = loss_sum.item() / (steps * world_size)
+        _all_reduce(sums)
+        train_loss = (sums[0] / sums[1].clamp(min=1)).item()
         trained_s = time.perf_counter() - started
         if not math.isfinite(train_loss):
-            raise FloatingPointError(f"the training loss of epoch {epoch} is {train_loss}; lower --learning-rate")
+            raise InputError(f"the training loss of epoch {epoch} is {train_loss}; lower --learning-rate")
 
         _average_batch_norm(model, world_size)
         scores = validate(model, val_share.eval_batches(batch_size), model_config, arithmetic, device)

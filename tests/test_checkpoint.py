@@ -97,6 +97,31 @@ def test_half_a_checkpoint_is_none_and_is_replaced(tmp_path: Path) -> None:
     assert checkpoint.find(str(tmp_path)).location == str(half)
 
 
+def test_a_checkpoint_that_is_being_deleted_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill in the middle leaves a folder without its metrics.json, since that goes first."""
+    save(tmp_path, 0.5)
+    save(tmp_path, 0.5, 0.4)
+    save(tmp_path, 0.5, 0.4, 0.6)
+
+    def killed_after_the_first(location: str, first: str | None = None) -> None:
+        if first:
+            (Path(location) / first).unlink()
+
+    monkeypatch.setattr(storage, "remove_folder", killed_after_the_first)
+    save(tmp_path, 0.5, 0.4, 0.6, 0.7)
+    assert (tmp_path / "checkpoints" / "epoch-0003" / "model.pt").exists()
+    last = checkpoint.last(str(tmp_path))
+    assert last is not None and last.epoch == 4
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b"[1]"])
+def test_a_history_that_was_edited_is_named(content: bytes, tmp_path: Path) -> None:
+    save(tmp_path, 0.5)
+    (tmp_path / "checkpoints" / "epoch-0001" / "metrics.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"epoch-0001/metrics\.json: "):
+        checkpoint.find(str(tmp_path))
+
+
 def test_find_takes_a_run_or_a_checkpoint(tmp_path: Path) -> None:
     save(tmp_path, 0.5)
     save(tmp_path, 0.5, 0.8)

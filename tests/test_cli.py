@@ -43,6 +43,22 @@ def test_flags_go_over_the_defaults_given(monkeypatch: pytest.MonkeyPatch) -> No
     assert cli.parse(TrainConfig, TrainConfig(seed=9, epochs=2)) == TrainConfig(image_size=(64, 96), epochs=4, seed=9)
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--resume --name a", ("runs", "a")),
+        ("--epochs 3 --name=a --storage s3://b/c --resume", ("s3://b/c", "a")),
+        ("--name a", None),
+        ("--resume", None),
+    ],
+)
+def test_what_to_resume_is_known_before_the_rest(
+    flags: str, expected: tuple[str, str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags.split()])
+    assert cli.peek_resume() == expected
+
+
 def test_settings_that_fail_their_check_reach_the_user_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py", "--epochs", "0"])
     with pytest.raises(InputError, match="--epochs 0: give at least 1"):

@@ -30,7 +30,17 @@ def test_cores_are_shared_so_that_every_worker_fits_on_a_node(
     assert cluster.cpus_per_worker(num_workers) == expected
 
 
-@pytest.mark.parametrize("address", ["nonsense", "ray://127.0.0.1:10001"])
+def test_where_no_ray_is_found_one_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster.services, "find_gcs_addresses", set)
+    monkeypatch.setattr(cluster.services, "find_bootstrap_address", lambda _: None)
+    monkeypatch.setattr(cluster.ray, "init", lambda **settings: started.append(settings))
+    cluster.connect()
+    assert len(started) == 1 and "address" not in started[0]
+
+
+@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:abc", "ray://127.0.0.1:10001"])
 def test_an_address_that_is_none_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(InputError, match=f"RAY_ADDRESS {address}: a cluster's host:port is expected"):

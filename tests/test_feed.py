@@ -34,7 +34,7 @@ def make_decoded(*rows: int) -> Decoded:
         columns = {"image": [bytes([v]) * 18 for v in values], "mask": [bytes([v]) * 6 for v in values]}
         schema = pa.schema([("image", pa.binary(18)), ("mask", pa.binary(6))])
         blocks.append(pa.table(columns, schema=schema))
-    return Decoded(blocks, tuple(rows), SIZE)
+    return Decoded(blocks, tuple(rows), SIZE, (1, 1, 1))
 
 
 def numbers(batch: feed.Batch) -> list[int]:
@@ -151,6 +151,16 @@ class TestDecode:
                 resized = Image.open(row["image"]).resize((48, 32), Image.Resampling.BILINEAR)
                 difference = photo.permute(1, 2, 0).numpy().astype(int) - np.asarray(resized)
                 assert np.abs(difference).mean() < 1.5, row["id"]
+
+    def test_masks_that_say_nothing_are_refused_and_missing_classes_counted(self, tmp_path: Path) -> None:
+        for folder, value in (("images", 9), ("masks", 255)):
+            (tmp_path / folder).mkdir()
+            Image.fromarray(np.full((8, 8), value, np.uint8)).save(tmp_path / folder / "a.png")
+        rows = manifest.discover(f"{tmp_path}/images", f"{tmp_path}/masks")
+        with pytest.raises(InputError, match=r"every pixel is ignored in .*masks/a.png and all the others"):
+            feed.decode([rows], (16, 16), LabelMap.parse("", 3))
+        [decoded] = feed.decode([rows], (16, 16), LabelMap.parse("0:0,255:1", 2))
+        assert decoded.class_pixels == (0, 256)
 
     def test_bad_pairs_are_refused_by_name(self, drawn: tuple[Path, Path], tmp_path: Path) -> None:
         for index, name in enumerate(("a", "b", "c", "d")):

@@ -1,4 +1,6 @@
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -89,18 +91,25 @@ def test_16_bits_are_scaled_to_8() -> None:
     assert (images.decode_photo(encode(deep), (4, 4), LIMIT).pixels == 200).all()
 
 
+def test_8_bits_in_32_are_not_scaled() -> None:
+    wide = Image.fromarray(np.full((8, 8), 200, np.int32))
+    assert (images.decode_photo(encode(wide, "TIFF"), (4, 4), LIMIT).pixels == 200).all()
+
+
 def test_of_an_animation_the_first_frame() -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     content = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert images.decode_photo(content, (4, 4), LIMIT).pixels[0, 0].tolist() == [255, 0, 0]
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_turns_photo_and_mask_alike(orientation: int) -> None:
-    photo = encode(stored(UPRIGHT, orientation), exif=exif(orientation))
+def test_exif_orientation_turns_photo_and_mask_alike(orientation: int, kind: str) -> None:
+    photo = encode(stored(UPRIGHT, orientation), kind, exif=exif(orientation))
     masks = {
         "without a tag of its own": encode(stored(MASK, orientation)),
         "with its own tag": encode(stored(MASK, orientation), exif=exif(orientation)),
+        "as a TIFF with its own tag": encode(stored(MASK, orientation), "TIFF", exif=exif(orientation)),
     }
     if orientation in (5, 6, 7, 8):
         masks["drawn upright"] = encode(Image.fromarray(MASK))
@@ -154,6 +163,28 @@ def test_grey_masks_of_any_depth(raw: np.ndarray) -> None:
     assert ids.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]]
 
 
+def png_of_few_bits(values: np.ndarray, bits: int) -> bytes:
+    """A grey PNG of 2 or 4 bits per pixel, which Pillow reads but does not write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = values.shape
+    shifts = np.arange(8 - bits, -1, -bits)
+    packed = (values.reshape(height, -1, 8 // bits) << shifts).sum(2).astype(np.uint8)
+    lines = b"".join(b"\0" + line.tobytes() for line in packed)
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_grey_masks_of_few_bits_have_the_values_that_are_stored(bits: int) -> None:
+    values = np.array([[1, 2, 3, 1, 2, 3, 1, 2]])
+    photo = encode(Image.new("RGB", (8, 1)))
+    _, ids = images.decode_pair(photo, png_of_few_bits(values, bits), (1, 8), TRIMAP, LIMIT)
+    assert np.array_equal(ids, values - 1)
+
+
 def test_the_indices_of_a_palette_mask_are_its_values() -> None:
     mask = Image.fromarray(MASK)
     mask.putpalette([9, 9, 9] * 256)
@@ -165,6 +196,7 @@ def test_the_indices_of_a_palette_mask_are_its_values() -> None:
     ("mask", "message"),
     [
         (encode(Image.new("L", (48, 32), 4)), "it has the value 4, but the classes cover 1, 2, 3"),
+        (encode(Image.fromarray(np.eye(32, 48, dtype=np.uint8) * 255)), "--num-classes 2 --label-map 0:0,255:1"),
         (encode(Image.fromarray(np.full((32, 48), 1000, np.uint16))), "it has the value 1000,"),
         (encode(Image.fromarray(np.full((32, 48), 70000, np.int32)), "TIFF"), "it has the value 70000,"),
         (encode(Image.new("L", (32, 48), 1)), "its size 32 × 48 differs from its photo's 48 × 32"),
@@ -200,6 +232,7 @@ JPEG = encode(Image.fromarray(UPRIGHT).resize((400, 300)), "JPEG")
         (JPEG[:10], "."),
         (encode(Image.new("F", (8, 8)), "TIFF"), "floating-point"),
         (encode(Image.fromarray(np.full((8, 8), 10**6, np.int32)), "TIFF"), "more than 16 bits"),
+        (encode(Image.new("1", (70000, 1))), "a side is longer than 65535"),
         (encode(Image.new("1", (1001, 1000))), "1001 × 1000 pixels are more than the limit of 1000000"),
     ],
 )

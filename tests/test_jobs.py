@@ -92,7 +92,7 @@ def test_predict_gives_every_photo_a_row(
     photos = tmp_path / "photos"
     shutil.copytree(drawn[0], photos / "some")
     (photos / "broken.jpg").write_bytes(b"text")
-    Image.new("CMYK", (70, 50)).save(photos / "cmyk.tif")
+    Image.new("CMYK", (3000, 2000)).save(photos / "cmyk.tif")
     flags = ("--checkpoint", storage / "first", "--images", "photos", "--output", "out")
     settings = ("--shard-size", 10, "--num-workers", 2, "--batch-size", 4)
     done = run_job("predict", *flags, *settings)

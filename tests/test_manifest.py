@@ -43,7 +43,7 @@ def test_photos_in_a_folder_below_the_masks_are_no_masks(tmp_path: Path) -> None
 
 def test_photos_and_masks_in_one_folder_are_refused(tmp_path: Path) -> None:
     folder = touch(tmp_path, "a.jpg", "a.png")
-    with pytest.raises(InputError, match="two files with one id"):
+    with pytest.raises(InputError, match="--images and --masks are one folder"):
         manifest.discover(folder, folder)
 
 
@@ -58,6 +58,11 @@ def test_photos_and_masks_in_one_folder_are_refused(tmp_path: Path) -> None:
         (["a.jpg"], ["a.npy"], r"--masks .*masks: no image in it"),
         (["a\nb.jpg"], ["a\nb.png"], r"a\\nb\.jpg': this name cannot be kept"),
         (["a\\b.jpg"], ["a\\b.png"], r"cannot be kept"),
+        (
+            ["a.jpg", "a.png/b.jpg"],
+            ["a.png"],
+            r"a\.png/b\.jpg: its folder has the name that the mask of .*/a\.jpg gets",
+        ),
     ],
 )
 def test_folders_that_do_not_fit_are_refused(tmp_path: Path, photos: list[str], masks: list[str], message: str) -> None:
@@ -82,6 +87,18 @@ def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "\udcff.jpg").touch()
     with pytest.raises(InputError, match="cannot be kept"):
         manifest.discover(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name", ["Screenshot 1.23.45\u202fPM", "写真\u3000一", "a\u00a0b", "👩\u200d🚀", "50% off", "Größe"]
+)
+def test_names_of_all_the_world_are_kept(name: str, tmp_path: Path) -> None:
+    assert manifest.discover(touch(tmp_path, f"{name}.png"))["id"].to_pylist() == [name]
+
+
+def test_a_folder_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be kept"):
+        manifest.discover(touch(tmp_path / "caf\udce9", "a.jpg"))
 
 
 def test_split_is_the_keras_example_s(tmp_path: Path) -> None:

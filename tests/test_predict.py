@@ -12,11 +12,11 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("size", [(40, 64), (7, 5), (1, 1), (123, 77), (16, 24)])
-@pytest.mark.parametrize("strip_pixels", [1, 500, 2**20])
+@pytest.mark.parametrize("strip_values", [1, 2000, 2**22])
 def test_restore_is_bilinear_upsampling_then_argmax(
-    size: tuple[int, int], strip_pixels: int, monkeypatch: pytest.MonkeyPatch
+    size: tuple[int, int], strip_values: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predict, "STRIP_PIXELS", strip_pixels)
+    monkeypatch.setattr(predict, "STRIP_VALUES", strip_values)
     logits = torch.randn(4, 16, 24, generator=torch.Generator().manual_seed(0)) * 3
     mask = predict.restore(logits, *size)
     whole = F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
@@ -37,7 +37,8 @@ def photos(count: int) -> list[Photo]:
 def test_masks_do_not_depend_on_the_batch() -> None:
     torch.manual_seed(0)
     model = UNet(3, input_scale=1 / 127.5, input_offset=-1)
-    together, alone = (Predictor(model, CPU, size, "fp32")(photos(5)) for size in (4, 1))
+    together, alone = (list(Predictor(model, CPU, size, "fp32")(photos(5))) for size in (4, 1))
+    assert len(together) == 5
     for i, (a, b) in enumerate(zip(together, alone, strict=True)):
         assert a.class_ids.shape == (20 + i, 30 + i)
         assert (a.class_ids != b.class_ids).mean() < 0.01
@@ -49,6 +50,9 @@ def test_the_network_predicts_in_evaluation_mode() -> None:
     before = model.entry_bn.running_mean
     assert before is not None
     before = before.clone()
-    assert Predictor(model, CPU, 2, "bf16")([]) == []
-    Predictor(model, CPU, 2, "bf16")(photos(2))
+    predictor = Predictor(model, CPU, 2, "bf16")
+    assert list(predictor([])) == []
+    mask, _ = predictor(photos(2))
+    assert mask.class_ids.shape == (20, 30)
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
     assert torch.equal(before, model.entry_bn.running_mean)  # pyright: ignore[reportArgumentType]

@@ -1,5 +1,6 @@
 import io
 import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,14 +20,12 @@ SIZE = (16, 24)
 SETTINGS = {"checkpoint_sha256": "c0ffee"}
 
 
-def paint(photos: list[Photo]) -> list[Mask]:
+def paint(photos: list[Photo]) -> Iterator[Mask]:
     """A predictor that needs no network: the class is the photo's brightest channel."""
-    masks = []
     for photo in photos:
         winner = int(photo.pixels.mean((0, 1)).argmax())
         ids = np.full((photo.height, photo.width), winner, np.uint8)
-        masks.append(Mask(ids, np.bincount(ids.ravel(), minlength=3).tolist(), 0.75))
-    return masks
+        yield Mask(ids, np.bincount(ids.ravel(), minlength=3).tolist(), 0.75)
 
 
 @pytest.fixture
@@ -48,6 +47,12 @@ def make_plan(photos: Path, output: Path, **changes: object) -> Plan:
     return shards.make_plan(manifest.discover(str(photos)), str(output), **settings)  # pyright: ignore
 
 
+def start(plan: Plan) -> dict[int, shards.Summary]:
+    done = shards.find_done(plan)
+    shards.begin(plan)
+    return done
+
+
 def do(plan: Plan, *numbers: int) -> dict[int, shards.Summary]:
     done = {}
     with ThreadPoolExecutor(2) as pool:
@@ -64,7 +69,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def test_every_photo_has_its_row_and_every_mask_its_file(photos: Path, tmp_path: Path) -> None:
     plan = make_plan(photos, tmp_path / "out")
-    assert shards.open_output(plan) == {}
+    assert start(plan) == {}
     done = do(plan, 0, 1, 2)
     summary = shards.finish(plan, done)
     assert (summary.rows, summary.failed, len(summary.first_errors)) == (7, 1, 1)
@@ -99,23 +104,26 @@ def test_every_photo_has_its_row_and_every_mask_its_file(photos: Path, tmp_path:
 
 def test_a_second_start_does_the_rest_to_the_same_bytes(photos: Path, tmp_path: Path) -> None:
     whole, halved = make_plan(photos, tmp_path / "whole"), make_plan(photos, tmp_path / "halved")
-    shards.open_output(whole)
+    start(whole)
     shards.finish(whole, do(whole, 0, 1, 2))
 
-    shards.open_output(halved)
+    start(halved)
     first = do(halved, 1)
-    assert not shards.is_finished(halved)
-    found = shards.open_output(make_plan(photos, tmp_path / "halved"))
+    assert not shards.is_finished(halved, first)
+    found = start(make_plan(photos, tmp_path / "halved"))
     assert found == first
-    shards.finish(halved, found | do(halved, 2, 0))
-    assert shards.is_finished(halved)
+    done = found | do(halved, 2, 0)
+    shards.finish(halved, done)
+    assert shards.is_finished(halved, done)
     assert content(tmp_path / "halved") == content(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("harm", ["missing", "cut short", "empty", "too few rows", "of another plan", "without footer"])
+@pytest.mark.parametrize(
+    "harm", ["missing", "cut short", "empty", "broken footer", "too few rows", "of another plan", "without footer"]
+)
 def test_a_shard_that_is_not_whole_and_ours_is_not_taken(harm: str, photos: Path, tmp_path: Path) -> None:
     plan = make_plan(photos, tmp_path / "out")
-    shards.open_output(plan)
+    start(plan)
     done = do(plan, 0, 1, 2)
     file = Path(plan.target.location(1))
     table = pq.read_table(file)
@@ -123,6 +131,10 @@ def test_a_shard_that_is_not_whole_and_ours_is_not_taken(harm: str, photos: Path
         file.unlink()
     elif harm in ("cut short", "empty"):
         file.write_bytes(file.read_bytes()[:-100] if harm == "cut short" else b"")
+    elif harm == "broken footer":
+        whole = file.read_bytes()
+        footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+        file.write_bytes(whole[:footer] + b"\xff" * 40 + whole[footer + 40 :])
     elif harm == "too few rows":
         pq.write_table(table.slice(1), file)
     elif harm == "of another plan":
@@ -130,7 +142,10 @@ def test_a_shard_that_is_not_whole_and_ours_is_not_taken(harm: str, photos: Path
         pq.write_table(table.replace_schema_metadata(changed), file)
     else:
         pq.write_table(table.replace_schema_metadata(None), file)
-    assert shards.open_output(plan) == {0: done[0], 2: done[2]}
+    shards.finish(plan, done)
+    found = start(plan)
+    assert found == {0: done[0], 2: done[2]}
+    assert not shards.is_finished(plan, found)
 
 
 @pytest.mark.parametrize(
@@ -147,19 +162,33 @@ def test_other_settings_over_an_output_are_refused(
 ) -> None:
     output = tmp_path / "out"
     plan = make_plan(photos, output)
-    shards.open_output(plan)
+    start(plan)
     do(plan, 0)
     before = content(output)
     with pytest.raises(InputError, match=f"--output .*out: begun with other settings: {message}"):
-        shards.open_output(make_plan(photos, output, **changes))
+        start(make_plan(photos, output, **changes))
     assert content(output) == before
 
 
+def test_looking_changes_nothing(photos: Path, tmp_path: Path) -> None:
+    assert shards.find_done(make_plan(photos, tmp_path / "out")) == {}
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
+def test_a_plan_that_was_edited_is_refused(content: bytes, photos: Path, tmp_path: Path) -> None:
+    plan = make_plan(photos, tmp_path / "out")
+    start(plan)
+    (tmp_path / "out" / shards.PLAN_FILE).write_bytes(content)
+    with pytest.raises(InputError, match=r"out/_plan\.json: "):
+        shards.find_done(plan)
+
+
 def test_a_folder_that_changed_is_refused(photos: Path, tmp_path: Path) -> None:
-    shards.open_output(make_plan(photos, tmp_path / "out"))
+    start(make_plan(photos, tmp_path / "out"))
     (photos / "new.jpg").touch()
     with pytest.raises(InputError, match=r"images \(was 7, now 8\), manifest_sha256"):
-        shards.open_output(make_plan(photos, tmp_path / "out"))
+        start(make_plan(photos, tmp_path / "out"))
 
 
 @pytest.mark.parametrize("name", ["masks/x.png", "data.parquet", "_SUCCESS.json"])
@@ -167,22 +196,22 @@ def test_the_output_of_something_else_is_not_written_over(name: str, photos: Pat
     (tmp_path / "out" / name).parent.mkdir(parents=True)
     (tmp_path / "out" / name).touch()
     with pytest.raises(InputError, match=f"{name.split('/')[0]} is there already"):
-        shards.open_output(make_plan(photos, tmp_path / "out"))
+        start(make_plan(photos, tmp_path / "out"))
     assert list(content(tmp_path / "out")) == [name]
 
 
 def test_leftovers_of_a_killed_start_are_cleared(photos: Path, tmp_path: Path) -> None:
     plan = make_plan(photos, tmp_path / "out")
-    shards.open_output(plan)
+    start(plan)
     leftover = tmp_path / "out" / f"{storage._TEMPORARY}0123"
     leftover.write_bytes(b"half a file")
-    shards.open_output(plan)
+    start(plan)
     assert not leftover.exists()
 
 
 def test_without_png_the_masks_are_in_the_parquet_alone(photos: Path, tmp_path: Path) -> None:
     plan = make_plan(photos, tmp_path / "out", png=False)
-    shards.open_output(plan)
+    start(plan)
     do(plan, 0)
     assert not (tmp_path / "out" / "masks").exists()
     assert pq.read_table(plan.target.location(0))["mask_png"].null_count == 0

@@ -1,3 +1,4 @@
+import errno
 import os
 from pathlib import Path
 
@@ -18,6 +19,41 @@ def test_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not storage.is_local("s3://bucket/a")
 
 
+@pytest.mark.parametrize(
+    "location", ["s3://key:secret@bucket/a", "s3:///a", "s3://", "s3://bucket/a?access_key=secret", "gs://user@bucket"]
+)
+def test_a_uri_without_bucket_or_with_credentials_is_refused_without_showing_them(location: str) -> None:
+    with pytest.raises(InputError, match="scheme://bucket/prefix is expected") as caught:
+        storage.absolute(location)
+    assert "secret" not in str(caught.value)
+
+
+def test_file_uris_are_decoded(tmp_path: Path) -> None:
+    assert storage.absolute(f"FILE://{tmp_path}/a%20b") == f"{tmp_path}/a b"
+
+
+def test_pipes_are_no_files_and_dangling_links_are(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "gone.jpg").symlink_to("nowhere")
+    assert list(storage.list_files(str(tmp_path))) == ["gone.jpg"]
+
+
+def test_create_is_for_one_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    location = storage.join(str(tmp_path), "new", "file")
+    storage.create(location, b"first", "--name")
+
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    for _ in range(2):  # again as on a file system without links
+        with pytest.raises(InputError, match=r"--name: .*file"):
+            storage.create(location, b"second", "--name")
+        monkeypatch.setattr(os, "link", no_links)
+    assert storage.read(location) == b"first"
+    storage.create(location + "2", b"third", "--name")
+    assert storage.list_names(str(tmp_path / "new")) == ["file", "file2"]
+
+
 def test_list_files_goes_deep_and_passes_hidden_ones_over(tmp_path: Path) -> None:
     for name in ("a.jpg", "b/c.jpg", "b/d/e.txt", ".DS_Store", "b/._c.jpg", ".git/x.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -35,6 +71,10 @@ def test_list_files_refuses_what_is_no_folder(tmp_path: Path) -> None:
 
 def test_list_names_of_nothing_is_nothing(tmp_path: Path) -> None:
     assert storage.list_names(str(tmp_path / "missing")) == []
+    (tmp_path / "file").touch()
+    assert storage.list_names(str(tmp_path / "file")) == []
+    with pytest.raises(InputError, match="cannot be listed"):
+        storage.list_names(str(tmp_path / ("x" * 300)))
 
 
 def test_write_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -57,6 +97,25 @@ def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: 
         storage.write(location, b"second")
     assert os.listdir(tmp_path) == ["file"]  # noqa: PTH208
     assert storage.read(location) == b"first"
+
+
+def test_remove_folder_starts_with_the_file_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").mkdir()
+    for name in ("commit", "other"):
+        (tmp_path / "a" / name).touch()
+    monkeypatch.setattr(storage, "_open", lambda location: (Halting(), location))
+    with pytest.raises(InterruptedError):
+        storage.remove_folder(str(tmp_path / "a"), first="commit")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["other"]
+
+
+class Halting:
+    """A local file system on which the process is stopped before it deletes a folder."""
+
+    def __getattr__(self, name: str) -> object:
+        if name == "delete_dir":
+            raise InterruptedError
+        return getattr(storage.pafs.LocalFileSystem(), name)
 
 
 def test_write_folder_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

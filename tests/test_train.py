@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from petseg import checkpoint, feed, labels, manifest, metrics, runs, train
-from petseg.config import ModelConfig, TrainConfig
+from petseg.config import InputError, ModelConfig, TrainConfig
 from petseg.labels import IGNORE_ID, LabelMap
 from petseg.unet import UNet
 
@@ -138,6 +138,12 @@ def test_what_the_ranks_validate_is_what_one_process_would(
     scores = train.validate(checkpoint.load_model(last), share.eval_batches(3), MODEL, "fp32", CPU)
     assert last.history[-1]["val_loss"] == pytest.approx(scores["val_loss"], rel=1e-4)
     assert last.history[-1]["val_pixel_accuracy"] == pytest.approx(scores["val_pixel_accuracy"], abs=1e-3)
+
+
+@pytest.mark.ray
+def test_a_loss_that_is_no_number_is_one_line(fit: Callable[..., Path]) -> None:
+    with pytest.raises(InputError, match=r"the training loss of epoch \d is nan; lower --learning-rate"):
+        fit("run", epochs=3, learning_rate=1e30)
 
 
 @pytest.mark.ray
