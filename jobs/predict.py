@@ -26,10 +26,8 @@ def main() -> None:
     storage.require_writable(output, "--output")
     photos = manifest.discover(images)
 
-    from petseg import (
-        checkpoint,
-        cluster,
-    )  # Ray and torch: loaded once the flags and folders are known to be good
+    # torch takes seconds to load: only once the flags and folders are known to be good.
+    from petseg import checkpoint
 
     found = checkpoint.find(storage.absolute(config.checkpoint))
     weights = checkpoint.read_weights(found)
@@ -49,22 +47,21 @@ def main() -> None:
     if shards.is_finished(plan, done):
         _report(shards.total(done), output, "finished before; nothing to do")
         return
-    cluster.connect()
-    cluster.require("GPU" if config.use_gpu else "CPU", config.num_workers, "--num-workers")
-    shards.begin(plan)
-    started = time.perf_counter()
-    images_done = _run(plan, done, found.model, weights, config)
-    summary = shards.finish(plan, done)
-    seconds = time.perf_counter() - started
-    _report(summary, output, f"{images_done} images in {seconds:.1f} s, {images_done / seconds:.1f} images/s")
+    how = "nothing was left to do"
+    if len(done) < plan.target.num_shards:
+        how = _run(plan, done, found.model, weights, config)
+    _report(shards.finish(plan, done), output, how)
 
 
-def _run(plan: Plan, done: dict[int, Summary], model: ModelConfig, weights: bytes, config: PredictConfig) -> int:
-    """Do the shards that are not in `done`, which is filled; the number of photos in them."""
+def _run(plan: Plan, done: dict[int, Summary], model: ModelConfig, weights: bytes, config: PredictConfig) -> str:
+    """Do the shards that are not in `done`, and put them there; returns how fast that was."""
     import ray.data
 
     from petseg import cluster
 
+    cluster.connect()
+    cluster.require("GPU" if config.use_gpu else "CPU", config.num_workers, "--num-workers")
+    shards.begin(plan)
     todo = [shard for shard in range(plan.target.num_shards) if shard not in done]
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = None  # one shard stays one block, however large it is
@@ -87,7 +84,8 @@ def _run(plan: Plan, done: dict[int, Summary], model: ModelConfig, weights: byte
         )
         .map_batches(partial(_write, target=plan.target), num_cpus=0.25, **whole_blocks)
     )
-    images_done, total, started = 0, sum(plan.rows(shard).num_rows for shard in todo), time.perf_counter()
+    images_done, seconds = 0, 0.0
+    total, started = plan.manifest.num_rows - shards.total(done).rows, time.perf_counter()
     for row in written.iter_rows():
         done[row["shard"]] = Summary(row["rows"], row["failed"], list(row["first_errors"]))
         images_done += row["rows"]
@@ -98,7 +96,7 @@ def _run(plan: Plan, done: dict[int, Summary], model: ModelConfig, weights: byte
             f"{sum(summary.failed for summary in done.values())} failed  ETA {left_s // 60}:{left_s % 60:02}",
             flush=True,
         )
-    return images_done
+    return f"{images_done} images in {seconds:.1f} s, {images_done / seconds:.1f} images/s"
 
 
 class _ShardPredictor:

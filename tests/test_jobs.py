@@ -128,6 +128,10 @@ def test_predict_gives_every_photo_a_row(
     assert "10/10 images  " in rest.stdout and f"{PAIRS + 2} rows, 1 failed" in rest.stdout
     assert {file: file.read_bytes() for file in files} == content
 
+    (tmp_path / "out" / shards.SUCCESS_FILE).unlink()
+    last_step = run_job("predict", *flags, *settings)
+    assert last_step.returncode == 0, last_step.stderr
+    assert last_step.stdout.startswith(f"nothing was left to do; {PAIRS + 2} rows, 1 failed")
     nothing = run_job("predict", *flags, *settings)
     assert nothing.returncode == 0
     assert nothing.stdout.startswith("finished before; nothing to do")
