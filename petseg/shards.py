@@ -226,10 +226,11 @@ def write_shard(rows: pa.Table, target: Target) -> Summary:
 
 
 def finish(plan: Plan, done: dict[int, Summary]) -> Summary:
-    """Write `_SUCCESS.json` once every shard is there; the summary of all of them."""
+    """Clear up, and write `_SUCCESS.json`, once every shard is there; the summary of all of them."""
     assert len(done) == plan.target.num_shards
     summary = total(done)
     assert summary.rows == plan.manifest.num_rows
+    storage.remove_leftovers(plan.target.output)
     content = {
         "images": summary.rows,
         "failed": summary.failed,

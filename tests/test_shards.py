@@ -207,6 +207,9 @@ def test_leftovers_of_a_killed_start_are_cleared(photos: Path, tmp_path: Path) -
     leftover.write_bytes(b"half a file")
     start(plan)
     assert not leftover.exists()
+    leftover.write_bytes(b"half a file, of a worker that was killed and replaced")
+    shards.finish(plan, do(plan, 0, 1, 2))
+    assert not leftover.exists()
 
 
 def test_without_png_the_masks_are_in_the_parquet_alone(photos: Path, tmp_path: Path) -> None:
