@@ -109,7 +109,11 @@ def test_a_checkpoint_that_is_being_deleted_is_passed_over(tmp_path: Path, monke
 
     monkeypatch.setattr(storage, "remove_folder", killed_after_the_first)
     save(tmp_path, 0.5, 0.4, 0.6, 0.7)
-    assert (tmp_path / "checkpoints" / "epoch-0003" / "model.pt").exists()
+    assert storage.list_names(str(tmp_path / "checkpoints" / "epoch-0003")) == [
+        "config.json",
+        "model.pt",
+        "train_state.pt",
+    ]
     last = checkpoint.last(str(tmp_path))
     assert last is not None and last.epoch == 4
 
