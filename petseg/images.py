@@ -3,9 +3,11 @@
 Training and prediction decode with the same functions, so that the network sees the same pixels in both.
 """
 
+import contextlib
 import io
 import math
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,8 +43,10 @@ _STRETCHED: dict[object, int] = {"L;2": 85, "L;4": 17}
 class DecodeError(ValueError):
     """These bytes are not an image that can be used; the message says why, without the file's name."""
 
-    in_mask = False
-    """Of a pair: whether it is the mask."""
+    def __init__(self, message: str, in_mask: bool = False) -> None:
+        super().__init__(message)
+        self.in_mask = in_mask
+        """Of a pair: whether it is the mask."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,9 @@ def decode_photo(content: bytes, size_hw: tuple[int, int], max_pixels: int) -> P
     Bilinear with antialiasing. Of an animation, the first frame. Alpha is dropped, 16-bit depth is cut to 8.
     Raises `DecodeError`, also where the photo has more than `max_pixels` pixels, before it is decoded.
     """
-    try:
-        return _decode_photo(_open(content, max_pixels), size_hw)
-    except DecodeError:
-        raise
-    except Exception as error:  # Pillow's decoders raise many types on broken bytes; all mean the same here
-        raise DecodeError(_reason(error)) from error
+    with _as_decode_errors():
+        image = _open(content, max_pixels)
+        return _decode_photo(image, _header(image), size_hw)
 
 
 def decode_pair(
@@ -80,13 +81,12 @@ def decode_pair(
     Raises `DecodeError` where either cannot be decoded, their sizes differ, or the mask has a value that no class
     covers; its `in_mask` says which of the two it means.
     """
-    decoded = decode_photo(photo, size_hw, max_pixels)
-    try:
-        return decoded, _decode_mask(_open(mask, max_pixels), _open(photo, max_pixels), size_hw, label_map)
-    except Exception as error:  # as in decode_photo
-        refused = error if isinstance(error, DecodeError) else DecodeError(_reason(error))
-        refused.in_mask = True
-        raise refused from error
+    with _as_decode_errors():
+        image = _open(photo, max_pixels)
+        header = _header(image)
+        decoded = _decode_photo(image, header, size_hw)
+    with _as_decode_errors(in_mask=True):
+        return decoded, _decode_mask(_open(mask, max_pixels), header, size_hw, label_map)
 
 
 def encode_mask(mask: np.ndarray, palette: tuple[tuple[int, int, int], ...]) -> bytes:
@@ -106,6 +106,29 @@ def from_column(column: pa.ChunkedArray, shape: tuple[int, ...]) -> np.ndarray:
     return data.reshape(-1, *shape)
 
 
+@contextlib.contextmanager
+def _as_decode_errors(in_mask: bool = False) -> Iterator[None]:
+    """Pillow's decoders raise many types on broken bytes; all mean the same here."""
+    try:
+        yield
+    except Exception as error:
+        text = " ".join(str(error).split())
+        if not isinstance(error, DecodeError):
+            text = f"{type(error).__name__}: {text}"
+        raise DecodeError(text, in_mask) from error
+
+
+@dataclass(frozen=True)
+class _Header:
+    """How an image lies: its EXIF orientation, and its (width, height) as stored and upright."""
+
+    orientation: int
+    stored_size: tuple[int, int]
+    size: tuple[int, int]
+    still_to_turn: int
+    """The orientation that remains to be applied to the pixels as Pillow gives them."""
+
+
 def _open(content: bytes, max_pixels: int) -> ImageFile.ImageFile:
     """Read the header only."""
     if not content:
@@ -123,38 +146,28 @@ def _open(content: bytes, max_pixels: int) -> ImageFile.ImageFile:
     return image
 
 
-def _decode_photo(image: Image.Image, size_hw: tuple[int, int]) -> Photo:
-    orientation = _orientation(image)
-    _, (width, height) = _sizes(image, orientation)
-    if image.format == "TIFF":
-        orientation = 1  # Pillow turns these itself
-    rows, columns = size_hw[::-1] if orientation in _SWAPS_SIDES else size_hw
+def _decode_photo(image: Image.Image, header: _Header, size_hw: tuple[int, int]) -> Photo:
+    rows, columns = size_hw[::-1] if header.still_to_turn in _SWAPS_SIDES else size_hw
     # A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size. Twice the size asked for leaves the antialiasing to the
     # resize: the mean difference from the full decode is 0.01 of 255, and large photos take a fraction of the time.
     drafted = image.draft("RGB", (2 * columns, 2 * rows))
     box = drafted[1] if drafted else None  # its edge may lie inside the last pixel
     resized = _rgb(image).resize((columns, rows), Image.Resampling.BILINEAR, box)
-    return Photo(np.asarray(_upright(resized, orientation)), height, width)
+    width, height = header.size
+    return Photo(np.asarray(_upright(resized, header.still_to_turn)), height, width)
 
 
 def _decode_mask(
-    mask: ImageFile.ImageFile, photo: Image.Image, size_hw: tuple[int, int], label_map: LabelMap
+    mask: ImageFile.ImageFile, photo: _Header, size_hw: tuple[int, int], label_map: LabelMap
 ) -> np.ndarray:
-    """`photo` is not decoded: only its size and orientation count."""
     # Pillow stretches grey of 2 or 4 bits to 0..255. Asked first, since reading EXIF may load the pixels.
     stretch = _STRETCHED.get(mask.tile[0].args, 1) if mask.format == "PNG" and mask.tile else 1
-    photo_orientation, orientation = _orientation(photo), _orientation(mask)
-    photo_stored_size, photo_size = _sizes(photo, photo_orientation)
-    if orientation == 1 and mask.size == photo_stored_size:
-        orientation, mask_size = photo_orientation, photo_size
-    else:
-        _, mask_size = _sizes(mask, orientation)
-        if mask.format == "TIFF":
-            orientation = 1  # Pillow turns these itself
-    if mask_size != photo_size:
-        raise DecodeError(
-            f"its size {mask_size[0]} × {mask_size[1]} differs from its photo's {photo_size[0]} × {photo_size[1]}"
-        )
+    header = _header(mask)
+    size, orientation = header.size, header.still_to_turn
+    if header.orientation == 1 and header.stored_size == photo.stored_size:
+        size, orientation = photo.size, photo.orientation
+    if size != photo.size:
+        raise DecodeError(f"its size {size[0]} × {size[1]} differs from its photo's {photo.size[0]} × {photo.size[1]}")
     rows, columns = size_hw[::-1] if orientation in _SWAPS_SIDES else size_hw
     class_ids = Image.fromarray(_class_ids(mask, stretch, label_map))
     return np.asarray(_upright(class_ids.resize((columns, rows), Image.Resampling.NEAREST), orientation))
@@ -178,21 +191,20 @@ def _class_ids(mask: ImageFile.ImageFile, stretch: int, label_map: LabelMap) -> 
     return class_ids
 
 
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation 1..8; 1 (upright) also where it is missing, broken or not one of these."""
+def _header(image: Image.Image) -> _Header:
+    """Orientation 1 (upright) also where the tag is missing, broken or not one of 1..8."""
     try:
-        value = image.getexif().get(_ORIENTATION_TAG, 1)
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except (OSError, ValueError, KeyError, IndexError, TypeError, SyntaxError, struct.error):
         # Broken metadata says nothing of the pixels, which are still good.
-        return 1
-    return value if value in _TRANSPOSE else 1
-
-
-def _sizes(image: Image.Image, orientation: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(width, height) as stored, and upright. Of a TIFF, Pillow gives the upright one."""
+        orientation = 1
+    if orientation not in _TRANSPOSE:
+        orientation = 1
     width, height = image.size
     other = (height, width) if orientation in _SWAPS_SIDES else (width, height)
-    return (other, (width, height)) if image.format == "TIFF" else ((width, height), other)
+    if image.format == "TIFF":  # these Pillow turns itself, and gives the upright size
+        return _Header(orientation, other, (width, height), still_to_turn=1)
+    return _Header(orientation, (width, height), other, still_to_turn=orientation)
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
@@ -210,8 +222,3 @@ def _rgb(image: Image.Image) -> Image.Image:
         is_8_bit = image.mode == "I" and values.max() < 256  # 32 bits with room to spare
         image = Image.fromarray((values if is_8_bit else values >> 8).astype(np.uint8))
     return image.convert("RGB")
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -20,13 +20,15 @@ MAY_CHANGE = {
     "cpus_per_worker",
     "epochs",
     "feed_budget_gb",
+    "images",
+    "masks",
     "name",
     "num_workers",
     "resume",
     "storage",
     "use_gpu",
 }
-"""Settings that a resumed run may be given anew. Any other would make it another run."""
+"""Settings that a resumed run may be given anew. Any other would make it another run; so would other pairs, by name."""
 
 
 def folder(config: TrainConfig) -> str:

@@ -22,7 +22,6 @@ WITHIN_A_LAYER = {
     "precision": {"config"},
     "cli": {"config"},
     "metrics": {"labels"},
-    "feed": set(),
     "train": {"feed"},
 }
 FILES = sorted((ROOT / "petseg").glob("*.py"))

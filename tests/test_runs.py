@@ -93,6 +93,7 @@ def test_a_folder_that_was_moved_is_the_same_run(tmp_path: Path) -> None:
     (tmp_path / "before").rename(tmp_path / "after")
     config = resume(tmp_path / "after")
     assert config.storage == str(tmp_path / "after")
+    assert resume(tmp_path / "after", images="/moved", masks="/moved").images == "/moved"
     moved = [{"id": i, "image": f"/moved/{i}.jpg", "mask": f"/moved/{i}.png"} for i in "bac"]
     table = pa.Table.from_pylist(moved, schema=manifest.SCHEMA)
     runs.begin(config, table.slice(0, 2), table.slice(2))
