@@ -4,16 +4,19 @@ python jobs/predict.py --checkpoint runs/first --images photos --output masks
 ray job submit --working-dir . -- python jobs/predict.py …
 """
 
+import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
-from petseg import cli, manifest, shards, storage
-from petseg.config import InputError, ModelConfig, PredictConfig
-from petseg.shards import Plan, Summary
+from petseg import cli, manifest, rows, shards, storage
+from petseg.config import InputError, JobError, ModelConfig, PredictConfig
+from petseg.progress import Progress
+from petseg.shards import Outputs, Plan, Summary, Target
 
 
 def main() -> None:
@@ -25,6 +28,8 @@ def main() -> None:
         )
     storage.require_writable(output, "--output")
     photos = manifest.discover(images)
+    if config.limit is not None:
+        photos = manifest.sample(photos, config.limit)
 
     # torch takes seconds to load: only once the flags and folders are known to be good.
     from petseg import checkpoint
@@ -35,15 +40,23 @@ def main() -> None:
         photos,
         output,
         shard_size=config.shard_size,
-        png=config.png,
+        outputs=Outputs(
+            png=config.png,
+            overlay=config.overlay,
+            probabilities=config.probabilities,
+            coco_rle=config.coco_rle,
+        ),
         settings={
             "checkpoint_sha256": checkpoint.fingerprint(found, weights),
-            "batch_size": config.batch_size,
+            "device": "cuda" if config.use_gpu else "cpu",
+            "batch_size": config.photos_per_pass,
             "precision": config.precision,
             "max_pixels": config.max_pixels,
+            "tile": config.tile_hw and list(config.tile_hw),
+            "tile_overlap": config.overlap,
         },
     )
-    done = shards.find_done(plan)
+    done = shards.find_done(plan, overwrite=config.overwrite)
     if shards.is_finished(plan, done):
         _report(shards.total(done), output, "finished before; nothing to do")
         return
@@ -55,27 +68,60 @@ def main() -> None:
 
 def _run(plan: Plan, done: dict[int, Summary], model: ModelConfig, weights: bytes, config: PredictConfig) -> str:
     """Do the shards that are not in `done`, and put them there; returns how fast that was."""
+    from petseg import cluster
+
+    _stop_at(shards.total(done), plan, config.max_errors)
+    cluster.connect()
+    cluster.require("GPU" if config.use_gpu else "CPU", config.num_workers, "--num-workers")
+    shards.begin(plan)
+    before = shards.total(done)
+    started = time.perf_counter()
+    progress = Progress(plan.manifest.num_rows, before.rows, before.failed, sys.stdout)
+    try:
+        for shard, summary in _predicted(plan, done, model, weights, config):
+            done[shard] = summary
+            progress.add(summary.rows, summary.failed)
+            _stop_at(shards.total(done), plan, config.max_errors)
+    finally:
+        progress.close()
+    images_done, seconds = shards.total(done).rows - before.rows, time.perf_counter() - started
+    return f"{images_done} images in {seconds:.1f} s, {images_done / seconds:.1f} images/s"
+
+
+def _predicted(
+    plan: Plan, done: dict[int, Summary], model: ModelConfig, weights: bytes, config: PredictConfig
+) -> Iterator[tuple[int, Summary]]:
+    """Each shard that is not in `done`, once it is committed, in any order.
+
+    Raises `JobError` where one cannot be written.
+    """
     import ray.data
 
     from petseg import cluster
 
-    cluster.connect()
-    cluster.require("GPU" if config.use_gpu else "CPU", config.num_workers, "--num-workers")
-    shards.begin(plan)
-    todo = [shard for shard in range(plan.target.num_shards) if shard not in done]
-    context = ray.data.DataContext.get_current()
-    context.target_max_block_size = None  # one shard stays one block, however large it is
+    ray.data.DataContext.get_current().target_max_block_size = None  # a shard stays one block, however large it is
     whole_blocks: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None, "zero_copy_batch": True}
+    read = partial(
+        _read,
+        manifest=ray.put(plan.manifest),
+        shard_size=plan.shard_size,
+        size_hw=model.image_size,
+        max_pixels=config.max_pixels,
+        tile_hw=config.tile_hw,
+        previews=config.overlay,
+    )
     written = (
-        ray.data.from_arrow([plan.rows(shard) for shard in todo])
-        .map_batches(
-            partial(shards.read_shard, size_hw=model.image_size, max_pixels=config.max_pixels),
-            num_cpus=1 if cluster.total("CPU") > 1 else 0.5,
-            **whole_blocks,
-        )
+        ray.data.from_arrow([pa.table({"shard": [n]}) for n in range(plan.target.num_shards) if n not in done])
+        .map_batches(read, num_cpus=1 if cluster.total("CPU") > 1 else 0.5, **whole_blocks)
         .map_batches(
             _ShardPredictor,
-            fn_constructor_args=(model, weights, config, cluster.cpus_per_worker(config.num_workers)),
+            fn_constructor_args=(
+                model,
+                weights,
+                config,
+                plan.target.outputs,
+                cluster.cpus_per_worker(config.num_workers),
+            ),
             compute=ray.data.ActorPoolStrategy(size=config.num_workers),
             # Less than a core each, so that some are left to decode: the threads of the model take what they get.
             num_cpus=0.5,
@@ -84,45 +130,89 @@ def _run(plan: Plan, done: dict[int, Summary], model: ModelConfig, weights: byte
         )
         .map_batches(partial(_write, target=plan.target), num_cpus=0.25, **whole_blocks)
     )
-    images_done, seconds = 0, 0.0
-    total, started = plan.manifest.num_rows - shards.total(done).rows, time.perf_counter()
     for row in written.iter_rows():
-        done[row["shard"]] = Summary(row["rows"], row["failed"], list(row["first_errors"]))
-        images_done += row["rows"]
-        seconds = time.perf_counter() - started
-        left_s = round(seconds / images_done * (total - images_done))
-        print(
-            f"{images_done}/{total} images  {images_done / seconds:.0f} images/s  "
-            f"{sum(summary.failed for summary in done.values())} failed  ETA {left_s // 60}:{left_s % 60:02}",
-            flush=True,
-        )
-    return f"{images_done} images in {seconds:.1f} s, {images_done / seconds:.1f} images/s"
+        if row["refusal"] is not None:
+            raise JobError(
+                f"--output {plan.target.output}: cannot be written: {row['refusal']}; what is finished is kept: mend "
+                "that, and give the same command again"
+            )
+        yield row["shard"], Summary(row["rows"], row["failed"], list(row["first_errors"]))
+
+
+def _read(numbers: pa.Table, manifest: Any, shard_size: int, **settings: Any) -> pa.Table:
+    """The manifest travels once to each machine, not once a shard."""
+    import ray
+
+    shard = numbers["shard"][0].as_py()
+    return rows.read_shard(shards.rows_of(ray.get(manifest), shard, shard_size), **settings)
 
 
 class _ShardPredictor:
     """One process that holds the network, on one GPU or on some cores."""
 
-    def __init__(self, model: ModelConfig, weights: bytes, config: PredictConfig, cpus: int) -> None:
+    def __init__(self, model: ModelConfig, weights: bytes, config: PredictConfig, outputs: Outputs, cpus: int) -> None:
         import torch
 
         from petseg import checkpoint
         from petseg.predict import Predictor
 
         torch.set_num_threads(cpus)
-        network = checkpoint.build_model(model, weights, config.checkpoint)
-        device = torch.device("cuda" if config.use_gpu else "cpu")
-        self._predict = Predictor(network, device, config.batch_size, config.precision)
-        self._model = model
-        self._encoders = ThreadPoolExecutor(cpus)
+        predictor = Predictor(
+            checkpoint.build_model(model, weights, config.checkpoint),
+            torch.device("cuda" if config.use_gpu else "cpu"),
+            config.photos_per_pass,
+            model.image_size,
+            config.precision,
+            probabilities=config.probabilities,
+        )
+        self._predict_shard = partial(
+            rows.predict_shard,
+            size_hw=model.image_size,
+            max_pixels=config.max_pixels,
+            outputs=outputs,
+            palette=model.palette,
+            predict=predictor,
+            predict_tiled=partial(predictor.tiled, tile_hw=config.tile_hw or model.image_size, overlap=config.overlap),
+            pool=ThreadPoolExecutor(cpus),
+        )
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        return shards.predict_shard(rows, self._model.image_size, self._predict, self._model.palette, self._encoders)
+    def __call__(self, decoded: pa.Table) -> pa.Table:
+        return self._predict_shard(decoded)
 
 
-def _write(rows: pa.Table, target: shards.Target) -> pa.Table:
-    shard = rows["shard"][0].as_py()
-    summary = shards.write_shard(rows, target)
-    return pa.Table.from_pylist([{"shard": shard, **vars(summary)}])
+def _write(predicted: pa.Table, target: Target) -> pa.Table:
+    shard = predicted["shard"][0].as_py()
+    summary, refusal = Summary(0, 0, []), None
+    try:
+        summary = rows.write_shard(predicted, target)
+    except OSError as error:  # told the driver as a row, as Ray would show a traceback of many lines
+        refusal = error.strerror or str(error)
+    table = {name: [value] for name, value in {"shard": shard, "refusal": refusal, **vars(summary)}.items()}
+    return pa.table(table, schema=_WRITTEN)
+
+
+_WRITTEN = pa.schema(
+    [
+        ("shard", pa.int64()),
+        ("refusal", pa.string()),
+        ("rows", pa.int64()),
+        ("failed", pa.int64()),
+        ("first_errors", pa.list_(pa.string())),
+    ]
+)
+
+
+def _stop_at(so_far: Summary, plan: Plan, max_errors: float | None) -> None:
+    """Raise `JobError` where more photos have failed than --max-errors allows."""
+    if max_errors is None:
+        return
+    allowed = max_errors * plan.manifest.num_rows if max_errors < 1 else max_errors
+    if so_far.failed > allowed:
+        raise JobError(
+            f"{so_far.failed} of the first {so_far.rows} photos failed, and --max-errors {max_errors:g} of "
+            f"{plan.manifest.num_rows} allows no more; {'; '.join(so_far.first_errors)}. What is finished is kept: "
+            "look at these, or give the same command with a higher --max-errors"
+        )
 
 
 def _report(summary: Summary, output: str, how: str) -> None:

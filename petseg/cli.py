@@ -9,7 +9,7 @@ from typing import NoReturn, TypeVar
 
 import tyro
 
-from petseg.config import InputError, PredictConfig, TrainConfig
+from petseg.config import InputError, JobError, PredictConfig, TrainConfig
 
 JobConfigT = TypeVar("JobConfigT", TrainConfig, PredictConfig)
 
@@ -46,12 +46,18 @@ def peek_resume() -> tuple[str, str] | None:
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Run a job's `main` and exit: 0, 2 with one line on bad input, 130 on Ctrl-C; a defect keeps its traceback."""
+    """Run a job's `main` and exit: 0, 2 with one line on bad input, 1 with one line where it had to stop.
+
+    Ctrl-C is 130. A defect keeps its traceback.
+    """
     try:
         main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except JobError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

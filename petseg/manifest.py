@@ -6,9 +6,10 @@ Columns, all strings: `id` (path below the folder, no ending, "/" between its pa
 
 import random
 import unicodedata
-from pathlib import PurePosixPath
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from petseg import storage
 from petseg.config import InputError
@@ -16,7 +17,12 @@ from petseg.config import InputError
 IMAGE_ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 """Endings of the files that are taken for images. What a file really is, its content decides."""
 
+OUTPUT_ENDINGS = (".jpg", ".png")
+"""Endings of the files that a prediction names by an id."""
+
 SCHEMA = pa.schema([("id", pa.string()), ("image", pa.string()), ("mask", pa.string())])
+
+_CHUNK = 2**16
 
 
 def discover(images: str, masks: str | None = None) -> pa.Table:
@@ -27,15 +33,22 @@ def discover(images: str, masks: str | None = None) -> pa.Table:
     """
     if images == masks:
         raise InputError(f"--images and --masks are one folder, {images}; keep photos and masks in two")
-    image_files = _files_by_id(images, "--images", apart_from=masks)
+    photos = _images_by_id(images, "--images", apart_from=masks)
     if masks is None:
-        ids = sorted(image_files)
-        return pa.table([ids, [image_files[i] for i in ids], [None] * len(ids)], schema=SCHEMA)
-    mask_files = _files_by_id(masks, "--masks", apart_from=images)
-    _refuse_unpaired(sorted(image_files.keys() - mask_files.keys()), "a photo without a mask", masks)
-    _refuse_unpaired(sorted(mask_files.keys() - image_files.keys()), "a mask without a photo", images)
-    ids = sorted(image_files)
-    return pa.table([ids, [image_files[i] for i in ids], [mask_files[i] for i in ids]], schema=SCHEMA)
+        return photos.append_column("mask", pa.nulls(photos.num_rows, pa.string())).cast(SCHEMA)
+    of_masks = _images_by_id(masks, "--masks", apart_from=images)
+    ids, mask_ids = set(photos["id"].to_pylist()), set(of_masks["id"].to_pylist())
+    _refuse_unpaired(sorted(ids - mask_ids), "a photo without a mask", masks)
+    _refuse_unpaired(sorted(mask_ids - ids), "a mask without a photo", images)
+    return photos.append_column("mask", of_masks["image"]).cast(SCHEMA)
+
+
+def sample(manifest: pa.Table, count: int) -> pa.Table:
+    """At most `count` rows, spread evenly over the sorted names: neighbours in a folder are often alike."""
+    total = manifest.num_rows
+    if count >= total:
+        return manifest
+    return manifest.take([i * total // count for i in range(count)])
 
 
 def split(manifest: pa.Table, *, seed: int, val_count: int) -> tuple[pa.Table, pa.Table]:
@@ -49,46 +62,90 @@ def split(manifest: pa.Table, *, seed: int, val_count: int) -> tuple[pa.Table, p
     return manifest.take(order[:first_val]), manifest.take(order[first_val:])
 
 
-def _files_by_id(folder: str, flag: str, apart_from: str | None) -> dict[str, str]:
-    """The location of every image below `folder`, by id; what lies in the folder `apart_from` is passed over."""
+def _images_by_id(folder: str, flag: str, apart_from: str | None) -> pa.Table:
+    """The columns `id` and `image` of every image below `folder`, sorted by id; what lies in the folder `apart_from`
+    is passed over.
+
+    Names go into Arrow as they are listed: two million of them as Python strings would take a gigabyte.
+    """
     inner = f"{apart_from}/".removeprefix(f"{folder}/") if f"{apart_from}/".startswith(f"{folder}/") else None
-    files: dict[str, str] = {}
-    others = 0
-    for name in sorted(storage.list_files(folder)):
+    names, ids, others = _Strings(), _Strings(), 0
+    nested = []
+    for name in storage.list_files(folder):
         if inner and name.startswith(inner):
             continue
-        path = PurePosixPath(name)
-        if path.suffix.lower() not in IMAGE_ENDINGS:
+        stem, dot, ending = name.rpartition(".")
+        if dot + ending.lower() not in IMAGE_ENDINGS or not stem or stem.endswith("/"):
             others += 1
             continue
-        location = storage.join(folder, name)
-        _refuse_unsafe(name, location)
-        row_id = name.removesuffix(path.suffix)
-        if row_id in files:
-            raise InputError(
-                f"{location} and {files[row_id]}: two files with one id ({row_id}), whose outputs would have one "
-                f"name; rename or move one of them out of {flag}"
-            )
-        files[row_id] = location
-    _refuse_nested(files)
-    if not files:
+        _refuse_unsafe(name, storage.join(folder, name))
+        names.append(name)
+        ids.append(stem)
+        if any(f"{output}/" in stem for output in OUTPUT_ENDINGS):
+            nested.append(stem)
+    if not len(ids):
         found = f"{others} files of other kinds" if others else "nothing"
         endings = ", ".join(sorted(ending[1:] for ending in IMAGE_ENDINGS))
         raise InputError(f"{flag} {folder}: no image in it ({endings}), but {found}; is it the right folder?")
-    return files
+    files = pa.table({"id": ids.array(), "image": names.array()}).sort_by([("id", "ascending"), ("image", "ascending")])
+    _refuse_twice(files, folder, flag)
+    _refuse_nested(files, folder, nested)
+    parts = [files["image"].slice(start, _CHUNK) for start in range(0, files.num_rows, _CHUNK)]
+    join: Any = pc.binary_join_element_wise  # pyright: ignore[reportAttributeAccessIssue]
+    locations = [chunk for part in parts for chunk in join(folder, part, "/").chunks]
+    return pa.table({"id": files["id"], "image": pa.chunked_array(locations)})
 
 
-def _refuse_nested(files: dict[str, str]) -> None:
-    """Neither may a.png be a mask's file and, for a/…'s sake, a folder."""
-    for row_id, location in files.items():
-        if ".png/" not in row_id:
-            continue
+class _Strings:
+    """A column of strings that grows, in a tenth of the memory of a list."""
+
+    def __init__(self) -> None:
+        self._chunks: list[pa.Array] = []
+        self._last: list[str] = []
+
+    def __len__(self) -> int:
+        return sum(map(len, self._chunks)) + len(self._last)
+
+    def append(self, value: str) -> None:
+        self._last.append(value)
+        if len(self._last) == _CHUNK:
+            self._close()
+
+    def array(self) -> pa.ChunkedArray:
+        self._close()
+        return pa.chunked_array(self._chunks, pa.string())
+
+    def _close(self) -> None:
+        self._chunks.append(pa.array(self._last, pa.string()))
+        self._last = []
+
+
+def _refuse_twice(found: pa.Table, folder: str, flag: str) -> None:
+    ids = found["id"].combine_chunks()
+    is_as_before = pc.equal(ids[1:], ids[:-1])  # pyright: ignore[reportAttributeAccessIssue]
+    twice = pc.index(is_as_before, True).as_py()
+    if twice >= 0:
+        one, other = found["image"][twice : twice + 2].to_pylist()
+        raise InputError(
+            f"{storage.join(folder, other)} and {storage.join(folder, one)}: two files with one id ({ids[twice]}), "
+            f"whose outputs would have one name; rename or move one of them out of {flag}"
+        )
+
+
+def _refuse_nested(found: pa.Table, folder: str, ids: list[str]) -> None:
+    """Neither may a.png be an output's file and, for a/…'s sake, a folder."""
+    above = {}
+    for row_id in ids:
         parts = row_id.split("/")
         for depth in range(1, len(parts)):
-            above = "/".join(parts[:depth])
-            if above.endswith(".png") and above.removesuffix(".png") in files:
-                other = files[above.removesuffix(".png")]
-                raise InputError(f"{location}: its folder has the name that the mask of {other} gets; rename one")
+            path = "/".join(parts[:depth])
+            for ending in OUTPUT_ENDINGS:
+                if path.endswith(ending):
+                    above[path.removesuffix(ending)] = row_id
+    for row_id in found["id"].to_pylist() if above else ():
+        if row_id in above:
+            inside = storage.join(folder, above[row_id])
+            raise InputError(f"{inside}: its folder has the name that an output of {row_id} gets; rename one")
 
 
 def _refuse_unpaired(ids: list[str], what: str, where: str) -> None:

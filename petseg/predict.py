@@ -1,20 +1,25 @@
-"""The predictor: decoded photos in, masks at the original size out. No Ray and no files, so that it runs bare."""
+"""The predictor: photos in, masks at the original size out. No Ray and no files, so that it runs bare.
 
+The network gives probabilities at its own size, which are enlarged bilinearly to the photo's; a pixel's class is the
+most probable one there. A large photo may be cut into overlapping tiles, each treated as a photo, and blended.
+"""
+
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-from petseg import precision
+from petseg import images, precision
 from petseg.config import Precision
 from petseg.images import Photo
-from petseg.unet import UNet
+from petseg.unet import UNet, fold_batch_norms
 
 STRIP_VALUES = 3 * 2**20
-"""Logits at the original size that are worked on at a time: what keeps the memory for a large photo small."""
+"""Probabilities at the original size that are worked on at a time: what keeps the memory for a large photo small."""
 
 
 @dataclass(frozen=True)
@@ -30,53 +35,163 @@ class Mask:
     confidence: float
     """Mean over the pixels of the probability of the class that won."""
 
+    probabilities: np.ndarray | None
+    """uint8 (C, H, W), 255 times the probability of each class; None where it was not asked for."""
+
 
 class Predictor:
     """A network on a device, with the number of photos it takes at a time."""
 
-    def __init__(self, model: UNet, device: torch.device, batch_size: int, arithmetic: Precision = "auto") -> None:
-        self._model = model.to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
+    def __init__(
+        self,
+        model: UNet,
+        device: torch.device,
+        batch_size: int,
+        size_hw: tuple[int, int],
+        arithmetic: Precision = "auto",
+        *,
+        probabilities: bool = False,
+    ) -> None:
+        folded = fold_batch_norms(model)
+        self._model = folded.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._device = device
         self._batch_size = batch_size
+        self._size_hw = size_hw
         self._arithmetic: Precision = precision.resolve(arithmetic, device)
+        self._keep_probabilities = probabilities
+        self._num_classes = model.head.out_channels
 
     @torch.inference_mode()
     def __call__(self, photos: list[Photo]) -> Iterator[Mask]:
         """One mask per photo, in order, each when it is asked for: only one at the original size need be held.
 
-        The photos are decoded at the network's size, all the same.
+        The photos are decoded at the network's size.
         """
         for start in range(0, len(photos), self._batch_size):
             batch = photos[start : start + self._batch_size]
-            pixels = torch.from_numpy(np.stack([photo.pixels for photo in batch])).to(self._device)
-            with precision.autocast(self._arithmetic, self._device):
-                logits = self._model(pixels.permute(0, 3, 1, 2))
-            for photo, logits_chw in zip(batch, logits.float(), strict=True):
-                yield restore(logits_chw, photo.height, photo.width)
+            for photo, probabilities in zip(batch, self._run([photo.pixels for photo in batch]), strict=True):
+                canvas = self._canvas(photo.height, photo.width)
+                for top, strip in enlarge(probabilities, photo.height, photo.width):
+                    canvas.put(top, strip)
+                yield canvas.mask()
+
+    @torch.inference_mode()
+    def tiled(self, picture: Image.Image, tile_hw: tuple[int, int], overlap: int) -> Mask:
+        """The mask of a whole photo, from tiles of `tile_hw` of its pixels that overlap by at least `overlap`.
+
+        Where tiles overlap, their probabilities are averaged, each weighted by a tent that falls off towards the
+        tile's edges. Beside the photo only one row of tiles is held at a time.
+        """
+        width, height = picture.size
+        tile_h, tile_w = min(tile_hw[0], height), min(tile_hw[1], width)
+        tops, lefts = tile_starts(height, tile_h, overlap), tile_starts(width, tile_w, overlap)
+        falloff_h, falloff_w = _tent(tile_h, overlap, self._device), _tent(tile_w, overlap, self._device)
+        weight = falloff_h[:, None] * falloff_w
+        weights_x = torch.zeros(width, device=self._device)
+        for left in lefts:
+            weights_x[left : left + tile_w] += falloff_w
+        row = torch.zeros(self._num_classes, tile_h, width, device=self._device)  # of tiles, with what is above
+        weights_y = torch.zeros(tile_h, device=self._device)
+        canvas = self._canvas(height, width)
+        for top, following in zip(tops, [*tops[1:], height], strict=True):
+            for start in range(0, len(lefts), self._batch_size):
+                some = lefts[start : start + self._batch_size]
+                tiles = [images.cut(picture, top, left, (tile_h, tile_w), self._size_hw) for left in some]
+                for left, probabilities in zip(some, self._run(tiles), strict=True):
+                    for below, strip in enlarge(probabilities, tile_h, tile_w):
+                        rows = slice(below, below + strip.shape[1])
+                        row[:, rows, left : left + tile_w] += strip * weight[rows]
+            weights_y += falloff_h
+            done = following - top
+            for below in range(0, done, strip_rows(self._num_classes, width)):
+                rows = slice(below, min(done, below + strip_rows(self._num_classes, width)))
+                canvas.put(top + below, row[:, rows] / (weights_y[rows, None] * weights_x))
+            kept = tile_h - done
+            for sums, axis in ((row, 1), (weights_y, 0)):
+                sums.narrow(axis, 0, kept).copy_(sums.narrow(axis, done, kept).clone())
+                sums.narrow(axis, kept, done).zero_()
+        return canvas.mask()
+
+    def _run(self, pixels_hwc: list[np.ndarray]) -> Tensor:
+        """Probabilities float32 (n, C, H, W), on the device, of photos or tiles at the network's size."""
+        pixels = torch.from_numpy(np.stack(pixels_hwc)).to(self._device)
+        with precision.autocast(self._arithmetic, self._device):
+            logits = self._model(pixels.permute(0, 3, 1, 2))
+        return logits.float().softmax(1)
+
+    def _canvas(self, height: int, width: int) -> "_Canvas":
+        return _Canvas(self._num_classes, height, width, self._keep_probabilities)
 
 
-def restore(logits_chw: Tensor, height: int, width: int) -> Mask:
-    """Logits at the network's size to a mask at the original one: upsampled bilinearly (pixel centres aligned, as in
-    `F.interpolate(…, align_corners=False)`), then the class of the highest.
+class _Canvas:
+    """A mask at the original size that is made strip by strip."""
 
-    Rows are done in strips, so that of the photo's size there is only the mask.
+    def __init__(self, num_classes: int, height: int, width: int, keep_probabilities: bool) -> None:
+        self._class_ids = np.empty((height, width), np.uint8)
+        self._kept = np.empty((num_classes, height, width), np.uint8) if keep_probabilities else None
+        self._num_classes = num_classes
+        self._highest: list[Tensor] = []
+
+    def put(self, top: int, probabilities: Tensor) -> None:
+        """The rows from `top` on: float32 (C, rows, W)."""
+        rows = slice(top, top + probabilities.shape[1])
+        highest, class_ids = probabilities[0], torch.zeros_like(probabilities[0], dtype=torch.uint8)
+        for class_id in range(1, self._num_classes):  # several times as quick as max(0), which counts in int64
+            of_class = probabilities[class_id]
+            class_ids = torch.maximum(class_ids, (of_class > highest).to(torch.uint8) * class_id)
+            highest = torch.maximum(highest, of_class)
+        self._class_ids[rows] = class_ids.cpu().numpy()
+        self._highest.append(highest.sum(dtype=torch.float64))
+        if self._kept is not None:
+            self._kept[:, rows] = (probabilities * 255).round_().to(torch.uint8).cpu().numpy()
+
+    def mask(self) -> Mask:
+        ids = self._class_ids
+        counts = [int(np.count_nonzero(ids == class_id)) for class_id in range(self._num_classes)]
+        confidence = torch.stack(self._highest).sum().item() / ids.size
+        return Mask(ids, counts, confidence, self._kept)
+
+
+def enlarge(values_chw: Tensor, height: int, width: int) -> Iterator[tuple[int, Tensor]]:
+    """Values (C, h, w) at another size, bilinearly, as `F.interpolate(…, align_corners=False)` has it: strips of rows,
+    each with the number of its first.
     """
-    num_classes, rows, _ = logits_chw.shape
-    class_ids = torch.empty((height, width), dtype=torch.uint8)
-    confidence_sum = 0.0
-    strip = max(1, STRIP_VALUES // (num_classes * width))
+    num_classes, rows, columns = values_chw.shape
+    if (rows, columns) == (height, width):
+        yield 0, values_chw
+        return
+    # Turned, so that columns are gathered as whole rows.
+    below, above, share = _taps(columns, width, values_chw.device)
+    turned = values_chw.transpose(1, 2).contiguous()
+    turned = torch.lerp(turned.index_select(1, below), turned.index_select(1, above), share[:, None])
+    wide = turned.transpose(1, 2).contiguous()
+    below, above, share = _taps(rows, height, values_chw.device)
+    strip = strip_rows(num_classes, width)
     for top in range(0, height, strip):
-        bottom = min(height, top + strip)
-        source = ((torch.arange(top, bottom, device=logits_chw.device) + 0.5) * (rows / height) - 0.5).clamp(
-            0, rows - 1
-        )
-        above = source.floor().long()
-        below = (above + 1).clamp(max=rows - 1)
-        narrow = torch.lerp(logits_chw[:, above], logits_chw[:, below], (source - above)[:, None])
-        size = (bottom - top, width)
-        logits = F.interpolate(narrow[None], size=size, mode="bilinear", align_corners=False)[0]
-        highest, winner = logits.max(0)
-        class_ids[top:bottom] = winner.to(torch.uint8)
-        confidence_sum += (highest - logits.logsumexp(0)).exp().sum(dtype=torch.float64).item()
-    counts = torch.bincount(class_ids.flatten(), minlength=num_classes)
-    return Mask(class_ids.numpy(), counts.tolist(), confidence_sum / (height * width))
+        some = slice(top, top + strip)
+        yield top, torch.lerp(wide.index_select(1, below[some]), wide.index_select(1, above[some]), share[some, None])
+
+
+def strip_rows(num_classes: int, width: int) -> int:
+    """Rows that are worked on at a time."""
+    return max(1, STRIP_VALUES // (num_classes * width))
+
+
+def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
+    """Where tiles begin along a side: as few as cover it and overlap by at least `overlap`, evenly spread."""
+    count = 1 + math.ceil((length - tile) / (tile - overlap)) if length > tile else 1
+    return [i * (length - tile) // max(1, count - 1) for i in range(count)]
+
+
+def _taps(length_in: int, length_out: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """For each place of the result: its two neighbours in the source, and the share of the second."""
+    places = ((torch.arange(length_out, device=device) + 0.5) * (length_in / length_out) - 0.5).clamp(0, length_in - 1)
+    first = places.floor().long()
+    return first, (first + 1).clamp(max=length_in - 1), places - first
+
+
+def _tent(tile: int, overlap: int, device: torch.device) -> Tensor:
+    """Weights along a side of a tile: 1 in the middle, falling linearly over the overlap, never 0."""
+    from_edge = torch.arange(1, tile + 1, device=device)
+    from_edge = torch.minimum(from_edge, from_edge.flip(0))
+    return (from_edge / (overlap + 1)).clamp(max=1)

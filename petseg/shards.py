@@ -1,29 +1,65 @@
-"""A prediction job as shards: the plan, reading one shard, writing one, and what is left to do. No Ray, no network.
+"""A prediction job as shards: the plan, what of it is done, its begin and its end. No Ray, no pixels.
 
-A shard is the unit of work and its Parquet file is its commit: it appears whole, after the PNG files of its rows. The
+A shard is the unit of work and its Parquet file is its commit: it appears whole, after the other files of its rows. The
 plan follows from the manifest and the settings alone, so a second start makes the same one, keeps the shards that are
-there and does the rest.
+there and does the rest. What is done with one shard is in `rows`.
 """
 
+import dataclasses
 import errno
 import hashlib
 import io
 import json
-from collections import deque
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from petseg import images, storage
+from petseg import storage
 from petseg.config import InputError
-from petseg.images import Photo
 
-SCHEMA = pa.schema(
-    [
+OF_PHOTO = ("id", "image", "height", "width", "error")
+"""Columns that do not come from a mask."""
+
+PLAN_FILE = "_plan.json"
+MANIFEST_FILE = "_manifest.parquet"
+SUCCESS_FILE = "_SUCCESS.json"
+MASK_FOLDER = "masks"
+OVERLAY_FOLDER = "overlays"
+
+_FORMAT = 2
+"""Raised when the same settings would give other bytes than before, so that one output is not made by two versions."""
+
+_SHARD_FILE = re.compile(r"part-\d{5,}-of-\d{5,}\.parquet")
+_IO_THREADS = 16
+_NAMES_SHOWN = 5
+_PLAN_KEY, _SUMMARY_KEY = b"petseg.plan", b"petseg.summary"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """What is written of a mask, beside its row."""
+
+    png: bool = True
+    """A file in `MASK_FOLDER`."""
+    overlay: bool = False
+    """A file in `OVERLAY_FOLDER`."""
+    probabilities: bool = False
+    """The column `probability_pngs`."""
+    coco_rle: bool = False
+    """The column `coco_rle`."""
+
+    def files(self) -> dict[str, str]:
+        """The folders with a file per mask, and what ends the files' names."""
+        return ({MASK_FOLDER: ".png"} if self.png else {}) | ({OVERLAY_FOLDER: ".jpg"} if self.overlay else {})
+
+
+def schema(outputs: Outputs) -> pa.Schema:
+    """One row per photo, also for one that failed: then `error` says why, and all but `id` and `image` is null."""
+    fields = [
         ("id", pa.string()),
         ("image", pa.string()),
         ("height", pa.int32()),
@@ -33,17 +69,12 @@ SCHEMA = pa.schema(
         ("confidence", pa.float32()),
         ("error", pa.string()),
     ]
-)
-"""One row per photo, also for one that failed: then `error` says why, and all but `id` and `image` is null."""
-
-PLAN_FILE = "_plan.json"
-SUCCESS_FILE = "_SUCCESS.json"
-MASK_FOLDER = "masks"
-
-_IO_THREADS = 16
-_ERRORS_KEPT = 5
-_MASKS_WAITING = 8  # masks at the original size that may wait for an encoder
-_PLAN_KEY, _SUMMARY_KEY = b"petseg.plan", b"petseg.summary"
+    if outputs.probabilities:
+        fields.append(("probability_pngs", pa.list_(pa.binary())))
+    if outputs.coco_rle:
+        rle = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())])
+        fields.append(("coco_rle", pa.list_(rle)))
+    return pa.schema(fields)
 
 
 @dataclass(frozen=True)
@@ -54,7 +85,7 @@ class Target:
     num_shards: int
     fingerprint: str
     """SHA-256 of the plan; every shard carries it, so that another job's is never taken for this one's."""
-    png: bool
+    outputs: Outputs
 
     def location(self, shard: int) -> str:
         """Where the Parquet file of a shard is."""
@@ -71,11 +102,6 @@ class Plan:
     """All that the output's bytes follow from, as JSON values: what `_plan.json` holds."""
     target: Target
 
-    def rows(self, shard: int) -> pa.Table:
-        """The part of the manifest that is in a shard, with the column `shard`."""
-        rows = self.manifest.slice(shard * self.shard_size, self.shard_size)
-        return rows.append_column("shard", pa.array([shard] * rows.num_rows, pa.int64()))
-
 
 @dataclass(frozen=True)
 class Summary:
@@ -87,17 +113,25 @@ class Summary:
     """"id: reason" of some of those that failed."""
 
 
-def make_plan(manifest: pa.Table, output: str, *, shard_size: int, png: bool, settings: dict[str, Any]) -> Plan:
+def rows_of(manifest: pa.Table, shard: int, shard_size: int) -> pa.Table:
+    """The part of the manifest that is in a shard, with the column `shard`."""
+    rows = manifest.slice(shard * shard_size, shard_size)
+    return rows.append_column("shard", pa.array([shard] * rows.num_rows, pa.int64()))
+
+
+def make_plan(manifest: pa.Table, output: str, *, shard_size: int, outputs: Outputs, settings: dict[str, Any]) -> Plan:
     """The plan of a job; `settings` is whatever, beside the photos' names, decides what is written."""
     digest = hashlib.sha256()
     for name in ("id", "image"):
-        for value in manifest[name].to_pylist():
-            digest.update(value.encode() + b"\n")
+        for start in range(0, manifest.num_rows, 2**16):
+            for value in manifest[name].slice(start, 2**16).to_pylist():
+                digest.update(value.encode() + b"\n")
     description = {
+        "format": _FORMAT,
         "images": manifest.num_rows,
         "manifest_sha256": digest.hexdigest(),
         "shard_size": shard_size,
-        "png": png,
+        **dataclasses.asdict(outputs),
         **settings,
     }
     fingerprint = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
@@ -105,33 +139,40 @@ def make_plan(manifest: pa.Table, output: str, *, shard_size: int, png: bool, se
         manifest,
         shard_size,
         description,
-        Target(output, -(-manifest.num_rows // shard_size), fingerprint, png),
+        Target(output, -(-manifest.num_rows // shard_size), fingerprint, outputs),
     )
 
 
-def find_done(plan: Plan) -> dict[int, Summary]:
+def find_done(plan: Plan, *, overwrite: bool = False) -> dict[int, Summary]:
     """The shards of this plan that the output holds already, complete; nothing is changed.
 
-    Raises `InputError` where the folder cannot be written, or holds the output of a job with another plan.
+    Raises `InputError` where the folder cannot be written, or holds the output of a job with another plan, unless it
+    is to be overwritten; where it holds something that no plan tells of, in any case.
     """
     output = plan.target.output
     storage.require_writable(output, "--output")
     names = storage.list_names(output)
-    location = storage.join(output, PLAN_FILE)
     if PLAN_FILE not in names:
-        ours = [name for name in names if name in (MASK_FOLDER, SUCCESS_FILE) or name.endswith(".parquet")]
+        folders = (MASK_FOLDER, OVERLAY_FOLDER)
+        ours = [name for name in names if name in (*folders, SUCCESS_FILE) or name.endswith(".parquet")]
+        ours = [name for name in ours if name != MANIFEST_FILE]  # all that a start leaves that was killed at once
         if ours:
             raise InputError(
                 f"--output {output}: {ours[0]} is there already, but no {PLAN_FILE}; choose another folder"
             )
         return {}
-    before = storage.read_json(location)
-    if not isinstance(before, dict):
-        raise InputError(f"{location}: an object with one key per setting is expected; was it edited?")
+    before = _read_plan(output)
     differing = sorted(key for key in before.keys() | plan.description if before.get(key) != plan.description.get(key))
+    if differing and overwrite:
+        return {}
     if differing:
-        changes = ", ".join(f"{key} (was {before.get(key)}, now {plan.description.get(key)})" for key in differing)
-        raise InputError(f"--output {output}: begun with other settings: {changes}; choose another folder")
+        changes = [f"{key} (was {before.get(key)}, now {plan.description.get(key)})" for key in differing]
+        if "manifest_sha256" in differing:
+            changes += _changed_names(plan)
+        raise InputError(
+            f"--output {output}: begun with other settings: {', '.join(changes)}; choose another folder, or pass "
+            "--overwrite to replace what is in this one"
+        )
     with ThreadPoolExecutor(_IO_THREADS) as pool:
         found = pool.map(lambda shard: _committed(plan, shard), range(plan.target.num_shards))
         return {shard: summary for shard, summary in enumerate(found) if summary is not None}
@@ -143,86 +184,45 @@ def is_finished(plan: Plan, done: dict[int, Summary]) -> bool:
 
 
 def begin(plan: Plan) -> None:
-    """Make the output's folder and write the plan, or clear up after a start of the same plan that was killed.
+    """Make the output's folder and write the plan, or clear up after a start of the same plan that was killed; the
+    output of another plan, which `find_done` was told to overwrite, is deleted first.
 
     Raises `InputError` where the folder cannot be written.
     """
     output = plan.target.output
-    if PLAN_FILE in storage.list_names(output):
+    location = storage.join(output, PLAN_FILE)
+    before = _read_plan(output) if PLAN_FILE in storage.list_names(output) else None
+    if before == plan.description:
         storage.remove_leftovers(output)
         return
-    content = json.dumps(plan.description, indent=2) + "\n"
-    storage.create(storage.join(output, PLAN_FILE), content.encode(), "--output")
-
-
-def read_shard(rows: pa.Table, size_hw: tuple[int, int], max_pixels: int) -> pa.Table:
-    """Read and decode the photos of a shard: its rows with `height`, `width`, `error` and `pixels` (raw RGB bytes).
-
-    A photo that cannot be read or decoded has its reason in `error`, and null elsewhere.
-    """
-    columns: dict[str, list[Any]] = {"height": [], "width": [], "error": [], "pixels": []}
-    for location in rows["image"].to_pylist():
-        photo, error = None, None
-        try:
-            photo = images.decode_photo(storage.read(location), size_hw, max_pixels)
-        except images.DecodeError as refused:
-            error = str(refused)
-        except OSError as refused:
-            error = f"cannot be read: {refused.strerror or refused}"
-        columns["height"].append(photo and photo.height)
-        columns["width"].append(photo and photo.width)
-        columns["error"].append(error)
-        columns["pixels"].append(photo and photo.pixels.tobytes())
-    types = (pa.int32(), pa.int32(), pa.string(), pa.binary(size_hw[0] * size_hw[1] * 3))
-    for (name, values), kind in zip(columns.items(), types, strict=True):
-        rows = rows.append_column(name, pa.array(values, kind))
-    return rows
-
-
-def predict_shard(
-    rows: pa.Table,
-    size_hw: tuple[int, int],
-    predict: Callable[[list[Photo]], Iterable[Any]],
-    palette: tuple[tuple[int, int, int], ...],
-    pool: ThreadPoolExecutor,
-) -> pa.Table:
-    """The rows of `read_shard` as rows of `SCHEMA`, with the column `shard`; `predict` is a `predict.Predictor`."""
-    pixels = images.from_column(rows["pixels"], (*size_hw, 3))
-    good = [row for row, error in enumerate(rows["error"].to_pylist()) if error is None]
-    heights, widths = rows["height"].to_pylist(), rows["width"].to_pylist()
-    found: dict[str, list[Any]] = {name: [None] * rows.num_rows for name in ("mask_png", "class_pixels", "confidence")}
-    encoding: deque[tuple[int, Future[bytes]]] = deque()
-
-    def take(at_most: int) -> None:
-        while len(encoding) > at_most:
-            row, png = encoding.popleft()
-            found["mask_png"][row] = png.result()
-
-    masks = predict([Photo(pixels[row], heights[row], widths[row]) for row in good])
-    for row, mask in zip(good, masks, strict=True):
-        found["class_pixels"][row] = mask.class_pixels
-        found["confidence"][row] = mask.confidence
-        encoding.append((row, pool.submit(images.encode_mask, mask.class_ids, palette)))
-        take(_MASKS_WAITING)
-    take(0)
-    columns = {name: found[name] if name in found else rows[name] for name in SCHEMA.names}
-    return pa.table(columns, schema=SCHEMA).append_column("shard", rows["shard"])
-
-
-def write_shard(rows: pa.Table, target: Target) -> Summary:
-    """Write the PNG files of a shard, then, as its commit, its Parquet file. Doing it twice gives the same bytes."""
-    shard = rows["shard"][0].as_py()
-    rows = rows.drop_columns("shard")
-    if target.png:
-        with ThreadPoolExecutor(_IO_THREADS) as pool:
-            pngs = zip(rows["id"].to_pylist(), rows["mask_png"].to_pylist(), strict=True)
-            list(pool.map(lambda pair: _write_png(target, *pair), pngs))
-    summary = _summarise(rows)
-    footer = {_PLAN_KEY: target.fingerprint, _SUMMARY_KEY: json.dumps([summary.failed, summary.first_errors])}
+    if before is not None:
+        _clear(output, before)
     buffer = io.BytesIO()
-    pq.write_table(rows.replace_schema_metadata(footer), buffer)
-    storage.write(target.location(shard), buffer.getvalue())
-    return summary
+    pq.write_table(plan.manifest.select(["id", "image"]), buffer, compression="zstd")
+    content = (json.dumps(plan.description, indent=2) + "\n").encode()
+    try:
+        storage.write(storage.join(output, MANIFEST_FILE), buffer.getvalue())
+        if before is not None:
+            storage.write(location, content)
+    except OSError as error:
+        raise InputError(f"--output {output}: cannot be written: {error.strerror or error}") from error
+    if before is None:
+        storage.create(location, content, "--output")
+
+
+def summarise(rows: pa.Table) -> Summary:
+    """How it went, of the rows of a shard."""
+    errors = [
+        f"{row_id}: {error}"
+        for row_id, error in zip(rows["id"].to_pylist(), rows["error"].to_pylist(), strict=True)
+        if error is not None
+    ]
+    return Summary(rows.num_rows, len(errors), errors[:_NAMES_SHOWN])
+
+
+def footer(target: Target, summary: Summary) -> dict[bytes, str]:
+    """What the Parquet file of a shard has in its footer, so that it can be known for what it is."""
+    return {_PLAN_KEY: target.fingerprint, _SUMMARY_KEY: json.dumps([summary.failed, summary.first_errors])}
 
 
 def finish(plan: Plan, done: dict[int, Summary]) -> Summary:
@@ -246,16 +246,46 @@ def total(done: dict[int, Summary]) -> Summary:
     in_order = [done[shard] for shard in sorted(done)]
     errors = [error for summary in in_order for error in summary.first_errors]
     rows, failed = sum(s.rows for s in in_order), sum(s.failed for s in in_order)
-    return Summary(rows, failed, errors[:_ERRORS_KEPT])
+    return Summary(rows, failed, errors[:_NAMES_SHOWN])
 
 
-def _summarise(rows: pa.Table) -> Summary:
-    errors = [
-        f"{row_id}: {error}"
-        for row_id, error in zip(rows["id"].to_pylist(), rows["error"].to_pylist(), strict=True)
-        if error is not None
-    ]
-    return Summary(rows.num_rows, len(errors), errors[:_ERRORS_KEPT])
+def _read_plan(output: str) -> dict[str, Any]:
+    location = storage.join(output, PLAN_FILE)
+    before = storage.read_json(location)
+    if not isinstance(before, dict):
+        raise InputError(f"{location}: an object with one key per setting is expected; was it edited?")
+    return before
+
+
+def _changed_names(plan: Plan) -> list[str]:
+    """Which photos have come and gone since the output was begun, as far as that was written down."""
+    location = storage.join(plan.target.output, MANIFEST_FILE)
+    try:
+        with storage.open_file(location) as file:
+            before = set(pq.read_table(file, columns=["image"])["image"].to_pylist())
+    except (OSError, pa.ArrowException):
+        return []
+    now = set(plan.manifest["image"].to_pylist())
+    changes = []
+    for what, names in (("new", sorted(now - before)), ("gone", sorted(before - now))):
+        if names:
+            some = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
+            changes.append(f"{len(names)} {what}: {some}")
+    return changes
+
+
+def _clear(output: str, before: dict[str, Any]) -> None:
+    """Delete what a job of the plan `before` has written, but for the plan, which goes last, when it is replaced: if
+    this is killed, the next start knows the rest for what it is.
+    """
+    storage.remove_file(storage.join(output, SUCCESS_FILE))
+    for name in storage.list_names(output):
+        if _SHARD_FILE.fullmatch(name):
+            storage.remove_file(storage.join(output, name))
+    written = Outputs(png=bool(before.get("png")), overlay=bool(before.get("overlay")))
+    for folder in written.files():
+        storage.remove_folder(storage.join(output, folder))
+    storage.remove_leftovers(output)
 
 
 def _committed(plan: Plan, shard: int) -> Summary | None:
@@ -270,13 +300,8 @@ def _committed(plan: Plan, shard: int) -> Summary | None:
         if error.errno not in (None, errno.ENOENT):
             raise
         return None  # not there; or a broken footer, for which Arrow has this type, too, but no number
-    footer = metadata.metadata or {}
+    found = metadata.metadata or {}
     expected = min(plan.shard_size, plan.manifest.num_rows - shard * plan.shard_size)
-    if metadata.num_rows != expected or footer.get(_PLAN_KEY) != plan.target.fingerprint.encode():
+    if metadata.num_rows != expected or found.get(_PLAN_KEY) != plan.target.fingerprint.encode():
         return None
-    return Summary(expected, *json.loads(footer[_SUMMARY_KEY]))
-
-
-def _write_png(target: Target, row_id: str, content: bytes | None) -> None:
-    if content is not None:
-        storage.write(storage.join(target.output, MASK_FOLDER, row_id + ".png"), content, scratch=target.output)
+    return Summary(expected, *json.loads(found[_SUMMARY_KEY]))

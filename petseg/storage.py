@@ -12,7 +12,7 @@ import re
 import shutil
 import urllib.parse
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +210,24 @@ def write_folder(location: str, files: dict[str, bytes]) -> None:
         temporary.rename(location)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def flush_folders(folders: Iterable[str]) -> None:
+    """See that the names in some local folders survive a power cut, as the contents of `write` do already."""
+    for folder in folders:
+        if is_local(folder):
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def remove_file(location: str) -> None:
+    """Delete a file; no error where there is none."""
+    filesystem, path = _open(location)
+    if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
+        filesystem.delete_file(path)
 
 
 def remove_folder(location: str, first: str | None = None) -> None:

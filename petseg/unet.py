@@ -4,9 +4,12 @@ Architecture: https://keras.io/examples/vision/oxford_pets_image_segmentation/ (
 convolutions). The modules stand in the order in which Keras creates its layers; `checkpoint.from_keras` relies on it.
 """
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 BN_EPSILON = 1e-3
 """Keras's default; PyTorch's is 1e-5."""
@@ -108,6 +111,22 @@ class UNet(nn.Module):
         for block in (*self.down, *self.up):
             x = block(x)
         return self.head(x)[:, :, :height, :width]
+
+
+def fold_batch_norms(model: UNet) -> UNet:
+    """A copy for inference, each batch norm folded into the convolution before it: the same numbers within rounding."""
+    model = copy.deepcopy(model).eval()
+    model.entry = fuse_conv_bn_eval(model.entry, model.entry_bn)
+    model.entry_bn = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
+    for block in (*model.down, *model.up):
+        for number in "12":
+            conv, norm = getattr(block, f"conv{number}"), getattr(block, f"bn{number}")
+            if isinstance(conv, SeparableConv2d):
+                conv.pointwise = fuse_conv_bn_eval(conv.pointwise, norm)
+            else:
+                setattr(block, f"conv{number}", fuse_conv_bn_eval(conv, norm))
+            setattr(block, f"bn{number}", nn.Identity())
+    return model
 
 
 def _batch_norm(channels: int) -> nn.BatchNorm2d:

@@ -5,9 +5,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from petseg import images, labels, manifest, rows, shards
+from petseg.shards import Outputs, Plan, Summary
+
+if TYPE_CHECKING:
+    from petseg.predict import Mask
 
 ROOT = Path(__file__).parent.parent
 
@@ -73,3 +83,62 @@ def run_in(folder: Path, job: str, *flags: object, timeout_s: float = 300) -> su
 def run_job(tmp_path: Path) -> RunJob:
     """`run_in` the test's own folder."""
     return functools.partial(run_in, tmp_path)
+
+
+SHARD_SIZE_HW = (16, 24)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Seven photos in two folders; b/3 is broken."""
+    folder = tmp_path / "photos"
+    for i in range(7):
+        path = folder / "ab"[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        colour = [0, 0, 0]
+        colour[i % 3] = 255
+        Image.new("RGB", (30 + i, 20), tuple(colour)).save(path)
+    (folder / "b" / "3.jpg").write_bytes(b"broken")
+    return folder
+
+
+def make_plan(photos: Path, output: Path, **changes: object) -> Plan:
+    settings = {"shard_size": 3, "outputs": Outputs(), "settings": {"checkpoint_sha256": "c0ffee"}} | changes
+    return shards.make_plan(manifest.discover(str(photos)), str(output), **settings)  # pyright: ignore
+
+
+def paint(photos: list[images.Photo]) -> "Iterator[Mask]":
+    """A predictor that needs no network: the class is the photo's brightest channel."""
+    from petseg.predict import Mask
+
+    for photo in photos:
+        winner = int(photo.pixels.mean((0, 1)).argmax())
+        ids = np.full((photo.height, photo.width), winner, np.uint8)
+        probabilities = np.where(np.arange(3)[:, None, None] == ids, np.uint8(191), np.uint8(32))
+        yield Mask(ids, np.bincount(ids.ravel(), minlength=3).tolist(), 0.75, probabilities)
+
+
+def do_shards(plan: Plan, *numbers: int, tile_hw: tuple[int, int] | None = None) -> dict[int, Summary]:
+    """Those shards, read, painted and written as the job does it, without Ray."""
+
+    def paint_tiled(picture: Image.Image) -> "Mask":
+        pixels = np.asarray(picture)
+        return next(paint([images.Photo(pixels, *pixels.shape[:2])]))
+
+    done, outputs = {}, plan.target.outputs
+    common: Any = {"size_hw": SHARD_SIZE_HW, "max_pixels": 10**6}
+    with ThreadPoolExecutor(2) as pool:
+        for number in numbers:
+            table = shards.rows_of(plan.manifest, number, plan.shard_size)
+            table = rows.read_shard(table, **common, tile_hw=tile_hw, previews=outputs.overlay)
+            table = rows.predict_shard(
+                table,
+                **common,
+                outputs=outputs,
+                palette=labels.palette(3),
+                predict=paint,
+                predict_tiled=paint_tiled,
+                pool=pool,
+            )
+            done[number] = rows.write_shard(table, plan.target)
+    return done

@@ -9,9 +9,9 @@ import pytest
 from conftest import ROOT
 
 LAYERS = (
-    {"config", "storage", "labels", "unet", "metrics", "precision", "cli"},
-    {"manifest", "images", "checkpoint", "demo", "runs"},
-    {"cluster", "feed", "train", "predict", "shards"},
+    {"config", "storage", "labels", "unet", "metrics", "precision", "cli", "progress"},
+    {"manifest", "images", "checkpoint", "demo", "runs", "coco"},
+    {"cluster", "feed", "train", "predict", "shards", "rows"},
 )
 HEAVY = {"ray", "torch", "torchvision", "pandas", "matplotlib"}
 
@@ -23,6 +23,7 @@ WITHIN_A_LAYER = {
     "cli": {"config"},
     "metrics": {"labels"},
     "train": {"feed"},
+    "rows": {"shards"},
 }
 FILES = sorted((ROOT / "petseg").glob("*.py"))
 

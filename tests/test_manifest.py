@@ -61,7 +61,7 @@ def test_photos_and_masks_in_one_folder_are_refused(tmp_path: Path) -> None:
         (
             ["a.jpg", "a.png/b.jpg"],
             ["a.png"],
-            r"a\.png/b\.jpg: its folder has the name that the mask of .*/a\.jpg gets",
+            r"images/a\.png/b: its folder has the name that an output of a gets",
         ),
     ],
 )
@@ -112,3 +112,18 @@ def test_split_is_the_keras_example_s(tmp_path: Path) -> None:
 
 
 SHUFFLED = "0372164589"
+
+
+def test_a_sample_is_spread_over_the_names(tmp_path: Path) -> None:
+    rows = manifest.discover(touch(tmp_path, *(f"{i}.jpg" for i in range(10))))
+    assert manifest.sample(rows, 4)["id"].to_pylist() == ["0", "2", "5", "7"]
+    assert manifest.sample(rows, 1)["id"].to_pylist() == ["0"]
+    assert manifest.sample(rows, 10) == manifest.sample(rows, 99) == rows
+
+
+def test_many_names_are_sorted_by_id_across_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "_CHUNK", 3)
+    names = [f"{i % 3}/{i:02}.jpg" for i in range(20)]
+    rows = manifest.discover(touch(tmp_path, *names))
+    assert rows["image"].to_pylist() == sorted(f"{tmp_path}/{name}" for name in names)
+    assert rows["id"].to_pylist() == sorted(name[:-4] for name in names)

@@ -1,0 +1,197 @@
+"""One shard's work: its photos read, their masks found, its rows and files written. No Ray, no network."""
+
+import io
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from petseg import coco, images, shards, storage
+from petseg.images import DecodeError, Photo
+from petseg.shards import Outputs, Summary, Target
+
+_IO_THREADS = 16
+_PIXELS_WAITING = 2**25  # of masks at the original size that wait for an encoder
+
+
+def read_shard(
+    rows: pa.Table,
+    size_hw: tuple[int, int],
+    max_pixels: int,
+    *,
+    tile_hw: tuple[int, int] | None = None,
+    previews: bool = False,
+) -> pa.Table:
+    """Read and decode the photos of a shard: its rows with `height`, `width`, `error`, `pixels` (raw RGB bytes at
+    `size_hw`) and `preview` (JPEG, where `previews`).
+
+    A photo that cannot be read or decoded has its reason in `error`, and null elsewhere. One that is larger than a
+    tile has null in `pixels`: at its own size it is better read again than carried about.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in ("height", "width", "error", "pixels", "preview")}
+    for location in rows["image"].to_pylist():
+        found: dict[str, Any] = {}
+        try:
+            content = storage.read(location)
+            found = _decode(content, size_hw, max_pixels, tile_hw)
+            if previews:
+                found["preview"] = images.preview(content, max_pixels)
+        except (DecodeError, OSError) as refused:
+            found = {"error": _reason(refused)}
+        for name, values in columns.items():
+            values.append(found.get(name))
+    types = (pa.int32(), pa.int32(), pa.string(), pa.binary(size_hw[0] * size_hw[1] * 3), pa.binary())
+    for (name, values), kind in zip(columns.items(), types, strict=True):
+        rows = rows.append_column(name, pa.array(values, kind))
+    return rows
+
+
+def predict_shard(
+    rows: pa.Table,
+    size_hw: tuple[int, int],
+    max_pixels: int,
+    outputs: Outputs,
+    palette: tuple[tuple[int, int, int], ...],
+    predict: Callable[[list[Photo]], Iterable[Any]],
+    predict_tiled: Callable[[Image.Image], Any],
+    pool: ThreadPoolExecutor,
+) -> pa.Table:
+    """The rows of `read_shard` as rows of `shards.schema`, with the columns `shard` and `preview`.
+
+    `predict` gives a `predict.Mask` for each decoded photo, in order; `predict_tiled` one for a photo at its own size.
+    """
+    found = {name: rows[name].to_pylist() for name in ("height", "width", "error")}
+    masks = _Encoding(rows.num_rows, outputs, palette, pool)
+    pixels = images.from_column(rows["pixels"], (*size_hw, 3))
+    decoded = rows["pixels"].is_valid().to_pylist()
+    whole = [row for row in range(rows.num_rows) if decoded[row]]
+    photos = [Photo(pixels[row], found["height"][row], found["width"][row]) for row in whole]
+    for row, mask in zip(whole, predict(photos), strict=True):
+        masks.put(row, mask)
+
+    large = [row for row in range(rows.num_rows) if not decoded[row] and found["error"][row] is None]
+    locations = rows["image"]
+    with ThreadPoolExecutor(1) as loader:  # decodes the next photo meanwhile; so two at a time are in memory
+
+        def load(row: int) -> Future[Image.Image]:
+            location = locations[row].as_py()
+            return loader.submit(lambda: images.decode_whole(storage.read(location), max_pixels))
+
+        loading = [load(row) for row in large[:1]]
+        for number, row in enumerate(large, 1):
+            try:
+                picture = loading.pop().result()
+            except (DecodeError, OSError) as refused:
+                picture = None
+                found["height"][row], found["width"][row], found["error"][row] = None, None, _reason(refused)
+            loading += [load(following) for following in large[number : number + 1]]
+            if picture is not None:
+                masks.put(row, predict_tiled(picture))
+            del picture
+    columns = {**{name: rows[name] for name in rows.column_names}, **found, **masks.columns()}
+    schema = shards.schema(outputs)
+    table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
+    return table.append_column("shard", rows["shard"]).append_column("preview", rows["preview"])
+
+
+def write_shard(rows: pa.Table, target: Target) -> Summary:
+    """Write the files of a shard's rows, then, as its commit, its Parquet file. Doing it twice gives the same bytes.
+
+    Raises `OSError` where the output cannot be written.
+    """
+    shard = rows["shard"][0].as_py()
+    with ThreadPoolExecutor(_IO_THREADS) as pool:
+        columns = (rows[name].to_pylist() for name in ("id", "mask_png", "preview"))
+        written = pool.map(lambda row: _write_files(target, *row), zip(*columns, strict=True))
+        folders = set().union(*written)
+    storage.flush_folders(folders)
+    rows = rows.drop_columns(["shard", "preview"])
+    summary = shards.summarise(rows)
+    buffer = io.BytesIO()
+    pq.write_table(rows.replace_schema_metadata(shards.footer(target, summary)), buffer)
+    storage.write(target.location(shard), buffer.getvalue())
+    storage.flush_folders([target.output])
+    return summary
+
+
+class _Encoding:
+    """Masks of a shard on their way to bytes, in other threads, while the network is at the next ones."""
+
+    def __init__(
+        self, num_rows: int, outputs: Outputs, palette: tuple[tuple[int, int, int], ...], pool: ThreadPoolExecutor
+    ) -> None:
+        self._encoded: list[dict[str, Any]] = [{} for _ in range(num_rows)]
+        self._outputs = outputs
+        self._palette = palette
+        self._pool = pool
+        self._waiting: deque[tuple[int, int, Future[dict[str, Any]]]] = deque()
+        self._pixels_waiting = 0
+
+    def put(self, row: int, mask: Any) -> None:
+        self._waiting.append((row, mask.class_ids.size, self._pool.submit(self._encode, mask)))
+        self._pixels_waiting += mask.class_ids.size
+        while self._pixels_waiting > _PIXELS_WAITING:
+            self._take()
+
+    def columns(self) -> dict[str, list[Any]]:
+        """What is known of the masks, by column; null where a row has none."""
+        while self._waiting:
+            self._take()
+        of_mask = [name for name in shards.schema(self._outputs).names if name not in shards.OF_PHOTO]
+        return {name: [encoded.get(name) for encoded in self._encoded] for name in of_mask}
+
+    def _take(self) -> None:
+        row, pixels, encoding = self._waiting.popleft()
+        self._encoded[row] = encoding.result()
+        self._pixels_waiting -= pixels
+
+    def _encode(self, mask: Any) -> dict[str, Any]:
+        encoded: dict[str, Any] = {
+            "mask_png": images.encode_mask(mask.class_ids, self._palette),
+            "class_pixels": mask.class_pixels,
+            "confidence": mask.confidence,
+        }
+        if self._outputs.probabilities:
+            encoded["probability_pngs"] = [images.encode_grey(of_class) for of_class in mask.probabilities]
+        if self._outputs.coco_rle:
+            counts = coco.encode(mask.class_ids, len(self._palette))
+            encoded["coco_rle"] = [{"size": list(mask.class_ids.shape), "counts": of_class} for of_class in counts]
+        return encoded
+
+
+def _decode(
+    content: bytes, size_hw: tuple[int, int], max_pixels: int, tile_hw: tuple[int, int] | None
+) -> dict[str, Any]:
+    if tile_hw is not None:
+        height, width = images.upright_size(content, max_pixels)
+        if height > tile_hw[0] or width > tile_hw[1]:
+            return {"height": height, "width": width}
+    photo = images.decode_photo(content, size_hw, max_pixels)
+    return {"height": photo.height, "width": photo.width, "pixels": photo.pixels.tobytes()}
+
+
+def _write_files(target: Target, row_id: str, mask_png: bytes | None, preview: bytes | None) -> set[str]:
+    """Write the files that bear the id of a row; the folders they are in, up to the output's."""
+    folders = set()
+    for folder, ending in target.outputs.files().items():
+        location = storage.join(target.output, folder, row_id + ending)
+        if mask_png is None:
+            storage.remove_file(location)  # of an earlier start, killed, that could still read the photo
+            continue
+        if folder == shards.OVERLAY_FOLDER:
+            assert preview is not None
+            content = images.overlay(preview, mask_png)
+        else:
+            content = mask_png
+        storage.write(location, content, scratch=target.output)
+        folders |= {storage.join(target.output, str(above)) for above in PurePosixPath(folder, row_id).parents}
+    return folders
+
+
+def _reason(error: DecodeError | OSError) -> str:
+    return str(error) if isinstance(error, DecodeError) else f"cannot be read: {error.strerror or error}"
