@@ -5,8 +5,11 @@ most probable one there. A large photo may be cut into overlapping tiles, each t
 """
 
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -39,8 +42,35 @@ class Mask:
     """uint8 (C, H, W), 255 times the probability of each class; None where it was not asked for."""
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What the network says of one photo at its own size; `mask` makes of it, in any thread, what is kept."""
+
+    probabilities: Tensor
+    """float32 (C, h, w), on the network's device."""
+
+    height: int
+    width: int
+    """Of the mask: the photo's original, upright size."""
+
+    keep_probabilities: bool
+
+    @torch.inference_mode()
+    def mask(self) -> Mask:
+        """The mask at the photo's size. Beside it, only a strip of rows is held at that size."""
+        canvas = _Canvas(len(self.probabilities), self.height, self.width, self.keep_probabilities)
+        for top, strip in enlarge(self.probabilities, self.height, self.width):
+            canvas.put(top, strip)
+        return canvas.mask()
+
+
 class Predictor:
-    """A network on a device, with the number of photos it takes at a time."""
+    """A network on a device, with the number of photos it takes at a time.
+
+    On a CPU, `threads` batches run side by side. If each has one thread of torch (`torch.set_num_threads(1)`), that is
+    faster than all threads on one batch, loses nothing where other processes want the cores, and gives the same bits
+    however many cores there are.
+    """
 
     def __init__(
         self,
@@ -50,6 +80,7 @@ class Predictor:
         size_hw: tuple[int, int],
         arithmetic: Precision = "auto",
         *,
+        threads: int = 1,
         probabilities: bool = False,
     ) -> None:
         folded = fold_batch_norms(model)
@@ -58,22 +89,19 @@ class Predictor:
         self._batch_size = batch_size
         self._size_hw = size_hw
         self._arithmetic: Precision = precision.resolve(arithmetic, device)
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads)
         self._keep_probabilities = probabilities
         self._num_classes = model.head.out_channels
 
-    @torch.inference_mode()
-    def __call__(self, photos: list[Photo]) -> Iterator[Mask]:
-        """One mask per photo, in order, each when it is asked for: only one at the original size need be held.
+    def __call__(self, photos: list[Photo]) -> Iterator[Prediction]:
+        """One prediction per photo, in order; a few batches ahead of those that were asked for.
 
         The photos are decoded at the network's size.
         """
-        for start in range(0, len(photos), self._batch_size):
-            batch = photos[start : start + self._batch_size]
-            for photo, probabilities in zip(batch, self._run([photo.pixels for photo in batch]), strict=True):
-                canvas = self._canvas(photo.height, photo.width)
-                for top, strip in enlarge(probabilities, photo.height, photo.width):
-                    canvas.put(top, strip)
-                yield canvas.mask()
+        batches = self._run([partial(_pixels, photo) for photo in photos])
+        for photo, probabilities in zip(photos, batches, strict=True):
+            yield Prediction(probabilities, photo.height, photo.width, self._keep_probabilities)
 
     @torch.inference_mode()
     def tiled(self, picture: Image.Image, tile_hw: tuple[int, int], overlap: int) -> Mask:
@@ -92,15 +120,14 @@ class Predictor:
             weights_x[left : left + tile_w] += falloff_w
         row = torch.zeros(self._num_classes, tile_h, width, device=self._device)  # of tiles, with what is above
         weights_y = torch.zeros(tile_h, device=self._device)
-        canvas = self._canvas(height, width)
+        canvas = _Canvas(self._num_classes, height, width, self._keep_probabilities)
+        cut = partial(images.cut, picture, tile_hw=(tile_h, tile_w), size_hw=self._size_hw)
+        predicted = self._run([partial(cut, top, left) for top in tops for left in lefts])
         for top, following in zip(tops, [*tops[1:], height], strict=True):
-            for start in range(0, len(lefts), self._batch_size):
-                some = lefts[start : start + self._batch_size]
-                tiles = [images.cut(picture, top, left, (tile_h, tile_w), self._size_hw) for left in some]
-                for left, probabilities in zip(some, self._run(tiles), strict=True):
-                    for below, strip in enlarge(probabilities, tile_h, tile_w):
-                        rows = slice(below, below + strip.shape[1])
-                        row[:, rows, left : left + tile_w] += strip * weight[rows]
+            for left in lefts:
+                for below, strip in enlarge(next(predicted), tile_h, tile_w):
+                    rows = slice(below, below + strip.shape[1])
+                    row[:, rows, left : left + tile_w] += strip * weight[rows]
             weights_y += falloff_h
             done = following - top
             for below in range(0, done, strip_rows(self._num_classes, width)):
@@ -112,15 +139,29 @@ class Predictor:
                 sums.narrow(axis, kept, done).zero_()
         return canvas.mask()
 
-    def _run(self, pixels_hwc: list[np.ndarray]) -> Tensor:
-        """Probabilities float32 (n, C, H, W), on the device, of photos or tiles at the network's size."""
-        pixels = torch.from_numpy(np.stack(pixels_hwc)).to(self._device)
+    def _run(self, pixels: list[Callable[[], np.ndarray]]) -> Iterator[Tensor]:
+        """Probabilities float32 (C, H, W), on the device, for each of some photos or tiles at the network's size, which
+        are made when their turn comes.
+        """
+        batches = (pixels[i : i + self._batch_size] for i in range(0, len(pixels), self._batch_size))
+        running = deque()
+        for batch in batches:
+            running.append(self._pool.submit(self._forward, batch))
+            if len(running) > self._threads:
+                yield from running.popleft().result()
+        while running:
+            yield from running.popleft().result()
+
+    @torch.inference_mode()
+    def _forward(self, batch: Iterable[Callable[[], np.ndarray]]) -> Tensor:
+        pixels = torch.from_numpy(np.stack([make() for make in batch])).to(self._device)
         with precision.autocast(self._arithmetic, self._device):
             logits = self._model(pixels.permute(0, 3, 1, 2))
         return logits.float().softmax(1)
 
-    def _canvas(self, height: int, width: int) -> "_Canvas":
-        return _Canvas(self._num_classes, height, width, self._keep_probabilities)
+
+def _pixels(photo: Photo) -> np.ndarray:
+    return photo.pixels
 
 
 class _Canvas:

@@ -4,6 +4,7 @@ import io
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -63,7 +64,8 @@ def predict_shard(
 ) -> pa.Table:
     """The rows of `read_shard` as rows of `shards.schema`, with the columns `shard` and `preview`.
 
-    `predict` gives a `predict.Mask` for each decoded photo, in order; `predict_tiled` one for a photo at its own size.
+    `predict` gives a `predict.Prediction` for each decoded photo, in order; `predict_tiled` a `predict.Mask` for a
+    photo at its own size.
     """
     found = {name: rows[name].to_pylist() for name in ("height", "width", "error")}
     masks = _Encoding(rows.num_rows, outputs, palette, pool)
@@ -71,8 +73,8 @@ def predict_shard(
     decoded = rows["pixels"].is_valid().to_pylist()
     whole = [row for row in range(rows.num_rows) if decoded[row]]
     photos = [Photo(pixels[row], found["height"][row], found["width"][row]) for row in whole]
-    for row, mask in zip(whole, predict(photos), strict=True):
-        masks.put(row, mask)
+    for row, prediction in zip(whole, predict(photos), strict=True):
+        masks.put(row, prediction.height * prediction.width, prediction.mask)
 
     large = [row for row in range(rows.num_rows) if not decoded[row] and found["error"][row] is None]
     locations = rows["image"]
@@ -91,7 +93,9 @@ def predict_shard(
                 found["height"][row], found["width"][row], found["error"][row] = None, None, _reason(refused)
             loading += [load(following) for following in large[number : number + 1]]
             if picture is not None:
-                masks.put(row, predict_tiled(picture))
+                mask = predict_tiled(picture)
+                masks.put(row, mask.class_ids.size, lambda mask=mask: mask)
+                del mask
             del picture
     columns = {**{name: rows[name] for name in rows.column_names}, **found, **masks.columns()}
     schema = shards.schema(outputs)
@@ -105,11 +109,14 @@ def write_shard(rows: pa.Table, target: Target) -> Summary:
     Raises `OSError` where the output cannot be written.
     """
     shard = rows["shard"][0].as_py()
-    with ThreadPoolExecutor(_IO_THREADS) as pool:
-        columns = (rows[name].to_pylist() for name in ("id", "mask_png", "preview"))
-        written = pool.map(lambda row: _write_files(target, *row), zip(*columns, strict=True))
-        folders = set().union(*written)
-    storage.flush_folders(folders)
+    for folder, ending in target.outputs.files().items():
+        names = [f"{folder}/{row_id}{ending}" for row_id in rows["id"].to_pylist()]
+        masks, previews = (rows[name].to_pylist() for name in ("mask_png", "preview"))
+        with ThreadPoolExecutor(_IO_THREADS) as pool:
+            list(pool.map(partial(_write_file, target), names, masks, previews))
+        used = {name.rpartition("/")[0] for name, mask in zip(names, masks, strict=True) if mask is not None}
+        used |= {str(above) for below in used for above in PurePosixPath(below).parents}
+        storage.flush_folders(storage.join(target.output, below) for below in used)
     rows = rows.drop_columns(["shard", "preview"])
     summary = shards.summarise(rows)
     buffer = io.BytesIO()
@@ -120,7 +127,7 @@ def write_shard(rows: pa.Table, target: Target) -> Summary:
 
 
 class _Encoding:
-    """Masks of a shard on their way to bytes, in other threads, while the network is at the next ones."""
+    """Masks of a shard, made and encoded in other threads, while the network is at the next ones."""
 
     def __init__(
         self, num_rows: int, outputs: Outputs, palette: tuple[tuple[int, int, int], ...], pool: ThreadPoolExecutor
@@ -132,9 +139,9 @@ class _Encoding:
         self._waiting: deque[tuple[int, int, Future[dict[str, Any]]]] = deque()
         self._pixels_waiting = 0
 
-    def put(self, row: int, mask: Any) -> None:
-        self._waiting.append((row, mask.class_ids.size, self._pool.submit(self._encode, mask)))
-        self._pixels_waiting += mask.class_ids.size
+    def put(self, row: int, pixels: int, make_mask: Callable[[], Any]) -> None:
+        self._waiting.append((row, pixels, self._pool.submit(self._encode, make_mask)))
+        self._pixels_waiting += pixels
         while self._pixels_waiting > _PIXELS_WAITING:
             self._take()
 
@@ -150,7 +157,8 @@ class _Encoding:
         self._encoded[row] = encoding.result()
         self._pixels_waiting -= pixels
 
-    def _encode(self, mask: Any) -> dict[str, Any]:
+    def _encode(self, make_mask: Callable[[], Any]) -> dict[str, Any]:
+        mask = make_mask()
         encoded: dict[str, Any] = {
             "mask_png": images.encode_mask(mask.class_ids, self._palette),
             "class_pixels": mask.class_pixels,
@@ -175,22 +183,16 @@ def _decode(
     return {"height": photo.height, "width": photo.width, "pixels": photo.pixels.tobytes()}
 
 
-def _write_files(target: Target, row_id: str, mask_png: bytes | None, preview: bytes | None) -> set[str]:
-    """Write the files that bear the id of a row; the folders they are in, up to the output's."""
-    folders = set()
-    for folder, ending in target.outputs.files().items():
-        location = storage.join(target.output, folder, row_id + ending)
-        if mask_png is None:
-            storage.remove_file(location)  # of an earlier start, killed, that could still read the photo
-            continue
-        if folder == shards.OVERLAY_FOLDER:
-            assert preview is not None
-            content = images.overlay(preview, mask_png)
-        else:
-            content = mask_png
-        storage.write(location, content, scratch=target.output)
-        folders |= {storage.join(target.output, str(above)) for above in PurePosixPath(folder, row_id).parents}
-    return folders
+def _write_file(target: Target, name: str, mask_png: bytes | None, preview: bytes | None) -> None:
+    """Write a file that bears the id of a row, its place in the output being `name`."""
+    location = storage.join(target.output, name)
+    if mask_png is None:
+        storage.remove_file(location)  # of an earlier start, killed, that could still read the photo
+    elif name.startswith(f"{shards.OVERLAY_FOLDER}/"):
+        assert preview is not None
+        storage.write(location, images.overlay(preview, mask_png), scratch=target.output)
+    else:
+        storage.write(location, mask_png, scratch=target.output)
 
 
 def _reason(error: DecodeError | OSError) -> str:

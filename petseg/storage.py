@@ -12,14 +12,16 @@ import re
 import shutil
 import urllib.parse
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from petseg.config import InputError
+
+T = TypeVar("T")
 
 _URI = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 
@@ -156,10 +158,10 @@ def write(location: str, content: bytes, scratch: str | None = None) -> None:
     temporary = _temporary(scratch or os.path.dirname(location))  # noqa: PTH120
     try:
         _write_through(temporary, content)
-        Path(location).parent.mkdir(parents=True, exist_ok=True)
-        temporary.replace(location)
-    finally:
+        _in_new_folder(location, lambda: temporary.replace(location))
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
 
 
 def create(location: str, content: bytes, flag: str) -> None:
@@ -252,11 +254,19 @@ def _temporary(folder: str) -> Path:
 
 
 def _write_through(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
+    with _in_new_folder(path, lambda: path.open("wb")) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _in_new_folder(path: str | Path, write: Callable[[], T]) -> T:
+    """Do what makes a file, its folder first where it turns out to be missing: to look each time costs more."""
+    try:
+        return write()
+    except FileNotFoundError:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        return write()
 
 
 def _open(location: str) -> tuple[pafs.FileSystem, str]:

@@ -17,7 +17,7 @@ from petseg import images, labels, manifest, rows, shards
 from petseg.shards import Outputs, Plan, Summary
 
 if TYPE_CHECKING:
-    from petseg.predict import Mask
+    from petseg.predict import Mask, Prediction
 
 ROOT = Path(__file__).parent.parent
 
@@ -107,15 +107,16 @@ def make_plan(photos: Path, output: Path, **changes: object) -> Plan:
     return shards.make_plan(manifest.discover(str(photos)), str(output), **settings)  # pyright: ignore
 
 
-def paint(photos: list[images.Photo]) -> "Iterator[Mask]":
+def paint(photos: list[images.Photo]) -> "Iterator[Prediction]":
     """A predictor that needs no network: the class is the photo's brightest channel."""
-    from petseg.predict import Mask
+    import torch
+
+    from petseg.predict import Prediction
 
     for photo in photos:
-        winner = int(photo.pixels.mean((0, 1)).argmax())
-        ids = np.full((photo.height, photo.width), winner, np.uint8)
-        probabilities = np.where(np.arange(3)[:, None, None] == ids, np.uint8(191), np.uint8(32))
-        yield Mask(ids, np.bincount(ids.ravel(), minlength=3).tolist(), 0.75, probabilities)
+        probabilities = torch.full((3, 4, 4), 0.125)
+        probabilities[int(photo.pixels.mean((0, 1)).argmax())] = 0.75
+        yield Prediction(probabilities, photo.height, photo.width, keep_probabilities=True)
 
 
 def do_shards(plan: Plan, *numbers: int, tile_hw: tuple[int, int] | None = None) -> dict[int, Summary]:
@@ -123,7 +124,7 @@ def do_shards(plan: Plan, *numbers: int, tile_hw: tuple[int, int] | None = None)
 
     def paint_tiled(picture: Image.Image) -> "Mask":
         pixels = np.asarray(picture)
-        return next(paint([images.Photo(pixels, *pixels.shape[:2])]))
+        return next(paint([images.Photo(pixels, *pixels.shape[:2])])).mask()
 
     done, outputs = {}, plan.target.outputs
     common: Any = {"size_hw": SHARD_SIZE_HW, "max_pixels": 10**6}

@@ -5,12 +5,16 @@ import json
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
+import duckdb
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from conftest import PAIRS, RunJob, run_in
 from PIL import Image
+from pycocotools import mask as cocotools
 
 from petseg import checkpoint, config, shards
 from petseg.config import TrainConfig
@@ -95,14 +99,29 @@ def test_predict_gives_every_photo_a_row(
     Image.new("CMYK", (3000, 2000)).save(photos / "cmyk.tif")
     flags = ("--checkpoint", storage / "first", "--images", "photos", "--output", "out")
     settings = ("--shard-size", 10, "--num-workers", 2, "--batch-size", 4)
-    done = run_job("predict", *flags, *settings)
+    stopped = run_job("predict", *flags, *settings, "--max-errors", 0)
+    assert stopped.returncode == 1
+    assert f"and --max-errors 0 of {PAIRS + 2} allows no more; broken: not an image" in stopped.stderr
+    assert not (tmp_path / "out" / shards.SUCCESS_FILE).exists()
+    written = sorted((tmp_path / "out").glob("part-*"))
+    kept = {file: file.read_bytes() for file in written[:1]}
+    for file in written[1:]:  # those that were under way when it stopped
+        file.unlink()
+
+    done = run_job("predict", *flags, *settings, "--max-errors", 0.1)
     assert done.returncode == 0, done.stderr
-    assert f"{PAIRS + 2} rows, 1 failed: {tmp_path}/out" in done.stdout
-    assert "  failed: broken: not an image that can be read" in done.stdout
-    assert "images/s" in done.stdout and "ETA 0:00" in done.stdout
+    lines = done.stdout.splitlines()
+    at_first = sum(pq.read_metadata(file).num_rows for file in kept)
+    assert lines[0].startswith(f"{at_first}/{PAIRS + 2} images  {100 * at_first // (PAIRS + 2)}%")
+    assert lines[-3].startswith(f"{PAIRS + 2}/{PAIRS + 2} images  100%  ") and lines[-3].endswith(
+        "1 failed  ETA 0:00:00"
+    )
+    assert lines[-2].endswith(f"{PAIRS + 2} rows, 1 failed: {tmp_path}/out")
+    assert lines[-1].startswith("  failed: broken: not an image that can be read")
 
     files = sorted((tmp_path / "out").glob("part-*.parquet"))
     assert [file.name for file in files] == [f"part-0000{i}-of-00003.parquet" for i in range(3)]
+    assert all(file.read_bytes() == content for file, content in kept.items())
     rows = [row for file in files for row in pq.read_table(file).to_pylist()]
     ids = ["broken", "cmyk", *(f"some/{path.stem}" for path in sorted(drawn[0].iterdir()))]
     assert [row["id"] for row in rows] == ids
@@ -115,18 +134,11 @@ def test_predict_gives_every_photo_a_row(
         assert 1 / 3 <= row["confidence"] <= 1
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         shards.SUCCESS_FILE,
+        shards.MANIFEST_FILE,
         shards.PLAN_FILE,
         "masks",
         *(file.name for file in files),
     ]
-
-    content = {file: file.read_bytes() for file in files}
-    files[1].unlink()
-    (tmp_path / "out" / shards.SUCCESS_FILE).unlink()
-    rest = run_job("predict", *flags, *settings)
-    assert rest.returncode == 0, rest.stderr
-    assert "10/10 images  " in rest.stdout and f"{PAIRS + 2} rows, 1 failed" in rest.stdout
-    assert {file: file.read_bytes() for file in files} == content
 
     (tmp_path / "out" / shards.SUCCESS_FILE).unlink()
     last_step = run_job("predict", *flags, *settings)
@@ -136,7 +148,46 @@ def test_predict_gives_every_photo_a_row(
     assert nothing.returncode == 0
     assert nothing.stdout.startswith("finished before; nothing to do")
     other = run_job("predict", *flags, *settings, "--no-png")
-    assert other.returncode == 2 and "png (was True, now False)" in other.stderr
+    assert other.returncode == 2 and "png (was True, now False)" in other.stderr and "--overwrite" in other.stderr
+
+
+@pytest.mark.ray
+def test_a_first_look_with_all_that_can_be_written(
+    storage: Path, drawn: tuple[Path, Path], tmp_path: Path, run_job: RunJob
+) -> None:
+    """Tiles, overlays, probabilities and COCO masks over another job's output; then read by tools that know no Ray."""
+    flags = ("--checkpoint", storage / "first", "--images", drawn[0], "--output", "out")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / shards.PLAN_FILE).write_text('{"png": true}')
+    extras = ("--limit", 5, "--tile", 96, 128, "--tile-overlap", 16, "--overlay", "--probabilities", "--coco-rle")
+    refused = run_job("predict", *flags, *extras)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    done = run_job("predict", *flags, *extras, "--overwrite")
+    assert done.returncode == 0, done.stderr
+
+    parts = str(tmp_path / "out" / "part-*.parquet")
+    names = [f"pet_{i * PAIRS // 5:04}" for i in range(5)]
+    columns = [*shards.schema(shards.Outputs()).names, "probability_pngs", "coco_rle"]
+    with duckdb.connect() as database:
+        found = database.sql(f"select * from '{parts}' order by id")  # noqa: S608 - a path of this test's own
+        assert found.columns == columns
+        assert [row[0] for row in found.fetchall()] == names
+        areas = database.sql(f"select sum(list_sum(class_pixels)) = sum(height * width) from '{parts}'")  # noqa: S608
+        assert areas.fetchall() == [(True,)]
+    frame = pd.read_parquet(tmp_path / "out" / "part-00000-of-00001.parquet")
+    assert list(frame.columns) == columns and list(frame["id"]) == names and frame["error"].isna().to_numpy().all()
+    for row in frame.to_dict("records"):
+        size = (row["height"], row["width"])
+        mask = np.asarray(Image.open(tmp_path / "out" / "masks" / f"{row['id']}.png"))
+        probabilities = np.stack([np.asarray(Image.open(io.BytesIO(png))) for png in row["probability_pngs"]])
+        assert mask.shape == size and probabilities.shape == (3, *size)
+        assert np.abs(probabilities.sum(0, dtype=int) - 255).max() <= 2
+        assert (np.take_along_axis(probabilities, mask[None], 0)[0] == probabilities.max(0)).all()
+        for class_id, rle in enumerate(row["coco_rle"]):
+            compressed: Any = {"size": list(rle["size"]), "counts": rle["counts"]}
+            assert cocotools.area(compressed) == (mask == class_id).sum()
+        with Image.open(tmp_path / "out" / "overlays" / f"{row['id']}.jpg") as overlay:
+            assert overlay.size == size[::-1]
 
 
 @pytest.mark.ray
@@ -245,6 +296,9 @@ def test_bad_input_to_train_is_one_line(flags: str, message: str, folder: Path, 
         ("--images photos --output photos/masks", "--output {}/photos/masks: it lies in --images"),
         ("--images photos --output out --checkpoint masks", "--checkpoint {}/masks: neither a run's folder nor"),
         ("--images photos --output out --shard-size 0", "--shard-size 0: give at least 1"),
+        ("--images photos --output out --max-errors 1.5", "--max-errors 1.5: give a whole number, or a share"),
+        ("--images photos --output out --tile 8", "--tile 8: give one number or two"),
+        ("--images photos --output out --tile-overlap 8", "--tile-overlap needs --tile"),
         ("--images photos --output out --checkpoint RESHAPED", r"head.bias is (7,) in model.pt, but (3,) in"),
     ],
 )

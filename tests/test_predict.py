@@ -8,18 +8,11 @@ from PIL import Image
 
 from petseg import predict
 from petseg.images import Photo
-from petseg.predict import Mask, Predictor, _Canvas
+from petseg.predict import Prediction, Predictor
 from petseg.unet import UNet
 
 CPU = torch.device("cpu")
 SIZE = (32, 48)
-
-
-def paint(values: torch.Tensor, size: tuple[int, int]) -> Mask:
-    canvas = _Canvas(len(values), *size, keep_probabilities=True)
-    for top, strip in predict.enlarge(values, *size):
-        canvas.put(top, strip)
-    return canvas.mask()
 
 
 @pytest.mark.parametrize("size", [(40, 64), (7, 5), (1, 1), (123, 77), (16, 24)])
@@ -29,7 +22,7 @@ def test_a_mask_is_bilinear_upsampling_then_argmax(
 ) -> None:
     monkeypatch.setattr(predict, "STRIP_VALUES", strip_values)
     values = (torch.randn(4, 16, 24, generator=torch.Generator().manual_seed(0)) * 3).softmax(0)
-    mask = paint(values, size)
+    mask = Prediction(values, *size, keep_probabilities=True).mask()
     whole = F.interpolate(values[None], size=size, mode="bilinear", align_corners=False)[0]
     top = whole.topk(2, 0).values
     clear = (top[0] - top[1] > 1e-5).numpy()  # where rounding cannot decide
@@ -61,9 +54,9 @@ def network() -> UNet:
 
 def test_masks_do_not_depend_on_the_batch() -> None:
     model = network()
-    together, alone = (list(Predictor(model, CPU, size, SIZE, "fp32")(photos(5))) for size in (4, 1))
+    together, alone = (list(Predictor(model, CPU, size, SIZE, "fp32", threads=2)(photos(5))) for size in (4, 1))
     assert len(together) == 5
-    for i, (a, b) in enumerate(zip(together, alone, strict=True)):
+    for i, (a, b) in enumerate((a.mask(), b.mask()) for a, b in zip(together, alone, strict=True)):
         assert a.class_ids.shape == (20 + i, 30 + i)
         assert (a.class_ids != b.class_ids).mean() < 0.01
         assert a.confidence == pytest.approx(b.confidence, abs=1e-4)
@@ -74,7 +67,7 @@ def test_the_network_predicts_in_evaluation_mode_and_is_left_alone() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     predictor = Predictor(model, CPU, 2, SIZE, "bf16")
     assert list(predictor([])) == []
-    mask, _ = predictor(photos(2))
+    mask = next(predictor(photos(2))).mask()
     assert mask.class_ids.shape == (20, 30) and mask.probabilities is None
     assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
     assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -84,7 +77,8 @@ def test_the_probabilities_are_those_of_the_network() -> None:
     """At the network's own size nothing is enlarged, so they must be its softmax, batch norms folded or not."""
     model = network()
     photo = Photo(photos(1)[0].pixels, *SIZE)
-    [mask] = Predictor(model, CPU, 1, SIZE, "fp32", probabilities=True)([photo])
+    [prediction] = Predictor(model, CPU, 1, SIZE, "fp32", probabilities=True)([photo])
+    mask = prediction.mask()
     with torch.inference_mode():
         expected = model.eval()(torch.tensor(photo.pixels).permute(2, 0, 1)[None])[0].softmax(0).numpy()
     assert mask.probabilities is not None
@@ -162,7 +156,8 @@ def test_a_photo_no_larger_than_a_tile_is_treated_as_without_tiles(size: tuple[i
     pixels = np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8)
     picture = Image.fromarray(pixels)
     predictor = Predictor(network(), CPU, 2, SIZE, "fp32", probabilities=True)
-    [whole] = predictor([Photo(np.asarray(picture.resize((48, 32), Image.Resampling.BILINEAR)), *size)])
+    [one_look] = predictor([Photo(np.asarray(picture.resize((48, 32), Image.Resampling.BILINEAR)), *size)])
+    whole = one_look.mask()
     tiled = predictor.tiled(picture, (32, 48), 8)
     assert np.array_equal(whole.class_ids, tiled.class_ids)
     assert np.abs(whole.probabilities.astype(int) - tiled.probabilities).max() <= 1  # pyright: ignore

@@ -160,7 +160,7 @@ def test_photos_larger_than_a_tile_are_predicted_at_their_own_size(photos: Path,
 
 def test_a_large_photo_that_fails_only_when_decoded_is_a_row(photos: Path, tmp_path: Path) -> None:
     """Its header is good, its pixels are not; the others go on."""
-    Image.effect_noise((400, 400), 50).save(photos / "a" / "2.jpg")
+    Image.effect_noise((400, 400), 50).convert("RGB").save(photos / "a" / "2.jpg")
     content = (photos / "a" / "2.jpg").read_bytes()
     (photos / "a" / "2.jpg").write_bytes(content[: len(content) // 2])
     plan = make_plan(photos, tmp_path / "out")
@@ -170,6 +170,14 @@ def test_a_large_photo_that_fails_only_when_decoded_is_a_row(photos: Path, tmp_p
     row = pq.read_table(plan.target.location(0)).to_pylist()[1]
     assert "truncated" in row.pop("error")
     assert {key for key, value in row.items() if value is not None} == {"id", "image"}
+
+
+def test_a_folder_of_broken_photos_is_a_folder_of_rows(photos: Path, tmp_path: Path) -> None:
+    for path in photos.glob("*/*"):
+        path.write_bytes(b"broken")
+    found = write_all(photos, tmp_path / "out", outputs=EVERYTHING)
+    assert len(found) == 7 and all(row["error"] for row in found)
+    assert not (tmp_path / "out" / "masks").exists()
 
 
 def mutations(count: int) -> Iterator[bytes]:

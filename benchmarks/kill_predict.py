@@ -1,0 +1,179 @@
+"""Kill a prediction job with SIGKILL at random moments until it has been killed often enough, and compare bytes.
+
+python benchmarks/kill_predict.py --kills 50
+
+Each kill hits the driver, one of Ray's workers (a task's, the model's, an idle one) or the node (its raylet), at a
+moment drawn from the whole of a start. Then the same command is given again, at once, while what was orphaned may still
+be running. After every kill, what is there must be a part of what an undisturbed job has written, byte for byte; when
+the job ends by itself, all of it; then the next begins in an empty folder. Exit code 0 only where all that held.
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TEMPORARY = ".petseg-tmp-"
+VICTIMS = {
+    "driver": "",
+    "node": "/raylet/raylet ",
+    "model": "ray::MapWorker(",
+    "task": "ray::MapBatches(",
+    "worker": "ray::",
+}
+"""What is killed, and what its command line has in it."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--photos", type=int, default=240, help="drawn photos")
+    parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=list(VICTIMS))
+    given = parser.parse_args()
+    generator = random.Random(given.seed)
+    with tempfile.TemporaryDirectory(prefix="petseg-kill-") as folder:
+        ended, kills = run(Path(folder), given.kills, given.photos, given.victims, generator)
+    by_victim = ", ".join(f"{kills.count(victim)} × {victim}" for victim in VICTIMS if victim in kills)
+    print(f"{len(kills)} kills ({by_victim}), {ended} jobs ended, each with the bytes of the undisturbed one")
+
+
+def run(
+    folder: Path, num_kills: int, photos: int, victims: list[str], generator: random.Random
+) -> tuple[int, list[str]]:
+    """Kill so often; how many jobs ended meanwhile, and what was killed."""
+    checkpoint, images = draw(folder, photos)
+    flags = ["--overlay", "--probabilities", "--coco-rle", "--shard-size", "4"]
+    command = [sys.executable, str(ROOT / "jobs" / "predict.py"), "--checkpoint", str(checkpoint)]
+    command += ["--images", str(images), *flags, "--output"]
+
+    started = time.monotonic()
+    log = folder / "log"
+    driver = start([*command, str(folder / "undisturbed")], log)
+    check(driver.wait() == 0, f"the undisturbed job failed: {log.read_text()[-2000:]}")
+    duration_s = time.monotonic() - started
+    expected = contents(folder / "undisturbed")
+    check(len([name for name in expected if name.endswith(".parquet")]) == 1 + -(-photos // 4), "shards are missing")
+    print(f"undisturbed: {duration_s:.1f} s, {len(expected)} files", flush=True)
+
+    kills: list[str] = []
+    ended, output = 0, folder / "killed-0"
+    while True:
+        driver = start([*command, str(output)], log)
+        moment_s = generator.uniform(0, duration_s)
+        while len(kills) < num_kills:
+            try:
+                driver.wait(moment_s)
+                break
+            except subprocess.TimeoutExpired:
+                victim = generator.choice(victims)
+                if kill(driver, victim, generator):
+                    kills.append(victim)
+                    print(f"{len(kills):4} {victim} after another {moment_s:.1f} s, {survey(output)}", flush=True)
+                    wrong = {name for name, content in contents(output).items() if expected.get(name) != content}
+                    check(not wrong, f"{sorted(wrong)[:5]} are not what the undisturbed job has written")
+                if victim in ("driver", "node"):
+                    break
+                moment_s = generator.uniform(0, duration_s / 2)
+        code = driver.wait()
+        if code == 0:
+            check(contents(output) == expected, f"{output}: other files than the undisturbed job's")
+            leftovers = [path.name for path in output.iterdir() if path.name.startswith(TEMPORARY)]
+            check(not leftovers, f"{output}: left over: {leftovers}")
+            ended += 1
+            print(f"     ended, job {ended}: the same {len(expected)} files", flush=True)
+            if len(kills) >= num_kills:
+                return ended, kills
+            output = folder / f"killed-{ended}"
+        else:
+            check(kills[-1:] in (["driver"], ["node"]), f"exit code {code}: {log.read_text()[-4000:]}")
+
+
+def draw(folder: Path, photos: int) -> tuple[Path, Path]:
+    """A checkpoint and photos; the network has learnt nothing, which is all the same to the job."""
+    import torch
+
+    from petseg import checkpoint, demo, labels, unet
+    from petseg.config import ModelConfig
+
+    images, _ = demo.draw_set(str(folder / "drawn"), count=photos, seed=1)
+    (Path(images) / "broken.jpg").write_bytes(b"broken")
+    (Path(images) / "pet_0003.jpg").unlink()
+    config = ModelConfig(
+        num_classes=3,
+        image_size=(64, 64),
+        class_names=labels.class_names(3),
+        palette=labels.palette(3),
+        label_map="",
+    )
+    model = unet.init_seeded(3, 1, input_scale=config.input_scale, input_offset=config.input_offset)
+    checkpoint.save(str(folder / "run"), model, torch.optim.SGD(model.parameters()), config, [{"val_loss": 1.0}])
+    return folder / "run", Path(images)
+
+
+def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    env = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    env.pop("RAY_ADDRESS", None)  # a Ray of its own, which may be killed
+    with log.open("wb") as file:
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=env)
+
+
+def kill(driver: subprocess.Popen[bytes], victim: str, generator: random.Random) -> bool:
+    """SIGKILL one process of that kind, if there is one now."""
+    pids = [driver.pid] if victim == "driver" else matching(driver.pid, VICTIMS[victim])
+    if not pids:
+        return False
+    try:
+        os.kill(generator.choice(pids), signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def matching(ancestor: int, text: str) -> list[int]:
+    """Processes below `ancestor` whose command line has that text."""
+    parents, commands = {}, {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            commands[int(process.name)] = (process / "cmdline").read_text().replace("\0", " ")
+        except OSError:
+            continue  # it has just ended
+    found = []
+    for pid, command in commands.items():
+        above = pid
+        while above in parents and above != ancestor:
+            above = parents[above]
+        if above == ancestor and pid != ancestor and text in command:
+            found.append(pid)
+    return sorted(found)
+
+
+def contents(output: Path) -> dict[str, bytes]:
+    """Every file of an output, but for those that are being written, or were when something was killed."""
+    found = {}
+    for path in output.rglob("*"):
+        if path.is_file() and not path.name.startswith(TEMPORARY):
+            found[str(path.relative_to(output))] = path.read_bytes()
+    return found
+
+
+def survey(output: Path) -> str:
+    if not output.exists():
+        return "nothing begun"
+    return f"{len(list(output.glob('part-*')))} shards, {len(list(output.glob(TEMPORARY + '*')))} half-written files"
+
+
+def check(held: bool, otherwise: str) -> None:
+    if not held:
+        sys.exit(f"FAILED: {otherwise}")
+
+
+if __name__ == "__main__":
+    main()
