@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import drawn
+
 ROOT = Path(__file__).parent.parent
 TEMPORARY = ".petseg-tmp-"
 VICTIMS = {
@@ -48,7 +50,9 @@ def run(
     folder: Path, num_kills: int, photos: int, victims: list[str], generator: random.Random
 ) -> tuple[int, list[str]]:
     """Kill so often; how many jobs ended meanwhile, and what was killed."""
-    checkpoint, images = draw(folder, photos)
+    checkpoint, images = drawn.untrained(folder), drawn.photos(folder, photos)
+    (images / "broken.jpg").write_bytes(b"broken")
+    (images / "pet_0003.jpg").unlink()
     flags = ["--overlay", "--probabilities", "--coco-rle", "--shard-size", "4"]
     command = [sys.executable, str(ROOT / "jobs" / "predict.py"), "--checkpoint", str(checkpoint)]
     command += ["--images", str(images), *flags, "--output"]
@@ -93,28 +97,6 @@ def run(
             output = folder / f"killed-{ended}"
         else:
             check(kills[-1:] in (["driver"], ["node"]), f"exit code {code}: {log.read_text()[-4000:]}")
-
-
-def draw(folder: Path, photos: int) -> tuple[Path, Path]:
-    """A checkpoint and photos; the network has learnt nothing, which is all the same to the job."""
-    import torch
-
-    from petseg import checkpoint, demo, labels, unet
-    from petseg.config import ModelConfig
-
-    images, _ = demo.draw_set(str(folder / "drawn"), count=photos, seed=1)
-    (Path(images) / "broken.jpg").write_bytes(b"broken")
-    (Path(images) / "pet_0003.jpg").unlink()
-    config = ModelConfig(
-        num_classes=3,
-        image_size=(64, 64),
-        class_names=labels.class_names(3),
-        palette=labels.palette(3),
-        label_map="",
-    )
-    model = unet.init_seeded(3, 1, input_scale=config.input_scale, input_offset=config.input_offset)
-    checkpoint.save(str(folder / "run"), model, torch.optim.SGD(model.parameters()), config, [{"val_loss": 1.0}])
-    return folder / "run", Path(images)
 
 
 def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:

@@ -99,7 +99,13 @@ def _predicted(
 
     from petseg import cluster
 
-    ray.data.DataContext.get_current().target_max_block_size = None  # a shard stays one block, however large it is
+    context = ray.data.DataContext.get_current()
+    context.target_max_block_size = None  # a shard stays one block, however large it is
+    # Ray would read ahead until half of its object store is full: gigabytes that make nothing faster.
+    height, width = model.image_size
+    shard_bytes = config.shard_size * (3 * height * width + (_PREVIEW_BYTES if config.overlay else 0))
+    wanted = shard_bytes * (_SHARDS_AHEAD * config.num_workers + 2 * cluster.total("CPU"))
+    context.override_object_store_memory_limit_fraction = min(0.5, wanted / cluster.total("object_store_memory"))
     whole_blocks: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None, "zero_copy_batch": True}
     read = partial(
         _read,
@@ -147,6 +153,12 @@ def _read(numbers: pa.Table, manifest: Any, shard_size: int, **settings: Any) ->
     shard = numbers["shard"][0].as_py()
     return rows.read_shard(shards.rows_of(ray.get(manifest), shard, shard_size), **settings)
 
+
+_SHARDS_AHEAD = 4
+"""Decoded shards that wait for each worker, beside those that are being decoded."""
+
+_PREVIEW_BYTES = 200_000
+"""Of one photo's preview, as a rule."""
 
 _KEEP_MEMORY = {
     "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=1073741824:"

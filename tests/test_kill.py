@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import drawn
 import kill_predict
 import pytest
 from conftest import ROOT
@@ -47,7 +48,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 @pytest.mark.ray
 def test_a_node_that_vanishes_takes_nothing_with_it(cluster: Any, tmp_path: Path) -> None:
     """The node with the model, in the middle: the others go on, and the job ends by itself with the same bytes."""
-    checkpoint, images = kill_predict.draw(tmp_path, PHOTOS)
+    checkpoint, images = drawn.untrained(tmp_path), drawn.photos(tmp_path, PHOTOS)
+    (images / "broken.jpg").write_bytes(b"broken")
+    (images / "pet_0003.jpg").unlink()
     command = [sys.executable, str(ROOT / "jobs" / "predict.py"), "--checkpoint", str(checkpoint)]
     command += ["--images", str(images), "--shard-size", "2", "--output"]
     both = [cluster.add_node(num_cpus=2), cluster.add_node(num_cpus=2)]
