@@ -2,8 +2,11 @@
 
 import io
 import json
+import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from conftest import PAIRS, RunJob, run_in
+from conftest import PAIRS, ROOT, RunJob, run_in
 from PIL import Image
 from pycocotools import mask as cocotools
 
@@ -188,6 +191,54 @@ def test_a_first_look_with_all_that_can_be_written(
             assert cocotools.area(compressed) == (mask == class_id).sum()
         with Image.open(tmp_path / "out" / "overlays" / f"{row['id']}.jpg") as overlay:
             assert overlay.size == size[::-1]
+
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "predicting.md").read_text(), re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        exec(example.replace("/data/masks", str(tmp_path / "out")), {})  # noqa: S102 - our own page
+
+
+SLOW_WRITER = """
+import runpy, sys, time
+
+log, job = sys.argv.pop(1), runpy.run_path(sys.argv.pop(1), run_name="job")
+read, write = job["_read"], job["_write"]
+
+def note(what):
+    with open(log, "a") as file:
+        file.write(what)
+
+def noted_read(numbers, **settings):
+    note("r")
+    return read(numbers, **settings)
+
+def slow_write(predicted, **settings):
+    time.sleep(0.5)
+    note("w")
+    return write(predicted, **settings)
+
+job["main"].__globals__.update(_read=noted_read, _write=slow_write)
+job["cli"].run(job["main"])
+"""
+
+
+@pytest.mark.ray
+def test_what_is_read_waits_for_a_slow_writer(storage: Path, tmp_path: Path) -> None:
+    """Shards of a megabyte, most of it previews for the overlays; all of them together are far over the budget."""
+    num_shards = 80
+    (tmp_path / "photos").mkdir()
+    Image.effect_noise((500, 500), 90).convert("RGB").save(tmp_path / "photos" / "noise.jpg", quality=95)
+    for number in range(4 * num_shards - 1):
+        (tmp_path / "photos" / f"{number}.jpg").symlink_to("noise.jpg")
+    (tmp_path / "slow.py").write_text(SLOW_WRITER)
+    command = [sys.executable, "slow.py", "log", str(ROOT / "jobs" / "predict.py"), "--images", "photos"]
+    command += ["--output", "out", "--checkpoint", str(storage / "first"), "--shard-size", "4", "--overlay"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    log = (tmp_path / "log").read_text()
+    assert log.count("r") == log.count("w") == num_shards
+    ahead = np.cumsum([1 if what == "r" else -1 for what in log])
+    assert ahead.max() < num_shards / 2
 
 
 @pytest.mark.ray
