@@ -2,8 +2,8 @@
 
 python benchmarks/kill_predict.py --kills 50
 
-Each kill hits the driver, one of Ray's workers (a task's, the model's, an idle one) or the node (its raylet), at a
-moment drawn from the whole of a start. Then the same command is given again, at once, while what was orphaned may still
+Each kill hits the driver, one of Ray's workers (a task's, the model's, any other) or the node (its raylet, or one of the
+agents whose death it shares), at a moment drawn from the whole of a start. Then the same command is given again, at once, while what was orphaned may still
 be running. After every kill, what is there must be a part of what an undisturbed job has written, byte for byte; when
 the job ends by itself, all of it; then the next begins in an empty folder. Exit code 0 only where all that held.
 """
@@ -11,6 +11,7 @@ the job ends by itself, all of it; then the next begins in an empty folder. Exit
 import argparse
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -23,13 +24,13 @@ import drawn
 ROOT = Path(__file__).parent.parent
 TEMPORARY = ".petseg-tmp-"
 VICTIMS = {
-    "driver": "",
-    "node": "/raylet/raylet ",
-    "model": "ray::MapWorker(",
-    "task": "ray::MapBatches(",
-    "worker": "ray::",
+    "driver": r"",
+    "node": r"/raylet/raylet |^ray::\w+Agent",
+    "model": r"^ray::MapWorker\(",
+    "task": r"^ray::MapBatches\(",
+    "worker": r"^ray::(?!\w+Agent)",
 }
-"""What is killed, and what its command line has in it."""
+"""What is killed, and what its command line looks like."""
 
 
 def main() -> None:
@@ -118,8 +119,8 @@ def kill(driver: subprocess.Popen[bytes], victim: str, generator: random.Random)
     return True
 
 
-def matching(ancestor: int, text: str) -> list[int]:
-    """Processes below `ancestor` whose command line has that text."""
+def matching(ancestor: int, pattern: str) -> list[int]:
+    """Processes below `ancestor` whose command line has that pattern."""
     parents, commands = {}, {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -132,7 +133,7 @@ def matching(ancestor: int, text: str) -> list[int]:
         above = pid
         while above in parents and above != ancestor:
             above = parents[above]
-        if above == ancestor and pid != ancestor and text in command:
+        if above == ancestor and pid != ancestor and re.search(pattern, command):
             found.append(pid)
     return sorted(found)
 

@@ -215,7 +215,7 @@ class PredictConfig:
         _require(
             self.max_errors is None
             or 0 <= self.max_errors < 1
-            or (self.max_errors < float("inf") and self.max_errors % 1 == 0),
+            or (1 <= self.max_errors < float("inf") and self.max_errors % 1 == 0),
             f"--max-errors {self.max_errors}: give a whole number, or a share between 0 and 1",
         )
         _require(

@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from petseg import cli
-from petseg.config import InputError, TrainConfig
+from petseg.config import InputError, JobError, TrainConfig
 
 
 def raising(error: BaseException) -> None:
@@ -14,10 +14,11 @@ def raising(error: BaseException) -> None:
     ("error", "code", "line"),
     [
         (InputError("--epochs 0: give at least 1"), 2, "error: --epochs 0: give at least 1\n"),
+        (JobError("no space left"), 1, "stopped: no space left\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )
-def test_bad_input_is_one_line_and_an_exit_code(
+def test_what_ends_a_job_is_one_line_and_an_exit_code(
     error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:

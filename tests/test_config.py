@@ -77,7 +77,35 @@ def test_train_settings_are_checked(settings: dict[str, object], message: str) -
         dataclasses.replace(TrainConfig(), **settings)
 
 
-@pytest.mark.parametrize("flag", ["shard_size", "batch_size", "num_workers", "max_pixels"])
-def test_predict_settings_are_checked(flag: str) -> None:
-    with pytest.raises(InputError, match=f"--{flag.replace('_', '-')} 0"):
-        dataclasses.replace(PredictConfig(checkpoint="c", images="i", output="o"), **{flag: 0})
+PREDICT = PredictConfig(checkpoint="c", images="i", output="o")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        *[
+            ({flag: 0}, f"--{flag.replace('_', '-')} 0: give at least 1")
+            for flag in ("shard_size", "batch_size", "num_workers", "max_pixels", "limit")
+        ],
+        ({"max_errors": -0.5}, "--max-errors -0.5"),
+        ({"max_errors": -1.0}, "--max-errors -1"),
+        ({"max_errors": 2.5}, "--max-errors 2.5: give a whole number, or a share between 0 and 1"),
+        ({"max_errors": float("inf")}, "--max-errors inf"),
+        ({"max_errors": float("nan")}, "--max-errors nan"),
+        ({"tile": (15,)}, "--tile 15: give one number or two"),
+        ({"tile": (64, 64, 64)}, "--tile 64 64 64: give one"),
+        ({"tile": (64, 32), "tile_overlap": 32}, "--tile-overlap 32: give 0 to 31"),
+        ({"tile_overlap": 3}, "--tile-overlap needs --tile"),
+    ],
+)
+def test_predict_settings_are_checked(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message.replace(".", r"\.")):
+        dataclasses.replace(PREDICT, **settings)
+
+
+def test_what_predict_settings_come_to() -> None:
+    assert (PREDICT.tile_hw, PREDICT.overlap, PREDICT.photos_per_pass) == (None, 0, 8)
+    tiled = dataclasses.replace(PREDICT, tile=(640,), use_gpu=True)
+    assert (tiled.tile_hw, tiled.overlap, tiled.photos_per_pass) == ((640, 640), 160, 128)
+    tiled = dataclasses.replace(PREDICT, tile=(480, 640), tile_overlap=0, batch_size=3)
+    assert (tiled.tile_hw, tiled.overlap, tiled.photos_per_pass) == ((480, 640), 0, 3)

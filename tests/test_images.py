@@ -1,6 +1,7 @@
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,48 @@ def test_a_large_jpeg_is_decoded_small_to_nearly_the_same_pixels() -> None:
     full = np.asarray(Image.open(io.BytesIO(content)).resize((64, 64), Image.Resampling.BILINEAR))
     pixels = images.decode_photo(content, (64, 64), 10**7).pixels
     assert np.abs(pixels.astype(int) - full).mean() < 1
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_whole_photo_is_upright_at_its_own_size(orientation: int, kind: str) -> None:
+    content = encode(stored(UPRIGHT, orientation), kind, exif=exif(orientation))
+    assert images.upright_size(content, LIMIT) == (32, 48)
+    whole = images.decode_whole(content, LIMIT)
+    assert whole.mode == "RGB" and np.array_equal(np.asarray(whole), UPRIGHT)
+
+
+def test_a_tile_is_what_a_photo_of_it_would_be() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    whole = Image.fromarray(pixels)
+    tile = images.cut(whole, 20, 50, (60, 64), (16, 24))
+    assert np.array_equal(
+        tile, images.decode_photo(encode(Image.fromarray(pixels[20:80, 50:114])), (16, 24), LIMIT).pixels
+    )
+    assert np.array_equal(images.cut(whole, 20, 50, (60, 64), (60, 64)), pixels[20:80, 50:114])
+
+
+@pytest.mark.parametrize("look", [images.upright_size, images.decode_whole, images.preview])
+def test_the_limit_holds_wherever_a_photo_is_opened(look: Callable[[bytes, int], object]) -> None:
+    with pytest.raises(DecodeError, match="more than the limit of 99"):
+        look(encode(Image.new("L", (10, 10))), 99)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_preview_is_upright_and_an_overlay_half_photo_half_mask(orientation: int) -> None:
+    preview = images.preview(encode(stored(UPRIGHT, orientation), exif=exif(orientation)), LIMIT)
+    mask = images.encode_mask(
+        np.repeat(np.repeat(np.array([[0, 1], [2, 0]], np.uint8), 16, 0), 24, 1), labels.palette(3)
+    )
+    laid_over = np.asarray(Image.open(io.BytesIO(images.overlay(preview, mask))))
+    assert laid_over.shape == (32, 48, 3)
+    colours = np.array(labels.palette(3))[np.array([[0, 1], [2, 0]])]
+    assert np.abs(corners(laid_over) - (corners(UPRIGHT).astype(int) + colours) / 2).max() < 12  # JPEG is lossy
+
+
+def test_a_preview_of_a_large_photo_is_small() -> None:
+    preview = Image.open(io.BytesIO(images.preview(encode(Image.new("CMYK", (3000, 1500)), "JPEG"), 10**7)))
+    assert (preview.mode, preview.size) == ("RGB", (1024, 512))
 
 
 def test_masks_get_no_class_that_was_not_there() -> None:

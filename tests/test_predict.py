@@ -1,4 +1,6 @@
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -161,3 +163,31 @@ def test_a_photo_no_larger_than_a_tile_is_treated_as_without_tiles(size: tuple[i
     tiled = predictor.tiled(picture, (32, 48), 8)
     assert np.array_equal(whole.class_ids, tiled.class_ids)
     assert np.abs(whole.probabilities.astype(int) - tiled.probabilities).max() <= 1  # pyright: ignore
+
+
+HUNDRED_MEGAPIXELS = """
+from pathlib import Path
+import torch
+from PIL import Image
+from petseg.predict import Predictor
+from petseg.unet import UNet
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1000
+
+torch.set_num_threads(1)
+picture = Image.effect_noise((100, 100), 60).resize((10_000, 10_000)).convert("RGB")
+predictor = Predictor(UNet(3), torch.device("cpu"), 8, (64, 64), "fp32", threads=2)
+before = peak()
+mask = predictor.tiled(picture, (1024, 1024), 128)
+assert sum(mask.class_pixels) == 10_000**2 and 1 / 3 <= mask.confidence <= 1
+print(peak() - before)
+"""
+
+
+def test_a_hundred_megapixels_take_little_more_than_their_mask() -> None:
+    """100 MB for the mask and 123 MB for a row of tiles; all probabilities at once would be 1,200 MB."""
+    done = subprocess.run([sys.executable, "-c", HUNDRED_MEGAPIXELS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 600

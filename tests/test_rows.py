@@ -13,7 +13,7 @@ import pytest
 from conftest import SHARD_SIZE_HW, do_shards, make_plan
 from PIL import Image
 
-from petseg import images, manifest, rows, shards
+from petseg import manifest, rows, shards
 from petseg.shards import Outputs
 
 EVERYTHING = Outputs(overlay=True, probabilities=True, coco_rle=True)
@@ -225,12 +225,3 @@ def test_a_thousand_mutated_photos_are_a_thousand_rows(tmp_path: Path) -> None:
     assert {path.stem for path in (tmp_path / "out" / "masks").iterdir()} == {row["id"] for row in good}
     assert all(row["height"] * row["width"] <= 10**6 for row in good)
     assert all("\n" not in row["error"] and len(row["error"]) < 300 for row in found if row["error"])
-
-
-def test_a_preview_is_small_upright_and_in_colour() -> None:
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    buffer = io.BytesIO()
-    Image.new("CMYK", (3000, 1500), (255, 0, 0, 0)).save(buffer, "JPEG", exif=turned)
-    picture = Image.open(io.BytesIO(images.preview(buffer.getvalue(), 10**7)))
-    assert (picture.mode, picture.size) == ("RGB", (512, 1024))

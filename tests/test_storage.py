@@ -155,6 +155,21 @@ def test_remove_folder(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_remove_file_minds_no_absence(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    for _ in range(2):
+        storage.remove_file(str(tmp_path / "a"))
+        storage.remove_file(str(tmp_path / "no" / "folder"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_flush_folders_flushes_each_local_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(Path(f"/proc/self/fd/{descriptor}").readlink()))
+    storage.flush_folders([str(tmp_path), "s3://bucket/folder"])
+    assert flushed == [tmp_path]
+
+
 def test_require_writable_makes_nothing(tmp_path: Path) -> None:
     storage.require_writable(str(tmp_path / "new" / "deep"), "--output")
     assert list(tmp_path.iterdir()) == []
