@@ -2,10 +2,11 @@
 
 python benchmarks/kill_predict.py --kills 50
 
-Each kill hits the driver, one of Ray's workers (a task's, the model's, any other) or the node (its raylet, or one of the
-agents whose death it shares), at a moment drawn from the whole of a start. Then the same command is given again, at once, while what was orphaned may still
-be running. After every kill, what is there must be a part of what an undisturbed job has written, byte for byte; when
-the job ends by itself, all of it; then the next begins in an empty folder. Exit code 0 only where all that held.
+Each kill hits the driver, one of Ray's workers (a task's, the model's, any other) or the node (its raylet, or one of
+the agents whose death it shares), at a moment drawn from the whole of a start. Then, where the job has died of it, the
+same command is given again, at once, while what was orphaned may still be running. After every kill, what is there must
+be a part of what an undisturbed job has written, byte for byte; when the job ends by itself, all of it; then the next
+begins in an empty folder. Exit code 0 only where all that held.
 """
 
 import argparse

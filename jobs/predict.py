@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from petseg import cli, manifest, rows, shards, storage
+from petseg import cli, isolate, manifest, rows, shards, storage
 from petseg.config import InputError, JobError, ModelConfig, PredictConfig
 from petseg.progress import Progress
 from petseg.shards import Outputs, Plan, Summary, Target
@@ -111,6 +111,7 @@ def _predicted(
         _read,
         manifest=ray.put(plan.manifest),
         shard_size=plan.shard_size,
+        fingerprint=plan.target.fingerprint,
         size_hw=model.image_size,
         max_pixels=config.max_pixels,
         tile_hw=config.tile_hw,
@@ -146,12 +147,14 @@ def _predicted(
         yield row["shard"], Summary(row["rows"], row["failed"], list(row["first_errors"]))
 
 
-def _read(numbers: pa.Table, manifest: Any, shard_size: int, **settings: Any) -> pa.Table:
+def _read(numbers: pa.Table, manifest: Any, shard_size: int, fingerprint: str, **settings: Any) -> pa.Table:
     """The manifest travels once to each machine, not once a shard."""
     import ray
 
     shard = numbers["shard"][0].as_py()
-    return rows.read_shard(shards.rows_of(ray.get(manifest), shard, shard_size), **settings)
+    table = shards.rows_of(ray.get(manifest), shard, shard_size)
+    with isolate.attempt(f"{fingerprint[:16]}-{shard}") as died_before:
+        return rows.read_shard(table, **settings, apart=died_before)
 
 
 _SHARDS_AHEAD = 4

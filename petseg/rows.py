@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from petseg import coco, images, shards, storage
+from petseg import coco, images, isolate, shards, storage
 from petseg.images import DecodeError, Photo
 from petseg.shards import Outputs, Summary, Target
 
 _IO_THREADS = 16
+_KILLED = "the process that decoded it has died"
 _PIXELS_WAITING = 2**25  # of masks at the original size that wait for an encoder
 
 
@@ -27,28 +28,27 @@ def read_shard(
     *,
     tile_hw: tuple[int, int] | None = None,
     previews: bool = False,
+    apart: bool = False,
 ) -> pa.Table:
     """Read and decode the photos of a shard: its rows with `height`, `width`, `error`, `pixels` (raw RGB bytes at
     `size_hw`) and `preview` (JPEG, where `previews`).
 
     A photo that cannot be read or decoded has its reason in `error`, and null elsewhere. One that is larger than a
-    tile has null in `pixels`: at its own size it is better read again than carried about.
+    tile has null in `pixels`: at its own size it is better read again than carried about. With `apart`, photos are
+    decoded in another process: then one that kills it is an error, too.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in ("height", "width", "error", "pixels", "preview")}
-    for location in rows["image"].to_pylist():
-        found: dict[str, Any] = {}
-        try:
-            content = storage.read(location)
-            found = _decode(content, size_hw, max_pixels, tile_hw)
-            if previews:
-                found["preview"] = images.preview(content, max_pixels)
-        except (DecodeError, OSError) as refused:
-            found = {"error": _reason(refused)}
-        for name, values in columns.items():
-            values.append(found.get(name))
-    types = (pa.int32(), pa.int32(), pa.string(), pa.binary(size_hw[0] * size_hw[1] * 3), pa.binary())
-    for (name, values), kind in zip(columns.items(), types, strict=True):
-        rows = rows.append_column(name, pa.array(values, kind))
+    read = partial(_read_photo, size_hw=size_hw, max_pixels=max_pixels, tile_hw=tile_hw, previews=previews)
+    locations = rows["image"].to_pylist()
+    found = list(isolate.each(read, locations, if_died={"error": _KILLED}) if apart else map(read, locations))
+    kinds = {
+        "height": pa.int32(),
+        "width": pa.int32(),
+        "error": pa.string(),
+        "pixels": pa.binary(size_hw[0] * size_hw[1] * 3),
+        "preview": pa.binary(),
+    }
+    for name, kind in kinds.items():
+        rows = rows.append_column(name, pa.array([photo.get(name) for photo in found], kind))
     return rows
 
 
@@ -170,6 +170,20 @@ class _Encoding:
             counts = coco.encode(mask.class_ids, len(self._palette))
             encoded["coco_rle"] = [{"size": list(mask.class_ids.shape), "counts": of_class} for of_class in counts]
         return encoded
+
+
+def _read_photo(
+    location: str, size_hw: tuple[int, int], max_pixels: int, tile_hw: tuple[int, int] | None, previews: bool
+) -> dict[str, Any]:
+    """The columns of one photo."""
+    try:
+        content = storage.read(location)
+        found = _decode(content, size_hw, max_pixels, tile_hw)
+        if previews:
+            found["preview"] = images.preview(content, max_pixels)
+    except (DecodeError, OSError) as refused:
+        return {"error": _reason(refused)}
+    return found
 
 
 def _decode(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -198,6 +199,40 @@ def test_a_first_look_with_all_that_can_be_written(
         exec(example.replace("/data/masks", str(tmp_path / "out")), {})  # noqa: S102 - our own page
 
 
+DEADLY_DECODER = """
+import os, signal
+from PIL import Image
+
+decode = Image.open
+
+def deadly(file, *given, **named):
+    if file.getvalue() == b"deadly":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return decode(file, *given, **named)
+
+Image.open = deadly
+"""
+
+
+@pytest.mark.ray
+def test_a_photo_that_kills_its_worker_is_a_row(
+    storage: Path, drawn: tuple[Path, Path], tmp_path: Path, run_job: RunJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decoder of every process is such that it crashes on two photos, as C code may on a photo of bad will."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(DEADLY_DECODER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=os.pathsep)
+    shutil.copytree(drawn[0], tmp_path / "photos")
+    for name in ("pet_0003", "pet_0004"):
+        (tmp_path / "photos" / f"{name}.jpg").write_bytes(b"deadly")
+    flags = ("--images", "photos", "--output", "out", "--shard-size", 8)
+    done = run_job("predict", "--checkpoint", storage / "first", *flags)
+    assert done.returncode == 0, done.stderr
+    assert f"{PAIRS} rows, 2 failed" in done.stdout
+    assert "  failed: pet_0003: the process that decoded it has died" in done.stdout
+    assert len(list((tmp_path / "out" / "masks").iterdir())) == PAIRS - 2
+
+
 SLOW_WRITER = """
 import runpy, sys, time
 
@@ -270,8 +305,8 @@ def test_a_ray_address_where_none_answers_is_refused(
 
 @pytest.mark.ray
 def test_the_default_run_learns(tmp_path: Path, run_job: RunJob) -> None:
-    """The README's first command, then the one it ends by printing."""
-    done = run_job("train", timeout_s=1200)
+    """The README's first command, for about half its time, then the one it ends by printing."""
+    done = run_job("train", "--epochs", 8, timeout_s=1200)
     assert done.returncode == 0, done.stderr
     best, following = done.stdout.splitlines()[-2:]
     constant = 0.75 / 3  # three quarters of the pixels are background, and nothing else would be predicted

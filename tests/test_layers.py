@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 LAYERS = (
-    {"config", "storage", "labels", "unet", "metrics", "precision", "cli", "progress"},
+    {"config", "storage", "labels", "unet", "metrics", "precision", "cli", "progress", "isolate"},
     {"manifest", "images", "checkpoint", "demo", "runs", "coco"},
     {"cluster", "feed", "train", "predict", "shards", "rows"},
 )

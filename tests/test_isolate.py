@@ -1,0 +1,47 @@
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from petseg import isolate
+
+
+def deadly(number: int) -> int:
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if number == 9:
+        raise ValueError("nine")
+    return number * 10
+
+
+def test_one_that_kills_its_process_is_told_and_the_others_go_on() -> None:
+    assert list(isolate.each(deadly, [1, 2, 3, 2], if_died=-1)) == [10, -1, 30, -1]
+
+
+def test_what_is_raised_is_raised() -> None:
+    with pytest.raises(ValueError, match="nine"):
+        list(isolate.each(deadly, [1, 9], if_died=-1))
+
+
+def test_an_attempt_is_known_for_as_long_as_nobody_has_ended_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with isolate.attempt("a") as died_before:
+        assert not died_before
+    with pytest.raises(ZeroDivisionError), isolate.attempt("a") as died_before:
+        assert not died_before
+        raise ZeroDivisionError
+    killed = "import os; from petseg import isolate\nwith isolate.attempt('a'): os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", killed], env=os.environ | {"TMPDIR": str(tmp_path)}, check=False)
+    with isolate.attempt("b") as died_before:
+        assert not died_before
+    with isolate.attempt("a") as died_before:
+        assert died_before
+    with isolate.attempt("a") as died_before:
+        assert not died_before
+    assert list(tmp_path.iterdir()) == []
