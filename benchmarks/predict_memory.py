@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="default: a network that has learnt nothing, at 160 × 160")
     parser.add_argument("--counts", type=int, nargs="+", default=[2000, 20000])
     parser.add_argument("--names", type=int, default=2_000_000)
+    parser.add_argument("--flags", default="", help='of the job, in quotes, such as "--tile 640"')
     parser.add_argument("--list-only", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.list_only:
@@ -47,18 +48,20 @@ def main() -> None:
         for count in given.counts:
             photos = drawn.repeated(folder, source, count)
             started = time.monotonic()
-            peaks = watch(run, photos, folder / f"out-{count}")
+            peaks = watch(run, photos, folder / f"out-{count}", given.flags.split())
             cells = " | ".join(f"{peaks[kind]:.0f} MB" for kind in KINDS)
             print(f"| {count} | {cells} | {time.monotonic() - started:.0f} |", flush=True)
+    if not given.names:
+        return
     listing = [sys.executable, __file__, "--list-only", str(given.names)]
     print(f"\nlisting {given.names} names and planning a job of them: ", end="", flush=True)
     print(subprocess.run(listing, capture_output=True, text=True, check=True).stdout.strip())
 
 
-def watch(run: Path, photos: Path, output: Path) -> dict[str, float]:
+def watch(run: Path, photos: Path, output: Path, flags: list[str]) -> dict[str, float]:
     """Peak MB of each kind while the job runs."""
-    command = [sys.executable, str(ROOT / "jobs" / "predict.py"), "--checkpoint", str(run)]
-    command += ["--images", str(photos), "--output", str(output)]
+    command = [sys.executable, str(ROOT / "jobs" / "predict.py"), "--checkpoint", str(run), "--images", str(photos)]
+    command += ["--output", str(output), *flags]
     peaks = dict.fromkeys(KINDS, 0.0)
     workers_before = {pid for pid, _ in processes()}  # of other Rays on this machine, if there are any
     shared_before = shutil.disk_usage(SHARED_MEMORY).used

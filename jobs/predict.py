@@ -157,8 +157,8 @@ def _read(numbers: pa.Table, manifest: Any, shard_size: int, fingerprint: str, *
         return rows.read_shard(table, **settings, apart=died_before)
 
 
-_SHARDS_AHEAD = 4
-"""Decoded shards that wait for each worker, beside those that are being decoded."""
+_SHARDS_AHEAD = 16
+"""Shards on their way for each worker, beside those that are being decoded: to wait for slow storage, too."""
 
 _PREVIEW_BYTES = 200_000
 """Of one photo's preview, as a rule."""

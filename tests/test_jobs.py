@@ -260,7 +260,7 @@ job["cli"].run(job["main"])
 @pytest.mark.ray
 def test_what_is_read_waits_for_a_slow_writer(storage: Path, tmp_path: Path) -> None:
     """Shards of a megabyte, most of it previews for the overlays; all of them together are far over the budget."""
-    num_shards = 80
+    num_shards = 48
     (tmp_path / "photos").mkdir()
     Image.effect_noise((500, 500), 90).convert("RGB").save(tmp_path / "photos" / "noise.jpg", quality=95)
     for number in range(4 * num_shards - 1):
