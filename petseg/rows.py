@@ -61,11 +61,12 @@ def predict_shard(
     predict: Callable[[list[Photo]], Iterable[Any]],
     predict_tiled: Callable[[Image.Image], Any],
     pool: ThreadPoolExecutor,
+    apart: bool = False,
 ) -> pa.Table:
     """The rows of `read_shard` as rows of `shards.schema`, with the columns `shard` and `preview`.
 
     `predict` gives a `predict.Prediction` for each decoded photo, in order; `predict_tiled` a `predict.Mask` for a
-    photo at its own size.
+    photo at its own size. With `apart`, those are decoded in another process, as `read_shard` does.
     """
     found = {name: rows[name].to_pylist() for name in ("height", "width", "error")}
     masks = _Encoding(rows.num_rows, outputs, palette, pool)
@@ -80,23 +81,29 @@ def predict_shard(
     locations = rows["image"]
     with ThreadPoolExecutor(1) as loader:  # decodes the next photo meanwhile; so two at a time are in memory
 
-        def load(row: int) -> Future[Image.Image]:
+        def load(row: int) -> Future[Image.Image | None]:
+            read = partial(_read_whole, max_pixels=max_pixels)
             location = locations[row].as_py()
-            return loader.submit(lambda: images.decode_whole(storage.read(location), max_pixels))
+            if apart:
+                return loader.submit(lambda: next(isolate.each(read, [location], if_died=None)))
+            return loader.submit(read, location)
 
         loading = [load(row) for row in large[:1]]
         for number, row in enumerate(large, 1):
+            picture, error = None, _KILLED
             try:
                 picture = loading.pop().result()
             except (DecodeError, OSError) as refused:
-                picture = None
-                found["height"][row], found["width"][row], found["error"][row] = None, None, _reason(refused)
+                error = _reason(refused)
             loading += [load(following) for following in large[number : number + 1]]
-            if picture is not None:
-                mask = predict_tiled(picture)
-                masks.put(row, mask.class_ids.size, lambda mask=mask: mask)
-                del mask
+            if picture is None:
+                found["height"][row], found["width"][row], found["error"][row] = None, None, error
+                continue
+            mask = predict_tiled(picture)
             del picture
+            found["height"][row], found["width"][row] = mask.class_ids.shape
+            masks.put(row, mask.class_ids.size, lambda mask=mask: mask)
+            del mask
     columns = {**{name: rows[name] for name in rows.column_names}, **found, **masks.columns()}
     schema = shards.schema(outputs)
     table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
@@ -106,9 +113,10 @@ def predict_shard(
 def write_shard(rows: pa.Table, target: Target) -> Summary:
     """Write the files of a shard's rows, then, as its commit, its Parquet file. Doing it twice gives the same bytes.
 
-    Raises `OSError` where the output cannot be written.
+    Raises `OSError` where the output cannot be written, or has been taken over by a job of another plan.
     """
     shard = rows["shard"][0].as_py()
+    shards.require_plan(target)
     for folder, ending in target.outputs.files().items():
         names = [f"{folder}/{row_id}{ending}" for row_id in rows["id"].to_pylist()]
         masks, previews = (rows[name].to_pylist() for name in ("mask_png", "preview"))
@@ -177,13 +185,24 @@ def _read_photo(
 ) -> dict[str, Any]:
     """The columns of one photo."""
     try:
-        content = storage.read(location)
+        content = _read(location, max_pixels)
         found = _decode(content, size_hw, max_pixels, tile_hw)
         if previews:
             found["preview"] = images.preview(content, max_pixels)
     except (DecodeError, OSError) as refused:
         return {"error": _reason(refused)}
     return found
+
+
+def _read_whole(location: str, max_pixels: int) -> Image.Image:
+    return images.decode_whole(_read(location, max_pixels), max_pixels)
+
+
+def _read(location: str, max_pixels: int) -> bytes:
+    """No photo within the limit needs more than 16 bits for each of four channels, and some more for what comes along:
+    a larger file is not worth its memory.
+    """
+    return storage.read(location, at_most=8 * max_pixels + 2**26)
 
 
 def _decode(

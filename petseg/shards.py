@@ -134,13 +134,22 @@ def make_plan(manifest: pa.Table, output: str, *, shard_size: int, outputs: Outp
         **dataclasses.asdict(outputs),
         **settings,
     }
-    fingerprint = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
-    return Plan(
-        manifest,
-        shard_size,
-        description,
-        Target(output, -(-manifest.num_rows // shard_size), fingerprint, outputs),
-    )
+    target = Target(output, -(-manifest.num_rows // shard_size), _fingerprint(description), outputs)
+    return Plan(manifest, shard_size, description, target)
+
+
+def _fingerprint(description: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+
+def require_plan(target: Target) -> None:
+    """Raise `OSError` where the output is another job's by now: one that has begun while this one was still alive."""
+    try:
+        is_ours = _fingerprint(_read_plan(target.output)) == target.fingerprint
+    except InputError:
+        is_ours = False
+    if not is_ours:
+        raise OSError(errno.EEXIST, "another job has taken it over")
 
 
 def find_done(plan: Plan, *, overwrite: bool = False) -> dict[int, Summary]:
@@ -162,6 +171,11 @@ def find_done(plan: Plan, *, overwrite: bool = False) -> dict[int, Summary]:
             )
         return {}
     before = _read_plan(output)
+    for folder in plan.target.outputs.files().keys() - _outputs_of(before).files().keys():
+        if folder in names:
+            raise InputError(
+                f"--output {output}: its {folder}/ is not of the job that was begun there; choose another folder"
+            )
     differing = sorted(key for key in before.keys() | plan.description if before.get(key) != plan.description.get(key))
     if differing and overwrite:
         return {}
@@ -173,6 +187,10 @@ def find_done(plan: Plan, *, overwrite: bool = False) -> dict[int, Summary]:
             f"--output {output}: begun with other settings: {', '.join(changes)}; choose another folder, or pass "
             "--overwrite to replace what is in this one"
         )
+    return _find_committed(plan)
+
+
+def _find_committed(plan: Plan) -> dict[int, Summary]:
     with ThreadPoolExecutor(_IO_THREADS) as pool:
         found = pool.map(lambda shard: _committed(plan, shard), range(plan.target.num_shards))
         return {shard: summary for shard, summary in enumerate(found) if summary is not None}
@@ -187,27 +205,23 @@ def begin(plan: Plan) -> None:
     """Make the output's folder and write the plan, or clear up after a start of the same plan that was killed; the
     output of another plan, which `find_done` was told to overwrite, is deleted first.
 
-    Raises `InputError` where the folder cannot be written.
+    Raises `InputError` where another job has begun there at the same moment, and `OSError` where the folder cannot be
+    written.
     """
     output = plan.target.output
     location = storage.join(output, PLAN_FILE)
     before = _read_plan(output) if PLAN_FILE in storage.list_names(output) else None
-    if before == plan.description:
-        storage.remove_leftovers(output)
-        return
-    if before is not None:
+    storage.remove_leftovers(output)
+    if before is not None and before != plan.description:
         _clear(output, before)
     buffer = io.BytesIO()
     pq.write_table(plan.manifest.select(["id", "image"]), buffer, compression="zstd")
+    storage.write(storage.join(output, MANIFEST_FILE), buffer.getvalue())
     content = (json.dumps(plan.description, indent=2) + "\n").encode()
-    try:
-        storage.write(storage.join(output, MANIFEST_FILE), buffer.getvalue())
-        if before is not None:
-            storage.write(location, content)
-    except OSError as error:
-        raise InputError(f"--output {output}: cannot be written: {error.strerror or error}") from error
     if before is None:
         storage.create(location, content, "--output")
+    elif before != plan.description:
+        storage.write(location, content)
 
 
 def summarise(rows: pa.Table) -> Summary:
@@ -226,8 +240,14 @@ def footer(target: Target, summary: Summary) -> dict[bytes, str]:
 
 
 def finish(plan: Plan, done: dict[int, Summary]) -> Summary:
-    """Clear up, and write `_SUCCESS.json`, once every shard is there; the summary of all of them."""
+    """Clear up, and write `_SUCCESS.json`, once every shard is there; the summary of all of them.
+
+    Raises `OSError` where it cannot be written, or where another job has been writing there.
+    """
     assert len(done) == plan.target.num_shards
+    require_plan(plan.target)
+    if _find_committed(plan) != done:
+        raise OSError(errno.EEXIST, "another job has been writing there")
     summary = total(done)
     assert summary.rows == plan.manifest.num_rows
     storage.remove_leftovers(plan.target.output)
@@ -254,7 +274,14 @@ def _read_plan(output: str) -> dict[str, Any]:
     before = storage.read_json(location)
     if not isinstance(before, dict):
         raise InputError(f"{location}: an object with one key per setting is expected; was it edited?")
+    if not before.keys() >= {"manifest_sha256", "shard_size"}:
+        raise InputError(f"{location}: not the plan of a prediction; choose another folder")
     return before
+
+
+def _outputs_of(before: dict[str, Any]) -> Outputs:
+    """What a job of the plan `before` has written."""
+    return Outputs(png=bool(before.get("png")), overlay=bool(before.get("overlay")))
 
 
 def _changed_names(plan: Plan) -> list[str]:
@@ -282,10 +309,20 @@ def _clear(output: str, before: dict[str, Any]) -> None:
     for name in storage.list_names(output):
         if _SHARD_FILE.fullmatch(name):
             storage.remove_file(storage.join(output, name))
-    written = Outputs(png=bool(before.get("png")), overlay=bool(before.get("overlay")))
-    for folder in written.files():
-        storage.remove_folder(storage.join(output, folder))
-    storage.remove_leftovers(output)
+    folders = _outputs_of(before).files()
+    if not folders:
+        return
+    location = storage.join(output, MANIFEST_FILE)
+    try:
+        with storage.open_file(location) as file:
+            ids = pq.read_table(file, columns=["id"])["id"].to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{location}: cannot be read, so what to overwrite is not known; delete {output}") from error
+    for folder, ending in folders.items():
+        written = [storage.join(output, folder, row_id + ending) for row_id in ids]
+        with ThreadPoolExecutor(_IO_THREADS) as pool:
+            list(pool.map(storage.remove_file, written))
+        storage.remove_empty_folders(storage.join(output, folder))
 
 
 def _committed(plan: Plan, shard: int) -> Summary | None:

@@ -4,6 +4,7 @@ A location is a string: a local path, or a URI that `pyarrow.fs` knows (s3://buc
 reading and writing whole files are here; what the bytes mean is not.
 """
 
+import contextlib
 import errno
 import functools
 import json
@@ -96,7 +97,7 @@ def _list_local(folder: str) -> Iterator[str]:
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(f"{below}{entry.name}/")
-                    elif entry.is_file() or (entry.is_symlink() and not entry.is_dir()):
+                    elif entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)):  # noqa: PTH110
                         yield below + entry.name
         except OSError as error:
             raise InputError(f"{error.filename}: cannot be listed: {error.strerror}") from error
@@ -117,13 +118,15 @@ def list_names(folder: str) -> list[str]:
     return sorted(info.base_name for info in infos)
 
 
-def read(location: str) -> bytes:
-    """The whole content of a file. Raises `OSError` (`FileNotFoundError` where there is none)."""
-    if is_local(location):
-        return Path(location).read_bytes()
-    filesystem, path = _open(location)
-    with filesystem.open_input_stream(path) as stream:
-        return stream.read()
+def read(location: str, at_most: int | None = None) -> bytes:
+    """The whole content of a file. Raises `OSError` (`FileNotFoundError` where there is none), also where it has more
+    than `at_most` bytes, before they are read.
+    """
+    with Path(location).open("rb") if is_local(location) else open_file(location) as file:
+        if at_most is not None and file.seek(0, os.SEEK_END) > at_most:
+            raise OSError(errno.EFBIG, f"it has more than {at_most} bytes")
+        file.seek(0)
+        return file.read()
 
 
 def read_json(location: str) -> Any:
@@ -241,12 +244,21 @@ def remove_folder(location: str, first: str | None = None) -> None:
         filesystem.delete_dir(path)
 
 
+def remove_empty_folders(folder: str) -> None:
+    """Delete a local folder and those below it, as far as there is no file in them; an object store has none."""
+    if is_local(folder):
+        for path, _, _ in os.walk(folder, topdown=False):
+            with contextlib.suppress(OSError):  # not empty
+                Path(path).rmdir()
+
+
 def remove_leftovers(scratch: str) -> None:
     """Delete what killed processes left in the folder `scratch`; no living one may be writing there."""
     if not is_local(scratch):
         return
     for path in Path(scratch).glob(_TEMPORARY + "*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        # What a killed driver's orphans leave may still take its name meanwhile.
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _temporary(folder: str) -> Path:

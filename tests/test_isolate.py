@@ -22,6 +22,23 @@ def test_one_that_kills_its_process_is_told_and_the_others_go_on() -> None:
     assert list(isolate.each(deadly, [1, 2, 3, 2], if_died=-1)) == [10, -1, 30, -1]
 
 
+def deadly_once(marker: str) -> str:
+    if not Path(marker).exists():
+        Path(marker).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "good"
+
+
+def test_one_death_may_be_anything_s_doing(tmp_path: Path) -> None:
+    assert list(isolate.each(deadly_once, [str(tmp_path / "marker")], if_died="bad")) == ["good"]
+
+
+def test_without_a_place_for_the_marker_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/no/such/folder")
+    with isolate.attempt("a") as died_before:
+        assert not died_before
+
+
 def test_what_is_raised_is_raised() -> None:
     with pytest.raises(ValueError, match="nine"):
         list(isolate.each(deadly, [1, 9], if_died=-1))

@@ -106,6 +106,8 @@ def test_predict_gives_every_photo_a_row(
     stopped = run_job("predict", *flags, *settings, "--max-errors", 0)
     assert stopped.returncode == 1
     assert f"and --max-errors 0 of {PAIRS + 2} allows no more; broken: not an image" in stopped.stderr
+    again = run_job("predict", *flags, *settings, "--max-errors", 0)
+    assert again.returncode == 1 and again.stderr.startswith("stopped: 1 of ")
     assert not (tmp_path / "out" / shards.SUCCESS_FILE).exists()
     written = sorted((tmp_path / "out").glob("part-*"))
     kept = {file: file.read_bytes() for file in written[:1]}
@@ -162,7 +164,8 @@ def test_a_first_look_with_all_that_can_be_written(
     """Tiles, overlays, probabilities and COCO masks over another job's output; then read by tools that know no Ray."""
     flags = ("--checkpoint", storage / "first", "--images", drawn[0], "--output", "out")
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / shards.PLAN_FILE).write_text('{"png": true}')
+    before = {"png": False, "manifest_sha256": "", "shard_size": 256}
+    (tmp_path / "out" / shards.PLAN_FILE).write_text(json.dumps(before))
     extras = ("--limit", 5, "--tile", 96, 128, "--tile-overlap", 16, "--overlay", "--probabilities", "--coco-rle")
     refused = run_job("predict", *flags, *extras)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
@@ -201,7 +204,7 @@ def test_a_first_look_with_all_that_can_be_written(
 
 DEADLY_DECODER = """
 import os, signal
-from PIL import Image
+from PIL import Image, ImageFile
 
 decode = Image.open
 
@@ -210,6 +213,13 @@ def deadly(file, *given, **named):
         os.kill(os.getpid(), signal.SIGSEGV)
     return decode(file, *given, **named)
 
+def deadly_load(image):
+    if image.size == (999, 50):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return load(image)
+
+load = ImageFile.ImageFile.load
+ImageFile.ImageFile.load = deadly_load
 Image.open = deadly
 """
 
@@ -218,19 +228,22 @@ Image.open = deadly
 def test_a_photo_that_kills_its_worker_is_a_row(
     storage: Path, drawn: tuple[Path, Path], tmp_path: Path, run_job: RunJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The decoder of every process is such that it crashes on two photos, as C code may on a photo of bad will."""
+    """The decoder of every process is such that it crashes on some photos, as C code may on a photo of bad will: on two
+    at once, and on one that is cut into tiles only when its pixels are wanted."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(DEADLY_DECODER)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=os.pathsep)
     shutil.copytree(drawn[0], tmp_path / "photos")
     for name in ("pet_0003", "pet_0004"):
         (tmp_path / "photos" / f"{name}.jpg").write_bytes(b"deadly")
-    flags = ("--images", "photos", "--output", "out", "--shard-size", 8)
+    Image.new("RGB", (999, 50)).save(tmp_path / "photos" / "pet_0005.jpg")
+    flags = ("--images", "photos", "--output", "out", "--shard-size", 8, "--tile", 300)
     done = run_job("predict", "--checkpoint", storage / "first", *flags)
     assert done.returncode == 0, done.stderr
-    assert f"{PAIRS} rows, 2 failed" in done.stdout
-    assert "  failed: pet_0003: the process that decoded it has died" in done.stdout
-    assert len(list((tmp_path / "out" / "masks").iterdir())) == PAIRS - 2
+    assert f"{PAIRS} rows, 3 failed" in done.stdout
+    for name in ("pet_0003", "pet_0004", "pet_0005"):
+        assert f"  failed: {name}: the process that decoded it has died" in done.stdout
+    assert len(list((tmp_path / "out" / "masks").iterdir())) == PAIRS - 3
 
 
 SLOW_WRITER = """
@@ -381,6 +394,7 @@ def test_bad_input_to_train_is_one_line(flags: str, message: str, folder: Path, 
         ("--images photos --output file", "--output {}/file: {}/file is not a folder"),
         ("--images photos --output photos/masks", "--output {}/photos/masks: it lies in --images"),
         ("--images photos --output out --checkpoint masks", "--checkpoint {}/masks: neither a run's folder nor"),
+        ("--images masks --output .", "--images {}/masks: it lies where --output {} puts its masks"),
         ("--images photos --output out --shard-size 0", "--shard-size 0: give at least 1"),
         ("--images photos --output out --max-errors 1.5", "--max-errors 1.5: give a whole number, or a share"),
         ("--images photos --output out --tile 8", "--tile 8: give one number or two"),

@@ -19,10 +19,14 @@ PHOTOS = 80
 
 @pytest.mark.ray
 def test_killed_at_random_moments_and_started_again() -> None:
-    """The real command line: its driver, its workers, its whole node; compared byte for byte after each kill."""
+    """The real command line: its driver and its workers; compared byte for byte after each kill."""
     command = [sys.executable, str(ROOT / "benchmarks" / "kill_predict.py"), "--kills", "3", "--photos", str(PHOTOS)]
     done = subprocess.run(
-        [*command, "--seed", "3", "--victims", "driver", "model", "task"], capture_output=True, text=True, check=False
+        [*command, "--seed", "3", "--victims", "driver", "model", "task"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].startswith("3 kills (")

@@ -46,6 +46,7 @@ def test_a_shard_that_is_not_whole_and_ours_is_not_taken(harm: str, photos: Path
     plan = make_plan(photos, tmp_path / "out")
     start(plan)
     done = do_shards(plan, 0, 1, 2)
+    shards.finish(plan, done)
     file = Path(plan.target.location(1))
     table = pq.read_table(file)
     if harm == "missing":
@@ -63,7 +64,6 @@ def test_a_shard_that_is_not_whole_and_ours_is_not_taken(harm: str, photos: Path
         pq.write_table(table.replace_schema_metadata(changed), file)
     else:
         pq.write_table(table.replace_schema_metadata(None), file)
-    shards.finish(plan, done)
     found = start(plan)
     assert found == {0: done[0], 2: done[2]}
     assert not shards.is_finished(plan, found)
@@ -143,12 +143,61 @@ def test_overwriting_leaves_nothing_of_the_other_job(photos: Path, tmp_path: Pat
 
 
 def test_overwriting_does_not_touch_a_folder_of_masks_that_no_job_wrote(photos: Path, tmp_path: Path) -> None:
-    labelled = tmp_path / "out" / "masks" / "by-hand.png"
+    labelled = tmp_path / "out" / "masks" / "a" / "0.png"
     start(make_plan(photos, tmp_path / "out", outputs=Outputs(png=False)))
-    labelled.parent.mkdir()
+    labelled.parent.mkdir(parents=True)
     labelled.touch()
     finished(photos, tmp_path / "out", shard_size=2, outputs=Outputs(png=False))
-    assert labelled.exists()
+    with pytest.raises(InputError, match=r"its masks/ is not of the job that was begun there"):
+        finished(photos, tmp_path / "out")
+    assert labelled.read_bytes() == b""
+
+
+def test_overwriting_keeps_a_file_among_the_masks_that_no_job_wrote(photos: Path, tmp_path: Path) -> None:
+    finished(photos, tmp_path / "out")
+    corrected = tmp_path / "out" / "masks" / "corrected.png"
+    corrected.touch()
+    finished(photos, tmp_path / "out", shard_size=2)
+    assert corrected.exists()
+
+
+def test_a_plan_of_something_else_is_not_overwritten(photos: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "out" / shards.PLAN_FILE
+    plan.parent.mkdir()
+    plan.write_text('{"png": true, "steps": []}')
+    with pytest.raises(InputError, match="not the plan of a prediction"):
+        start(make_plan(photos, tmp_path / "out"), overwrite=True)
+
+
+def test_masks_that_are_not_known_by_name_are_not_overwritten(photos: Path, tmp_path: Path) -> None:
+    finished(photos, tmp_path / "out")
+    (tmp_path / "out" / shards.MANIFEST_FILE).unlink()
+    with pytest.raises(InputError, match="so what to overwrite is not known"):
+        start(make_plan(photos, tmp_path / "out", shard_size=2), overwrite=True)
+
+
+def test_a_job_whose_output_another_has_taken_over_writes_no_more(photos: Path, tmp_path: Path) -> None:
+    """Ctrl-C at `ray job submit` leaves a job running."""
+    alive, later = make_plan(photos, tmp_path / "out"), make_plan(photos, tmp_path / "out", settings={"checkpoint": 2})
+    start(alive)
+    done = do_shards(alive, 0)
+    start(later, overwrite=True)
+    with pytest.raises(OSError, match="another job has taken it over"):
+        do_shards(alive, 1)
+    done |= dict.fromkeys((1, 2), done[0])
+    with pytest.raises(OSError, match="another job has taken it over"):
+        shards.finish(alive, done)
+    of_later = do_shards(later, 0, 1, 2)
+    Path(later.target.location(1)).write_bytes(b"written by another, which was at it when this one began")
+    with pytest.raises(OSError, match="another job has been writing there"):
+        shards.finish(later, of_later)
+
+
+def test_the_names_are_written_again_where_an_overwriting_start_had_replaced_them(photos: Path, tmp_path: Path) -> None:
+    expected = finished(photos, tmp_path / "out")[shards.MANIFEST_FILE]
+    (tmp_path / "out" / shards.MANIFEST_FILE).write_bytes(b"of the job that was killed before its plan")
+    start(make_plan(photos, tmp_path / "out"))
+    assert (tmp_path / "out" / shards.MANIFEST_FILE).read_bytes() == expected
 
 
 def test_overwriting_keeps_what_the_same_job_has_done(photos: Path, tmp_path: Path) -> None:
@@ -159,7 +208,7 @@ def test_overwriting_keeps_what_the_same_job_has_done(photos: Path, tmp_path: Pa
     assert start(plan, overwrite=True) == done
 
 
-@pytest.mark.parametrize("step", range(10))
+@pytest.mark.parametrize("step", [0, 1, 3, 5, 8, 12, 15, 19, 20, 21])
 def test_overwriting_that_was_killed_is_taken_up_again(
     step: int, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,10 +230,10 @@ def test_overwriting_that_was_killed_is_taken_up_again(
 
     plan = make_plan(photos, tmp_path / "out")
     with monkeypatch.context() as patched:
-        for name in ("remove_file", "remove_folder", "write"):
+        for name in ("remove_file", "write"):
             patched.setattr(storage, name, killed_at_step(name))
-        # _SUCCESS.json, four shards, two folders, the manifest and the plan
-        with pytest.raises(KeyboardInterrupt) if step < 9 else contextlib.nullcontext():
+        # _SUCCESS.json, four shards, seven masks, seven overlays, the manifest and the plan
+        with pytest.raises(KeyboardInterrupt) if step < 21 else contextlib.nullcontext():
             start(plan, overwrite=True)
     assert not shards.is_finished(plan, shards.find_done(plan, overwrite=True))
     assert finished(photos, tmp_path / "out") == finished(photos, tmp_path / "fresh")

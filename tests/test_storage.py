@@ -35,6 +35,7 @@ def test_file_uris_are_decoded(tmp_path: Path) -> None:
 def test_pipes_are_no_files_and_dangling_links_are(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "gone.jpg").symlink_to("nowhere")
+    (tmp_path / "link-to-pipe.jpg").symlink_to("pipe.jpg")
     assert list(storage.list_files(str(tmp_path))) == ["gone.jpg"]
 
 
@@ -153,6 +154,28 @@ def test_remove_folder(tmp_path: Path) -> None:
     storage.remove_folder(str(tmp_path / "a"))
     storage.remove_folder(str(tmp_path / "a"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(OSError, match="more than 1000 bytes"):
+        storage.read(str(tmp_path / "large"), at_most=1000)
+    (tmp_path / "small").write_bytes(b"x" * 1000)
+    assert storage.read(str(tmp_path / "small"), at_most=1000) == b"x" * 1000
+
+
+def test_empty_folders_are_removed_and_others_kept(tmp_path: Path) -> None:
+    for folder in ("masks/a/b", "masks/c"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "masks" / "c" / "file").touch()
+    storage.remove_empty_folders(str(tmp_path / "masks"))
+    storage.remove_empty_folders(str(tmp_path / "nowhere"))
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
+        "masks",
+        "masks/c",
+        "masks/c/file",
+    ]
 
 
 def test_remove_file_minds_no_absence(tmp_path: Path) -> None:
