@@ -28,7 +28,7 @@ from petseg import checkpoint, images, labels, manifest, rows, shards
 from petseg.config import PredictConfig
 from petseg.images import Photo
 from petseg.predict import Predictor
-from petseg.shards import Outputs, Target
+from petseg.shards import Outputs
 
 ROOT = Path(__file__).parent.parent
 SHARD = 256
@@ -108,9 +108,14 @@ def alone(photos: Path, run: Path, folder: Path, cores: int, use_gpu: bool) -> d
     schema = shards.schema(outputs)
     written = pa.table({name: given.get(name, [None] * count) for name in schema.names}, schema=schema)
     written = written.append_column("shard", pa.array([0] * count)).append_column("preview", pa.nulls(count))
-    targets = [Target(str(folder / f"written-{number}"), 1, "", outputs) for number in range(cores)]
+    plans = [
+        shards.make_plan(table, str(folder / f"written-{number}"), shard_size=SHARD, outputs=outputs, settings={})
+        for number in range(cores)
+    ]
+    for plan in plans:
+        shards.begin(plan)
     with ThreadPoolExecutor(cores) as pool:
-        seconds = timed(lambda: list(pool.map(partial(rows.write_shard, written), targets)))
+        seconds = timed(lambda: list(pool.map(partial(rows.write_shard, written), (plan.target for plan in plans))))
     rates["write"] = count * cores / seconds
     return rates
 

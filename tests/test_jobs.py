@@ -273,7 +273,7 @@ job["cli"].run(job["main"])
 @pytest.mark.ray
 def test_what_is_read_waits_for_a_slow_writer(storage: Path, tmp_path: Path) -> None:
     """Shards of a megabyte, most of it previews for the overlays; all of them together are far over the budget."""
-    num_shards = 48
+    num_shards = 40
     (tmp_path / "photos").mkdir()
     Image.effect_noise((500, 500), 90).convert("RGB").save(tmp_path / "photos" / "noise.jpg", quality=95)
     for number in range(4 * num_shards - 1):
@@ -318,8 +318,8 @@ def test_a_ray_address_where_none_answers_is_refused(
 
 @pytest.mark.ray
 def test_the_default_run_learns(tmp_path: Path, run_job: RunJob) -> None:
-    """The README's first command, for about half its time, then the one it ends by printing."""
-    done = run_job("train", "--epochs", 8, timeout_s=1200)
+    """The README's first command, for a third of its epochs, then the one it ends by printing."""
+    done = run_job("train", "--epochs", 5, timeout_s=1200)
     assert done.returncode == 0, done.stderr
     best, following = done.stdout.splitlines()[-2:]
     constant = 0.75 / 3  # three quarters of the pixels are background, and nothing else would be predicted
@@ -432,12 +432,13 @@ def test_a_flag_that_is_not_known_is_exit_code_2(job: str, run_job: RunJob) -> N
 @pytest.mark.ray
 def test_the_published_photos(pets: Path, storage: Path, tmp_path: Path, run_job: RunJob) -> None:
     """A GIF and PNG named .jpg, a lost tail, odd EXIF, megapixels: each a mask of its photo's size."""
-    for name in ("full", "bad"):
-        flags = ("--checkpoint", storage / "first", "--images", pets / name / "images", "--output", name)
-        done = run_job("predict", *flags)
-        assert done.returncode == 0, done.stderr
-        photos = list((pets / name / "images").iterdir())
-        assert f"{len(photos)} rows, 0 failed" in done.stdout
-        for path in photos:
-            with Image.open(path) as photo, Image.open(tmp_path / name / "masks" / f"{path.stem}.png") as mask:
-                assert mask.size == photo.size
+    originals = [path for name in ("full", "bad") for path in (pets / name / "images").iterdir()]
+    (tmp_path / "photos").mkdir()
+    for path in originals:
+        (tmp_path / "photos" / path.name).symlink_to(path)
+    done = run_job("predict", "--checkpoint", storage / "first", "--images", "photos", "--output", "out")
+    assert done.returncode == 0, done.stderr
+    assert f"{len(originals)} rows, 0 failed" in done.stdout
+    for path in originals:
+        with Image.open(path) as photo, Image.open(tmp_path / "out" / "masks" / f"{path.stem}.png") as mask:
+            assert mask.size == photo.size
