@@ -211,7 +211,6 @@ class _ShardPredictor:
             predict_tiled=partial(predictor.tiled, tile_hw=config.tile_hw or model.image_size, overlap=config.overlap),
             pool=ThreadPoolExecutor(cpus),
         )
-
         self._target = target
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
