@@ -65,7 +65,7 @@ def alone(photos: Path, run: Path, folder: Path, cores: int, use_gpu: bool) -> d
     parts = [shards.rows_of(table, shard, SHARD) for shard in range(-(-table.num_rows // SHARD))]
     found = checkpoint.find(str(run))
     size = found.model.image_size
-    read = partial(rows.read_shard, size_hw=size, max_pixels=10**8)
+    read = partial(rows.read_shard, size_hw=size, max_pixels=10**8, resize=found.model.resize)
     with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
         list(pool.map(read, [part.slice(0, 1) for part in parts for _ in range(2)]))  # the imports
         rates, decoded = {}, []

@@ -123,6 +123,7 @@ def _predicted(
         target=plan.target,
         size_hw=model.image_size,
         max_pixels=config.max_pixels,
+        resize=model.resize,
         tile_hw=config.tile_hw,
         previews=config.overlay,
     )
@@ -198,6 +199,7 @@ class _ShardPredictor:
             config.photos_per_pass,
             model.image_size,
             config.precision,
+            resize=model.resize,
             threads=1 if config.use_gpu else cpus,
             probabilities=config.probabilities,
         )

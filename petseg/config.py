@@ -13,6 +13,9 @@ from typing import Any, Literal, TypeVar
 
 Precision = Literal["auto", "bf16", "fp32"]
 
+Resize = Literal["antialias", "nearest"]
+"""How photos are brought to the network's size; masks always by their nearest pixel."""
+
 
 class InputError(ValueError):
     """What the user gave is wrong: the message is one line that names the file or flag, and the remedy.
@@ -54,6 +57,9 @@ class ModelConfig:
 
     input_offset: float = -1.0
     """See `input_scale`; the two defaults map 0..255 to -1..1."""
+
+    resize: Resize = "antialias"
+    """How photos are resized for the network."""
 
     def __post_init__(self) -> None:
         _require(len(self.class_names) == self.num_classes, "class_names: one name per class is needed")

@@ -15,6 +15,7 @@ import pyarrow as pa
 from PIL import Image, ImageFile
 
 from petseg import labels
+from petseg.config import Resize
 from petseg.labels import LabelMap
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
@@ -41,6 +42,10 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 _SWAPS_SIDES = {5, 6, 7, 8}
+_FILTERS: dict[Resize, Image.Resampling] = {
+    "antialias": Image.Resampling.BILINEAR,  # Pillow widens it as far as the image shrinks
+    "nearest": Image.Resampling.NEAREST,
+}
 _STRETCHED: dict[object, int] = {"L;2": 85, "L;4": 17}
 
 
@@ -62,19 +67,25 @@ class Photo:
     width: int
 
 
-def decode_photo(content: bytes, size_hw: tuple[int, int], max_pixels: int) -> Photo:
+def decode_photo(content: bytes, size_hw: tuple[int, int], max_pixels: int, resize: Resize = "antialias") -> Photo:
     """Decode a photo, turn it upright by its EXIF orientation, make it RGB, and resize it.
 
-    Bilinear with antialiasing. Of an animation, the first frame. Alpha is dropped, 16-bit depth is cut to 8.
+    Bilinear with antialiasing, or to the nearest pixel. Of an animation, the first frame. Alpha is dropped, 16-bit
+    depth is cut to 8.
     Raises `DecodeError`, also where the photo has more than `max_pixels` pixels, before it is decoded.
     """
     with _as_decode_errors():
         image = _open(content, max_pixels)
-        return _decode_photo(image, _header(image), size_hw)
+        return _decode_photo(image, _header(image), size_hw, resize)
 
 
 def decode_pair(
-    photo: bytes, mask: bytes, size_hw: tuple[int, int], label_map: LabelMap, max_pixels: int
+    photo: bytes,
+    mask: bytes,
+    size_hw: tuple[int, int],
+    label_map: LabelMap,
+    max_pixels: int,
+    resize: Resize = "antialias",
 ) -> tuple[Photo, np.ndarray]:
     """Decode a photo and its mask alike: (photo, class ids uint8 (H, W)), both upright and at `size_hw`.
 
@@ -88,7 +99,7 @@ def decode_pair(
     with _as_decode_errors():
         image = _open(photo, max_pixels)
         header = _header(image)
-        decoded = _decode_photo(image, header, size_hw)
+        decoded = _decode_photo(image, header, size_hw, resize)
     with _as_decode_errors(in_mask=True):
         return decoded, _decode_mask(_open(mask, max_pixels), header, size_hw, label_map)
 
@@ -109,12 +120,19 @@ def decode_whole(content: bytes, max_pixels: int) -> Image.Image:
         return _upright(_rgb(image), header.still_to_turn)
 
 
-def cut(picture: Image.Image, top: int, left: int, tile_hw: tuple[int, int], size_hw: tuple[int, int]) -> np.ndarray:
+def cut(
+    picture: Image.Image,
+    top: int,
+    left: int,
+    tile_hw: tuple[int, int],
+    size_hw: tuple[int, int],
+    resize: Resize = "antialias",
+) -> np.ndarray:
     """A part of a whole photo as `decode_photo` gives a photo: uint8 (H, W, 3) at `size_hw`."""
     height, width = tile_hw
     rows, columns = size_hw
     part = picture.crop((left, top, left + width, top + height))
-    return np.asarray(part.resize((columns, rows), Image.Resampling.BILINEAR))
+    return np.asarray(part.resize((columns, rows), _FILTERS[resize]))
 
 
 def preview(content: bytes, max_pixels: int) -> bytes:
@@ -125,7 +143,7 @@ def preview(content: bytes, max_pixels: int) -> bytes:
         shrink = max(1.0, max(image.size) / PREVIEW_SIDE)
         width, height = (max(1, round(side / shrink)) for side in image.size)
         size_hw = (height, width) if header.still_to_turn not in _SWAPS_SIDES else (width, height)
-        return _to_jpeg(Image.fromarray(_decode_photo(image, header, size_hw).pixels))
+        return _to_jpeg(Image.fromarray(_decode_photo(image, header, size_hw, "antialias").pixels))
 
 
 def overlay(preview_jpeg: bytes, mask_png: bytes) -> bytes:
@@ -206,13 +224,13 @@ def _open(content: bytes, max_pixels: int) -> ImageFile.ImageFile:
     return image
 
 
-def _decode_photo(image: Image.Image, header: _Header, size_hw: tuple[int, int]) -> Photo:
+def _decode_photo(image: Image.Image, header: _Header, size_hw: tuple[int, int], resize: Resize) -> Photo:
     rows, columns = size_hw[::-1] if header.still_to_turn in _SWAPS_SIDES else size_hw
     # A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as that is no less than the size asked for: a
     # third less time for 500 × 375, and by 0.8 of 255 (mean) from what decoding it whole and then shrinking it gives.
-    drafted = image.draft("RGB", (columns, rows))
+    drafted = image.draft("RGB", (columns, rows)) if resize == "antialias" else None
     box = drafted[1] if drafted else None  # its edge may lie inside the last pixel
-    resized = _rgb(image).resize((columns, rows), Image.Resampling.BILINEAR, box)
+    resized = _rgb(image).resize((columns, rows), _FILTERS[resize], box)
     width, height = header.size
     return Photo(np.asarray(_upright(resized, header.still_to_turn)), height, width)
 
@@ -235,10 +253,17 @@ def _decode_mask(
 
 def _class_ids(mask: ImageFile.ImageFile, stretch: int, label_map: LabelMap) -> np.ndarray:
     """Raw values to class ids at the stored size, so that no value escapes the check by being resized away."""
+    if label_map.colours:
+        raw = _colours(mask)
+        class_ids = label_map.table[raw]
+        if (class_ids == labels.UNKNOWN_ID).any():
+            raise DecodeError(label_map.refusal(np.unique(raw[class_ids == labels.UNKNOWN_ID]).tolist()))
+        return class_ids
     raw = np.asarray(mask) // stretch if stretch > 1 else np.asarray(mask)
     if raw.ndim != 2 or raw.dtype.kind not in "bui":
         raise DecodeError(
-            f"it is a colour image (mode {mask.mode}); masks hold one number per pixel, as grey or indexed colour"
+            f"it is a colour image (mode {mask.mode}), where one number per pixel is expected, as grey or indexed "
+            f"colour; pass --label-map with its colours, as in {_example(mask)}"
         )
     table = label_map.table
     raw = raw.astype(np.uint8) if raw.dtype == bool else raw
@@ -249,6 +274,20 @@ def _class_ids(mask: ImageFile.ImageFile, stretch: int, label_map: LabelMap) -> 
     if unknown.any():
         raise DecodeError(label_map.refusal(np.unique(raw[unknown]).tolist(), has_255=bool((raw == 255).any())))
     return class_ids
+
+
+def _colours(mask: Image.Image) -> np.ndarray:
+    """A mask's pixels as 0xRRGGBB: uint32 (H, W). Alpha is dropped."""
+    if mask.mode not in ("1", "L", "P", "PA", "LA", "RGB", "RGBA", "RGBX"):
+        raise DecodeError(f"its mode is {mask.mode}; masks of colours are RGB images of 8 bits")
+    red, green, blue = np.moveaxis(np.asarray(mask.convert("RGB"), np.uint32), -1, 0)
+    return red << 16 | green << 8 | blue
+
+
+def _example(mask: Image.Image) -> str:
+    """What --label-map could be for a mask of colours."""
+    found = np.unique(_colours(mask)).tolist()[:3]
+    return f'"{",".join(f"#{raw:06x}:{i}" for i, raw in enumerate(found))},…"'
 
 
 def _header(image: Image.Image) -> _Header:

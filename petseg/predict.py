@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from petseg import images, precision
-from petseg.config import Precision
+from petseg.config import Precision, Resize
 from petseg.images import Photo
 from petseg.unet import UNet, fold_batch_norms
 
@@ -80,6 +80,7 @@ class Predictor:
         size_hw: tuple[int, int],
         arithmetic: Precision = "auto",
         *,
+        resize: Resize = "antialias",
         threads: int = 1,
         probabilities: bool = False,
     ) -> None:
@@ -88,6 +89,7 @@ class Predictor:
         self._device = device
         self._batch_size = batch_size
         self._size_hw = size_hw
+        self._resize: Resize = resize
         self._arithmetic: Precision = precision.resolve(arithmetic, device)
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads)
@@ -121,7 +123,7 @@ class Predictor:
         row = torch.zeros(self._num_classes, tile_h, width, device=self._device)  # of tiles, with what is above
         weights_y = torch.zeros(tile_h, device=self._device)
         canvas = _Canvas(self._num_classes, height, width, self._keep_probabilities)
-        cut = partial(images.cut, picture, tile_hw=(tile_h, tile_w), size_hw=self._size_hw)
+        cut = partial(images.cut, picture, tile_hw=(tile_h, tile_w), size_hw=self._size_hw, resize=self._resize)
         predicted = self._run([partial(cut, top, left) for top in tops for left in lefts])
         for top, following in zip(tops, [*tops[1:], height], strict=True):
             for left in lefts:

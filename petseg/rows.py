@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from petseg import coco, images, isolate, shards, storage
+from petseg.config import Resize
 from petseg.images import DecodeError, Photo
 from petseg.shards import Outputs, Summary, Target
 
@@ -26,6 +27,7 @@ def read_shard(
     size_hw: tuple[int, int],
     max_pixels: int,
     *,
+    resize: Resize = "antialias",
     tile_hw: tuple[int, int] | None = None,
     previews: bool = False,
     apart: bool = False,
@@ -37,7 +39,8 @@ def read_shard(
     tile has null in `pixels`: at its own size it is better read again than carried about. With `apart`, photos are
     decoded in another process: then one that kills it is an error, too.
     """
-    read = partial(_read_photo, size_hw=size_hw, max_pixels=max_pixels, tile_hw=tile_hw, previews=previews)
+    decode = partial(_decode, size_hw=size_hw, max_pixels=max_pixels, resize=resize, tile_hw=tile_hw)
+    read = partial(_read_photo, max_pixels=max_pixels, decode=decode, previews=previews)
     locations = rows["image"].to_pylist()
     found = list(isolate.each(read, locations, if_died={"error": _KILLED}) if apart else map(read, locations))
     kinds = {
@@ -181,12 +184,12 @@ class _Encoding:
 
 
 def _read_photo(
-    location: str, size_hw: tuple[int, int], max_pixels: int, tile_hw: tuple[int, int] | None, previews: bool
+    location: str, max_pixels: int, decode: Callable[[bytes], dict[str, Any]], previews: bool
 ) -> dict[str, Any]:
     """The columns of one photo."""
     try:
         content = _read(location, max_pixels)
-        found = _decode(content, size_hw, max_pixels, tile_hw)
+        found = decode(content)
         if previews:
             found["preview"] = images.preview(content, max_pixels)
     except (DecodeError, OSError) as refused:
@@ -206,13 +209,13 @@ def _read(location: str, max_pixels: int) -> bytes:
 
 
 def _decode(
-    content: bytes, size_hw: tuple[int, int], max_pixels: int, tile_hw: tuple[int, int] | None
+    content: bytes, size_hw: tuple[int, int], max_pixels: int, resize: Resize, tile_hw: tuple[int, int] | None
 ) -> dict[str, Any]:
     if tile_hw is not None:
         height, width = images.upright_size(content, max_pixels)
         if height > tile_hw[0] or width > tile_hw[1]:
             return {"height": height, "width": width}
-    photo = images.decode_photo(content, size_hw, max_pixels)
+    photo = images.decode_photo(content, size_hw, max_pixels, resize)
     return {"height": photo.height, "width": photo.width, "pixels": photo.pixels.tobytes()}
 
 

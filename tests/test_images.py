@@ -235,6 +235,29 @@ def test_the_indices_of_a_palette_mask_are_its_values() -> None:
     assert np.array_equal(corners(ids), IDS)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_masks_of_colours(mode: str) -> None:
+    colours = np.array([[[255, 0, 0], [0, 0, 7], [9, 9, 9], [255, 0, 0]]], np.uint8)
+    mask = encode(Image.fromarray(colours).convert(mode, palette=Image.Palette.ADAPTIVE))
+    photo, label_map = encode(Image.new("RGB", (4, 1))), LabelMap.parse("#ff0000:1,#000007:0", 2, ignore="#090909")
+    _, ids = images.decode_pair(photo, mask, (1, 4), label_map, LIMIT)
+    assert ids.tolist() == [[1, 0, 255, 1]]
+    with pytest.raises(DecodeError, match="it has the value #090909, but the classes cover #000007, #ff0000"):
+        images.decode_pair(photo, mask, (1, 4), LabelMap.parse("#ff0000:1,#000007:0", 2), LIMIT)
+
+
+def test_the_nearest_pixel_is_taken_where_that_is_asked_for() -> None:
+    """As Keras's load_img does: no average, no reduced JPEG."""
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 600, 3), np.uint8)
+    for kind in ("PNG", "JPEG"):
+        content = encode(Image.fromarray(pixels), kind)
+        whole = Image.open(io.BytesIO(content))
+        photo = images.decode_photo(content, (40, 50), LIMIT, "nearest")
+        assert np.array_equal(photo.pixels, np.asarray(whole.resize((50, 40), Image.Resampling.NEAREST)))
+        tile = images.cut(whole, 0, 0, (400, 600), (40, 50), "nearest")
+        assert np.array_equal(tile, photo.pixels)
+
+
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
@@ -243,7 +266,7 @@ def test_the_indices_of_a_palette_mask_are_its_values() -> None:
         (encode(Image.fromarray(np.full((32, 48), 1000, np.uint16))), "it has the value 1000,"),
         (encode(Image.fromarray(np.full((32, 48), 70000, np.int32)), "TIFF"), "it has the value 70000,"),
         (encode(Image.new("L", (32, 48), 1)), "its size 32 × 48 differs from its photo's 48 × 32"),
-        (encode(Image.new("RGB", (48, 32))), r"it is a colour image \(mode RGB\)"),
+        (encode(Image.new("RGB", (48, 32), (0, 0, 9))), r"it is a colour image .* as in \"#000009:0,…\""),
         (b"no image", "not an image that can be read"),
         (b"", "the file is empty"),
     ],

@@ -19,16 +19,60 @@ def test_text_round_trip() -> None:
     assert LabelMap.parse(str(label_map), 3) == label_map
 
 
+def test_colours_and_names_of_classes() -> None:
+    names = labels.class_names(text="cat, dog,ground")
+    label_map = LabelMap.parse("#FF0000:dog,#00ff01:cat,#000000:2", 3, names, ignore="#ffffff,#e0e0c0")
+    assert names == ("cat", "dog", "ground") and label_map.colours
+    assert label_map.ids == {0xFF0000: 1, 0x00FF01: 0, 0: 2, 0xFFFFFF: IGNORE_ID, 0xE0E0C0: IGNORE_ID}
+    assert label_map.table[[0xFF0000, 0x0000FF, 0xFFFFFF]].tolist() == [1, UNKNOWN_ID, IGNORE_ID]
+    assert LabelMap.parse(str(label_map), 3) == label_map
+    assert label_map.refusal([0xFF]).startswith("it has the value #0000ff, but the classes cover #000000, #00ff01, #ff")
+
+
+def test_what_is_ignored_can_be_chosen() -> None:
+    assert LabelMap.parse("", 2, ignore="0,9").ids == {1: 0, 2: 1, 0: IGNORE_ID, 9: IGNORE_ID}  # and 255 no more
+
+
+@pytest.mark.parametrize(
+    ("text", "ignore", "message"),
+    [
+        ("#ff0000:0,1:1", "", "numbers and colours"),
+        ("#ff0000:0,#00ff00:1", "255", "numbers and colours"),
+        ("#ff00:0,#00ff00:1", "", "--label-map: '#ff00:0' is not"),
+        ("0:cat,1:fish", "", "'1:fish' is not .* 0 to 1 or one of cat, dog, and 255"),
+        ("0:0,1:1", "x", "--ignore-label: 'x' is neither"),
+        ("0:0,1:1", "1", "--ignore-label: 1 is a class in --label-map"),
+    ],
+)
+def test_colours_and_ignored_values_that_make_no_map(text: str, ignore: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        LabelMap.parse(text, 2, ("cat", "dog"), ignore)
+
+
+@pytest.mark.parametrize(
+    ("text", "num_classes", "message"),
+    [
+        ("cat,cat", None, "a name of its own"),
+        ("cat,,dog", None, "a name of its own"),
+        ("cat", None, "give 2 to 254 names"),
+        ("cat,dog", 3, "--num-classes 3: --classes has 2 names"),
+    ],
+)
+def test_names_that_do_not_name_the_classes(text: str, num_classes: int | None, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        labels.class_names(num_classes, text)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1", "--label-map: '1' is not \"raw value:class id\""),
+        ("1", "--label-map: '1' is not \"raw value:class\""),
         ("a:0", "--label-map: 'a:0' is not"),
         ("-1:0", "--label-map: '-1:0' is not"),
-        ("0:3,1:1,2:2", "class ids from 0 to 2"),
+        ("0:3,1:1,2:2", "classes from 0 to 2, and 255"),
         ("70000:0", "raw values go from 0 to 65535"),
         ("0:0,0:1,1:2", "the raw value 0 is there twice"),
-        ("0:0,1:1", "no raw value gives class 2 of --num-classes 3"),
+        ("0:0,1:1", "no raw value gives class 2 of 3"),
     ],
 )
 def test_text_that_makes_no_map_is_refused(text: str, message: str) -> None:
