@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from petseg import checkpoint, demo, labels, unet
@@ -19,7 +18,7 @@ def untrained(folder: Path, image_size: tuple[int, int] = (64, 64)) -> Path:
         label_map="",
     )
     model = unet.init_seeded(3, 1, input_scale=config.input_scale, input_offset=config.input_offset)
-    checkpoint.save(str(folder / "run"), model, torch.optim.SGD(model.parameters()), config, [{"val_loss": 1.0}])
+    checkpoint.save(str(folder / "run"), model, checkpoint.TrainState({}), config, [{"val_loss": 1.0}])
     return folder / "run"
 
 

@@ -78,7 +78,7 @@ def _run(plan: Plan, done: dict[int, Summary], model: ModelConfig, weights: byte
     from petseg import cluster
 
     cluster.connect()
-    cluster.require("GPU" if config.use_gpu else "CPU", config.num_workers, "--num-workers")
+    cluster.require({"GPU" if config.use_gpu else "CPU": 1}, config.num_workers, "--num-workers")
     with _writing(plan.target.output):
         shards.begin(plan)
     before = shards.total(done)

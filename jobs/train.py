@@ -6,13 +6,17 @@ ray job submit --working-dir . -- python jobs/train.py …           on a cluste
 """
 
 import contextlib
+import dataclasses
 import shlex
 import threading
+from dataclasses import dataclass
 
 import pyarrow as pa
 
-from petseg import cli, demo, labels, manifest, runs, storage
-from petseg.config import InputError, ModelConfig, TrainConfig
+from petseg import cli, demo, labels, logs, manifest, prepared, recipes, runs, storage
+from petseg.config import InputError, ModelConfig, Resize, TrainConfig
+from petseg.labels import LabelMap
+from petseg.prepared import Prepared
 
 
 def main() -> None:
@@ -24,58 +28,148 @@ def main() -> None:
     if finished >= config.epochs:
         print(f"{run} has its {finished} epochs; give more with --epochs")
         return
-    label_map = labels.LabelMap.parse(config.label_map, config.num_classes)
-    images, train_pairs, val_pairs = _find_pairs(config)
+    logs.require_trackers(config)
+    pairs = _find_pairs(config)
+    classes, label_map = pairs.classes, pairs.label_map
+    model = ModelConfig(
+        num_classes=len(classes),
+        image_size=pairs.image_size,
+        class_names=classes,
+        palette=labels.palette(len(classes)),
+        label_map=str(label_map),
+        resize=pairs.resize,
+        input_scale=recipes.RECIPES[config.recipe].input_scale,
+        input_offset=recipes.RECIPES[config.recipe].input_offset,
+    )
 
     # Ray and torch take seconds to load: only once the flags and folders are known to be good.
-    from petseg import checkpoint, cluster, feed, train
+    from petseg import checkpoint, cluster, feed, losses, train
 
+    weights = None
+    last = checkpoint.last(run)
+    if last is not None:  # here it is one line, in the workers a traceback from each
+        checkpoint.load_model(last)
+        checkpoint.load_train_state(last)
+        model = _same_model(model, last.model, run)
+    elif config.init_from:
+        model, weights = checkpoint.begin_from(config.init_from, model)
     cluster.connect()
-    if config.use_gpu:
-        cpus = config.cpus_per_worker or 1
-        cluster.require("GPU", config.num_workers, "--num-workers with --use-gpu")
+    cpus = config.cpus_per_worker or (1 if config.use_gpu else cluster.cpus_per_worker(config.max_workers))
+    train.require_workers(config, cpus)
+    sides = [pairs.sides["train"], pairs.sides["val"]]
+    if pairs.dataset is not None:
+        train_rows, val_rows = feed.load(pairs.dataset, sides)
     else:
-        cpus = config.cpus_per_worker or cluster.cpus_per_worker(config.num_workers)
-        cluster.require("CPU", config.num_workers * cpus, "--num-workers")
-    train_rows, val_rows = feed.decode([train_pairs, val_pairs], config.image_size, label_map)
-    model = ModelConfig(
-        num_classes=config.num_classes,
-        image_size=config.image_size,
-        class_names=labels.class_names(config.num_classes),
-        palette=labels.palette(config.num_classes),
-        label_map=str(label_map),
-    )
-    for name, pixels in zip(model.class_names, train_rows.class_pixels, strict=True):
+        train_rows, val_rows = feed.decode(sides, pairs.image_size, label_map, pairs.resize)
+    for name, pixels in zip(classes, train_rows.class_pixels, strict=True):
         if not pixels:
             print(f"warning: no pixel of {name} in the masks to train on; see --label-map (now {label_map})")
-    runs.begin(config, train_pairs, val_pairs)
+    class_weights = losses.class_weights(config.class_weights, train_rows.class_pixels)
+    runs.begin(config, pairs.sides)
     print(f"training on {train_rows.num_rows} pairs, validating on {val_rows.num_rows}; run {run}", flush=True)
     with _Progress(run, config.epochs):
-        train.fit(train.WorkerSetup(config=config, model=model, run=run, cpus=cpus, train=train_rows, val=val_rows))
+        train.fit(
+            train.WorkerSetup(
+                config=config,
+                model=model,
+                run=run,
+                cpus=cpus,
+                train=train_rows,
+                val=val_rows,
+                class_weights=class_weights,
+                init_from=weights,
+            )
+        )
 
     best = checkpoint.best(run)
     assert best is not None
     scores = best.history[-1]
     print(f"best: epoch {best.epoch}, val loss {runs.score(scores['val_loss'])}, mIoU {runs.score(scores['val_miou'])}")
-    flags = ["--checkpoint", run, "--images", images, "--output", storage.join(run, "predictions")]
+    flags = ["--checkpoint", run, "--images", pairs.images, "--output", storage.join(run, "predictions")]
     print(f"next: python jobs/predict.py {shlex.join(flags)}")
 
 
-def _find_pairs(config: TrainConfig) -> tuple[str, pa.Table, pa.Table]:
-    """The folder of the photos, and the pairs to train on and to validate on; without --images, draws the demo set."""
+def _same_model(model: ModelConfig, before: ModelConfig, run: str) -> ModelConfig:
+    """The settings of a resumed run's network. Raises `InputError` where what it is given now is for another."""
+    model = dataclasses.replace(model, input_scale=before.input_scale, input_offset=before.input_offset)
+    changed = [name for name, value in dataclasses.asdict(before).items() if dataclasses.asdict(model)[name] != value]
+    if changed:
+        raise InputError(
+            f"--resume: {run} was trained with another {', '.join(changed)} than --data has now; start a new run"
+        )
+    return model
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """What there is to train on, and how to take it."""
+
+    images: str
+    """Folder of the photos."""
+    sides: dict[str, pa.Table]
+    """Manifest of the pairs to train on, to validate on, and of those that are kept for a test."""
+    classes: tuple[str, ...]
+    label_map: LabelMap
+    image_size: tuple[int, int]
+    resize: Resize
+    dataset: Prepared | None = None
+    """The set that has them decoded already."""
+
+
+def _find_pairs(config: TrainConfig) -> _Pairs:
+    """The pairs that the flags name; without --images or --data, draws the demo set."""
+    if config.data is not None:
+        return _prepared_pairs(config, config.data)
     images, masks = config.images, config.masks
     if images is None or masks is None:
         print(f"no --images given: drawing {demo.COUNT} pets", flush=True)
         images, masks = demo.draw_set(storage.join(config.storage, "petseg-demo"))
+    classes = labels.class_names(config.num_classes, config.classes)
+    label_map = LabelMap.parse(config.label_map, len(classes), classes, config.ignore_label)
     pairs = manifest.discover(images, masks)
-    val_count = config.val_count or max(1, round(config.val_fraction * pairs.num_rows))
-    if pairs.num_rows - val_count < config.batch_size:
+    sides = _split(config, pairs, images)
+    count = sum(side.num_rows for side in sides.values())
+    print(f"decoding {count} pairs to {config.image_size[0]} × {config.image_size[1]}", flush=True)
+    return _Pairs(images, sides, classes, label_map, config.image_size, recipes.RECIPES[config.recipe].resize)
+
+
+def _prepared_pairs(config: TrainConfig, location: str) -> _Pairs:
+    """The pairs of a prepared set. Raises `InputError` where flags ask for what is settled there."""
+    dataset = prepared.open_set(location)
+    settings = dataset.settings
+    for flag in ("classes", "num_classes", "label_map", "ignore_label", "image_size"):
+        if getattr(config, flag) != getattr(TrainConfig(), flag):
+            name = flag.replace("_", "-")
+            raise InputError(f"--{name}: {location} has its own; leave --{name} out, or prepare the set again with it")
+    if settings.resize != recipes.RECIPES[config.recipe].resize:
+        print(f"note: the photos of {location} were resized otherwise ({settings.resize}) than --recipe does")
+    classes = settings.class_names
+    label_map = LabelMap.parse(settings.label_map, len(classes))
+    sides = _split(config, dataset.manifest, location)
+    return _Pairs(settings.images, sides, classes, label_map, settings.image_size, settings.resize, dataset)
+
+
+def _split(config: TrainConfig, pairs: pa.Table, images: str) -> dict[str, pa.Table]:
+    """The pairs to train on, in the seeded order, and those of the other sides."""
+    sides = {"train": pairs, "val": pairs.slice(0, 0), "test": pairs.slice(0, 0)}
+    if config.split_file:
+        sides, unknown = manifest.assign(pairs, config.split_file)
+        if unknown:
+            print(f"{len(unknown)} ids in --split-file are those of no pair: {', '.join(unknown[:5])}")
+        left = pairs.num_rows - sum(side.num_rows for side in sides.values())
+        if left:
+            print(f"{left} of {pairs.num_rows} pairs are in no list of --split-file, and left out")
+    listed, val_count = sides["train"].num_rows, 0
+    if not sides["val"].num_rows:
+        val_count = config.val_count or max(1, round((config.val_fraction or 0) * listed))
+    batch_size = config.batch_size or 1
+    if listed - val_count < batch_size:
         raise InputError(
-            f"{images}: of {pairs.num_rows} pairs, {val_count} are for validation, and the rest does not fill one "
-            f"batch of {config.batch_size}; add pairs, or lower --val-count, --val-fraction or --batch-size"
+            f"{images}: of {listed} pairs, {val_count} are for validation, and the rest does not fill one batch of "
+            f"{batch_size}; add pairs, or lower --val-count, --val-fraction or --batch-size"
         )
-    print(f"decoding {pairs.num_rows} pairs to {config.image_size[0]} × {config.image_size[1]}", flush=True)
-    return images, *manifest.split(pairs, seed=config.seed, val_count=val_count)
+    train_pairs, held_out = manifest.split(sides["train"], seed=config.seed, val_count=val_count)
+    return sides | {"train": train_pairs} | ({"val": held_out} if val_count else {})
 
 
 class _Progress:

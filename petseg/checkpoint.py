@@ -1,14 +1,18 @@
 """What a training run leaves: checkpoints on storage, written whole, and how a network comes back from them.
 
-A checkpoint is a folder: `model.pt` (plain state dict), `train_state.pt` (optimizer), `config.json` (`ModelConfig`)
-and `metrics.json` (the epochs so far; written last, so a folder without it is not a checkpoint). A run's folder holds
-`checkpoints/epoch-0001`, …: the best by validation loss and the last.
+A checkpoint is a folder: `model.pt` (plain state dict), `train_state.pt` (optimizer; the weights that it moves, where
+`model.pt` has their average), `config.json` (`ModelConfig`) and `metrics.json` (the epochs so far; written last, so a
+folder without it is not a checkpoint). A run's folder holds `checkpoints/epoch-0001`, …: the best by validation loss
+and the last. One that was written on a notice of preemption is from within an epoch: `epoch-0001-step-000250` has the
+first epoch and 250 steps of the second.
 """
 
+import dataclasses
 import hashlib
 import io
 import json
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +37,8 @@ class Checkpoint:
     location: str
     model: ModelConfig
     history: History
+    step: int
+    """Steps of the following epoch that it has seen, too; 0 where it is from an epoch's end."""
 
     @property
     def epoch(self) -> int:
@@ -46,24 +52,41 @@ class Checkpoint:
         return math.inf if loss is None else loss
 
 
-def save(run: str, model: UNet, optimizer: torch.optim.Optimizer, config: ModelConfig, history: History) -> None:
-    """Write the checkpoint of the last epoch of `history`, then drop those that are neither the best nor the last.
+@dataclass(frozen=True)
+class TrainState:
+    """What training goes on from, beside the weights that are validated."""
+
+    optimizer: dict[str, Any]
+    """State dict of the optimizer."""
+    moved: dict[str, Tensor] | None = None
+    """State dict of the network whose average `model.pt` is; None where there is no average."""
+    sums: tuple[float, float] = (0.0, 0.0)
+    """Within an epoch, of all ranks: the training loss, and the weight of the pixels it is of."""
+    arithmetic: str = ""
+    """What the network was trained in: "bf16" or "fp32"."""
+    epoch_steps: int = 0
+    """Within an epoch: the steps that it has in all."""
+
+
+def save(run: str, model: UNet, state: TrainState, config: ModelConfig, history: History, step: int = 0) -> None:
+    """Write the checkpoint of the last epoch of `history`, or of `step` steps more, then drop those that are neither
+    the best nor this one.
 
     The previous ones are deleted only after the new one is complete. Raises `OSError` where storage refuses.
     """
     files = {
         "model.pt": _to_bytes(model.state_dict()),
-        "train_state.pt": _to_bytes({"optimizer": optimizer.state_dict()}),
+        "train_state.pt": _to_bytes({found.name: getattr(state, found.name) for found in dataclasses.fields(state)}),
         "config.json": to_json(config).encode(),
         _COMMIT: json.dumps(history).encode(),
     }
-    location = _location(run, len(history))
+    location = _location(run, len(history), step)
     storage.remove_folder(location)  # half a one, of a process that was killed
     storage.write_folder(location, files)
     checkpoints = _complete(run)
-    kept = (_best(checkpoints), _last(checkpoints))
+    best = _best(checkpoints)
     for checkpoint in checkpoints:
-        if checkpoint not in kept:
+        if checkpoint != best and checkpoint.location != location:
             storage.remove_folder(checkpoint.location, first=_COMMIT)
 
 
@@ -78,11 +101,12 @@ def best(run: str) -> Checkpoint | None:
 
 
 def _last(checkpoints: list[Checkpoint]) -> Checkpoint | None:
-    return max(checkpoints, key=lambda checkpoint: checkpoint.epoch, default=None)
+    return max(checkpoints, key=lambda checkpoint: (checkpoint.epoch, checkpoint.step), default=None)
 
 
 def _best(checkpoints: list[Checkpoint]) -> Checkpoint | None:
-    return min(checkpoints, key=lambda checkpoint: (checkpoint.val_loss, checkpoint.epoch), default=None)
+    validated = [checkpoint for checkpoint in checkpoints if not checkpoint.step]
+    return min(validated, key=lambda checkpoint: (checkpoint.val_loss, checkpoint.epoch), default=None)
 
 
 def _complete(run: str) -> list[Checkpoint]:
@@ -100,8 +124,8 @@ def _complete(run: str) -> list[Checkpoint]:
     return found
 
 
-def find(location: str) -> Checkpoint:
-    """The checkpoint that `--checkpoint` names: the best of a run's folder, or the folder itself.
+def find(location: str, flag: str = "--checkpoint") -> Checkpoint:
+    """The checkpoint that `flag` names: the best of a run's folder, or the folder itself.
 
     Raises `InputError` where it is neither.
     """
@@ -109,11 +133,11 @@ def find(location: str) -> Checkpoint:
     if "checkpoints" in names:
         checkpoint = best(location)
         if checkpoint is None:
-            raise InputError(f"--checkpoint {location}: this run has not finished its first epoch yet")
+            raise InputError(f"{flag} {location}: this run has not finished its first epoch yet")
         return checkpoint
     if _COMMIT not in names or "model.pt" not in names:
         raise InputError(
-            f"--checkpoint {location}: neither a run's folder nor a complete checkpoint; give the folder that "
+            f"{flag} {location}: neither a run's folder nor a complete checkpoint; give the folder that "
             "jobs/train.py printed, or one below its checkpoints/"
         )
     return open_checkpoint(location)
@@ -124,9 +148,32 @@ def open_checkpoint(location: str) -> Checkpoint:
     config_file, commit_file = storage.join(location, "config.json"), storage.join(location, _COMMIT)
     model = from_json(ModelConfig, _read(config_file), config_file)
     history = storage.read_json(commit_file)
-    if not (isinstance(history, list) and history and isinstance(history[-1], dict) and "val_loss" in history[-1]):
+    within = re.search(r"-step-(\d+)$", location)
+    step = int(within[1]) if within else 0
+    epochs: list[Any] = history if isinstance(history, list) else [None]
+    if not (all(isinstance(epoch, dict) and "val_loss" in epoch for epoch in epochs) and (epochs or step)):
         raise InputError(f"{commit_file}: a list with the metrics of each epoch is expected; was it edited?")
-    return Checkpoint(location, model, history)
+    return Checkpoint(location, model, epochs, step)
+
+
+def begin_from(location: str, config: ModelConfig) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """The weights of another run or checkpoint to begin a network with, and the network's settings: `config` with the
+    scaling of the input that those weights expect.
+
+    Where the classes are others, the last layer is not among the weights, which a line says.
+    Raises `InputError` as `find` and `build_model` do.
+    """
+    other = find(location, "--init-from")
+    state = load_model(other).state_dict()
+    if other.model.class_names != config.class_names:
+        for name in [name for name in state if name.startswith("head.")]:
+            del state[name]
+        print(
+            f"--init-from: {location} knows {', '.join(other.model.class_names)}, not "
+            f"{', '.join(config.class_names)}; the last layer is made anew"
+        )
+    scaling = {"input_scale": other.model.input_scale, "input_offset": other.model.input_offset}
+    return dataclasses.replace(config, **scaling), state
 
 
 def read_weights(checkpoint: Checkpoint) -> bytes:
@@ -158,10 +205,13 @@ def build_model(config: ModelConfig, weights: bytes, source: str) -> UNet:
     return model
 
 
-def load_train_state(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
-    """Restore the optimizer in place."""
+def load_train_state(checkpoint: Checkpoint) -> TrainState:
+    """What `save` was given. Raises `InputError` where the file is broken."""
     location = storage.join(checkpoint.location, "train_state.pt")
-    optimizer.load_state_dict(_from_bytes(_read(location), location)["optimizer"])
+    state = _from_bytes(_read(location), location)
+    if set(state) != {found.name for found in dataclasses.fields(TrainState)}:
+        raise InputError(f"{location}: it has {', '.join(sorted(state))}; was it written by another petseg?")
+    return TrainState(**state)
 
 
 def from_keras(weights: list[np.ndarray], num_classes: int) -> dict[str, Tensor]:
@@ -217,8 +267,8 @@ def _refuse_misfit(state: dict[str, Tensor], wanted: dict[str, Tensor], source: 
         raise InputError(f"{source}: model.pt has a parameter {extra[0]} that this network does not know")
 
 
-def _location(run: str, epoch: int) -> str:
-    return storage.join(run, "checkpoints", f"epoch-{epoch:04d}")
+def _location(run: str, epoch: int, step: int) -> str:
+    return storage.join(run, "checkpoints", f"epoch-{epoch:04d}" + (f"-step-{step:06d}" if step else ""))
 
 
 def _to_bytes(state: dict[str, Any]) -> bytes:

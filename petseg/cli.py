@@ -4,14 +4,15 @@ import argparse
 import contextlib
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NoReturn, TypeVar
 
 import tyro
 
-from petseg.config import InputError, JobError, PredictConfig, TrainConfig
+from petseg.config import Config, EvaluateConfig, InputError, JobError, PredictConfig, TrainConfig
 
-JobConfigT = TypeVar("JobConfigT", TrainConfig, PredictConfig)
+JobConfigT = TypeVar("JobConfigT", TrainConfig, PredictConfig, EvaluateConfig)
+AnyConfigT = TypeVar("AnyConfigT", bound=Config)
 
 
 def parse(cls: type[JobConfigT], default: JobConfigT | None = None) -> JobConfigT:
@@ -20,14 +21,26 @@ def parse(cls: type[JobConfigT], default: JobConfigT | None = None) -> JobConfig
     Raises `InputError` where a value cannot be. Exits with code 2, and tyro's message, on a flag that is not known, and
     with 0 after `--help`.
     """
+    return _one_line(lambda: tyro.cli(cls) if default is None else tyro.cli(cls, default=default))
+
+
+def parse_subcommand(commands: Mapping[str, type[AnyConfigT]]) -> AnyConfigT:
+    """As `parse`, where the first word of `sys.argv` chooses the settings class."""
+    return _one_line(lambda: tyro.extras.subcommand_cli_from_dict(dict(commands)))
+
+
+def _one_line(parse: Callable[[], AnyConfigT]) -> AnyConfigT:
     boxed = io.StringIO()
     try:
         with contextlib.redirect_stderr(boxed):
-            return tyro.cli(cls) if default is None else tyro.cli(cls, default=default)
+            return parse()
     except SystemExit as exit:
         # tyro draws a box around what a settings class says of its values; ours is one line, like every other.
-        if isinstance(exit.__context__, InputError):
-            raise exit.__context__ from None
+        cause = exit.__context__
+        while cause is not None and not isinstance(cause, InputError):
+            cause = cause.__context__
+        if cause is not None:
+            raise cause from None
         sys.stderr.write(boxed.getvalue())
         raise
 

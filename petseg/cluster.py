@@ -3,12 +3,16 @@
 import logging
 import os
 import socket
+import time
 
 import ray
 import ray.data
 from ray._private import services, worker  # Ray has no public words for the two things asked of them
+from ray.util.placement_group import placement_group, remove_placement_group
 
-from petseg.config import InputError
+from petseg.config import InputError, JobError
+
+_LOOK_S = 1.0
 
 
 def connect() -> None:
@@ -71,21 +75,47 @@ def cpus_per_worker(num_workers: int) -> int:
     return 1
 
 
-def require(resource: str, amount: int, flags: str) -> None:
-    """See that the cluster has `amount` of a resource, before Ray waits for it without a word.
+def capacity(bundle: dict[str, int]) -> int:
+    """How many processes that need these resources the living nodes can hold, if no other job had any."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(min(int(node.get(name, 0) // amount) for name, amount in bundle.items()) for node in nodes)
 
-    A local Ray cannot grow, so there `InputError`, naming `flags`, is raised; a cluster may, so there one line says
-    what is waited for.
+
+def require(bundle: dict[str, int], count: int, flags: str, limit_s: float | None = None) -> None:
+    """See that the cluster can hold `count` processes that need these resources each, before Ray waits for it without a
+    word.
+
+    A local Ray cannot grow, so there `InputError`, naming `flags`, is raised. A cluster may: it is asked to, and waited
+    for, which lines say; after `limit_s` comes `JobError`. Without a limit one line is all.
     """
-    have = total(resource)
-    if amount <= have:
+    have = capacity(bundle)
+    if count <= have:
         return
+    each = " and ".join(f"{amount} {name}s" if amount > 1 else f"{name}s" for name, amount in bundle.items())
+    wanted = f"{count} {each}" if max(bundle.values()) == 1 else f"{count} × {each}"
     if _started_here():
         raise InputError(
-            f"{flags} asks for {amount} {resource}s, but this machine has {have}; ask for fewer, or join a cluster "
-            "with RAY_ADDRESS"
+            f"{flags} asks for {wanted}, but this machine has {have}; ask for fewer, or join a cluster with RAY_ADDRESS"
         )
-    print(f"waiting for {amount} {resource}s, have {have}; the cluster must grow", flush=True)
+    print(f"waiting for {wanted}, have {have}; the cluster must grow", flush=True)
+    if limit_s is None:
+        return
+    # A group that cannot be placed is what an autoscaler sees and starts nodes for.
+    group = placement_group([{name: float(amount) for name, amount in bundle.items()}] * count)
+    deadline = time.monotonic() + limit_s
+    try:
+        while count > have:
+            if time.monotonic() > deadline:
+                raise JobError(
+                    f"{flags} asks for {wanted}, and after {limit_s / 60:g} minutes the cluster has {have}; ask for "
+                    "fewer, add nodes, or wait longer with --wait-min"
+                )
+            time.sleep(_LOOK_S)
+            before, have = have, capacity(bundle)
+            if have != before:
+                print(f"waiting for {wanted}, have {have}", flush=True)
+    finally:
+        remove_placement_group(group)
 
 
 def _started_here() -> bool:

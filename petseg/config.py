@@ -8,10 +8,15 @@ import dataclasses
 import json
 import types
 import typing
+import urllib.parse
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 Precision = Literal["auto", "bf16", "fp32"]
+
+Switch = Literal["auto", "on", "off"]
+
+RecipeName = Literal["best", "keras"]
 
 Resize = Literal["antialias", "nearest"]
 """How photos are brought to the network's size; masks always by their nearest pixel."""
@@ -70,51 +75,93 @@ class ModelConfig:
 class TrainConfig:
     """Train the U-Net on photos and their masks."""
 
+    recipe: RecipeName = "best"
+    """How to train. keras: as the Keras example does, its split and its resizing included."""
+
     images: str | None = None
     """Folder or URI (s3://bucket/prefix) of the photos. Without it, generated pets are drawn under --storage."""
 
     masks: str | None = None
     """Folder or URI of the masks: the same names as the photos, in the same subfolders."""
 
-    label_map: str = ""
-    """Raw mask values and their class ids, such as "0:0,1:1,2:2". Default: 1 is class 0, 2 is class 1, and so on.
-    The value 255 is always ignored, unless it is mapped here."""
+    data: str | None = None
+    """Folder or URI of prepared shards (`jobs/prepare.py shards`), instead of --images and --masks."""
 
-    num_classes: int = 3
-    """Number of classes."""
+    classes: str = ""
+    """Names of the classes in the order of their ids, such as "cat,dog,background"."""
+
+    num_classes: int | None = None
+    """Number of classes, where --classes does not name them. Default: 3."""
+
+    label_map: str = ""
+    """Raw mask values and their classes, such as "0:0,1:1,2:2", or for masks of colours "#ff0000:cat,#000000:dog".
+    Default: 1 is class 0, 2 is class 1, and so on."""
+
+    ignore_label: str = ""
+    """Raw mask values (or colours) that count neither in the loss nor in a score, such as "0,254". Default: 255."""
+
+    class_weights: str = ""
+    """Weight of each class in the loss, such as "1,1,3"; or "balanced", which gives rare classes the weight that their
+    pixels lack. Default: every pixel counts alike."""
 
     image_size: tuple[int, int] = (160, 160)
     """Height and width in pixels to which photos and masks are resized."""
 
-    val_fraction: float = 0.2
-    """Share of the pairs held out for validation, between 0 and 1."""
+    split_file: tuple[str, ...] = ()
+    """Which pairs are for what: train=FILE val=FILE (test=FILE), each with an id at the start of every line; or one
+    file with an id and one of these words in every line. Pairs that are in none of them are left out."""
+
+    val_fraction: float | None = None
+    """Share of the pairs held out for validation, between 0 and 1. Default: 0.2."""
 
     val_count: int | None = None
-    """Number of pairs held out for validation, instead of --val-fraction."""
+    """Number of pairs held out for validation, instead of --val-fraction. Default of the keras recipe: 1000."""
 
     epochs: int = 15
     """Passes over the training pairs."""
 
-    batch_size: int = 16
-    """Pairs per step, over all workers together: each takes an equal part."""
+    batch_size: int | None = None
+    """Pairs per step, over all workers together: each takes an equal part. Default: the recipe's, 8 or 32."""
 
-    learning_rate: float = 1e-3
-    """Highest learning rate of the AdamW schedule (warm-up, then cosine to zero)."""
+    accumulate: int = 1
+    """Parts into which a worker cuts its batch, adding up their gradients: for batches that its device cannot hold."""
+
+    learning_rate: float | None = None
+    """Learning rate; of the best recipe, the highest of its schedule. Default: the recipe's."""
+
+    clip_norm: float = 0.0
+    """Gradients are scaled down to this norm where theirs is larger. 0: never."""
+
+    augment: Switch = "auto"
+    """Flip, zoom, turn and recolour the training pairs at random. auto: as the recipe does; best does."""
+
+    init_from: str = ""
+    """A run or checkpoint whose weights to begin with, instead of random ones."""
 
     precision: Precision = "auto"
     """Arithmetic of the network; auto is bf16 where the hardware has it, else fp32."""
 
-    seed: int = 1337
-    """Decides the split, the first weights and the order of the pairs."""
+    compile: Switch = "auto"
+    """Compile the network (torch.compile). auto: on a GPU."""
 
-    num_workers: int = 1
-    """Training processes (DDP): gloo on CPUs, nccl on GPUs."""
+    seed: int = 1337
+    """Decides the split, the first weights, the order of the pairs and what is done to them."""
+
+    num_workers: tuple[int, ...] = (1,)
+    """Training processes (DDP): gloo on CPUs, nccl on GPUs. Two numbers: at least and at most so many, as nodes come
+    and go."""
 
     use_gpu: bool = False
     """One GPU per worker instead of CPU cores."""
 
     cpus_per_worker: int = 0
     """CPU cores (and threads) per worker. 0: the cluster's cores shared equally, or 1 beside a GPU."""
+
+    max_failures: int = 3
+    """So many deaths of a worker or node in a row, without a new epoch between them, are made good."""
+
+    wait_min: float = 30.0
+    """Minutes to wait for a cluster that has too little, but may grow."""
 
     feed_budget_gb: float = 4.0
     """GB (10^9 bytes) of decoded pairs a worker may keep on its device; a larger share is streamed."""
@@ -128,31 +175,68 @@ class TrainConfig:
     resume: bool = False
     """Go on with the run --name from its last checkpoint, with the settings it was started with."""
 
+    mlflow: bool = False
+    """Log to MLflow, too; its tracking server is the one in MLFLOW_TRACKING_URI."""
+
+    wandb: bool = False
+    """Log to Weights & Biases, too; key and project come from its own variables."""
+
     def __post_init__(self) -> None:
         _require(
             (self.images is None) == (self.masks is None),
             "--images and --masks belong together: give both, or neither for the generated pets",
         )
-        _require(2 <= self.num_classes <= 254, f"--num-classes {self.num_classes}: give 2 to 254")
-        _require(min(self.image_size) >= 16, f"--image-size {_join(self.image_size)}: both must be at least 16")
-        _require(0 < self.val_fraction < 1, f"--val-fraction {self.val_fraction}: give a value between 0 and 1")
-        _require(self.val_count is None or self.val_count >= 1, f"--val-count {self.val_count}: give at least 1")
-        _require(self.epochs >= 1, f"--epochs {self.epochs}: give at least 1")
-        _require(self.num_workers >= 1, f"--num-workers {self.num_workers}: give at least 1")
-        _require(self.cpus_per_worker >= 0, f"--cpus-per-worker {self.cpus_per_worker}: give 0 or more")
+        _require(self.data is None or self.images is None, "--data is instead of --images and --masks: give either")
+        _require_classes(self.num_classes, self.image_size)
         _require(
-            self.batch_size >= self.num_workers and self.batch_size % self.num_workers == 0,
-            f"--batch-size {self.batch_size}: it is shared equally by --num-workers {self.num_workers}, "
+            self.val_fraction is None or 0 < self.val_fraction < 1,
+            f"--val-fraction {self.val_fraction}: give a value between 0 and 1",
+        )
+        _require(
+            self.val_fraction is None or self.val_count is None,
+            f"--val-fraction {self.val_fraction}, --val-count {self.val_count}: give one of them",
+        )
+        for flag in ("val_count", "epochs", "accumulate", "batch_size"):
+            value = getattr(self, flag)
+            _require(value is None or value >= 1, f"--{flag.replace('_', '-')} {value}: give at least 1")
+        for flag in ("cpus_per_worker", "max_failures", "clip_norm", "feed_budget_gb", "wait_min"):
+            value = getattr(self, flag)
+            _require(0 <= value < float("inf"), f"--{flag.replace('_', '-')} {value}: give 0 or more")
+        _require(
+            len(self.num_workers) in (1, 2) and 1 <= self.min_workers <= self.max_workers,
+            f"--num-workers {_join(self.num_workers)}: give one number, or the least and the most",
+        )
+        _require(
+            self.batch_size is None
+            or (self.batch_size >= self.max_workers and (self.elastic or self.batch_size % self.max_workers == 0)),
+            f"--batch-size {self.batch_size}: it is shared equally by --num-workers {self.max_workers}, "
             "so give a multiple of that",
         )
         _require(0 <= self.seed < 2**63, f"--seed {self.seed}: give 0 to 2^63 - 1")
-        _require(0 < self.learning_rate < float("inf"), f"--learning-rate {self.learning_rate}: give a value above 0")
-        _require(self.feed_budget_gb >= 0, f"--feed-budget-gb {self.feed_budget_gb}: give 0 or more")
+        _require(
+            self.learning_rate is None or 0 < self.learning_rate < float("inf"),
+            f"--learning-rate {self.learning_rate}: give a value above 0",
+        )
         _require(
             self.name == self.name.strip() and not set(self.name) & set("/\\\0") and self.name not in (".", ".."),
             f"--name {self.name!r}: it names one folder below --storage, so no slashes, '..' or outer spaces",
         )
         _require(bool(self.name) or not self.resume, "--resume needs --name, the run to go on with")
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest workers it may have."""
+        return self.num_workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers it may have."""
+        return self.num_workers[-1]
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may change."""
+        return self.min_workers < self.max_workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,11 +332,187 @@ class PredictConfig:
 
     @property
     def photos_per_pass(self) -> int:
-        """`batch_size`, resolved. A CPU core is slower with 32, which outgrow its caches, and no faster with 16."""
-        return self.batch_size or (128 if self.use_gpu else 8)
+        """`batch_size`, resolved."""
+        return _photos_per_pass(self.batch_size, self.use_gpu)
 
 
-Config = ModelConfig | TrainConfig | PredictConfig
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Score a network on photos and their masks, and show where it is worst."""
+
+    checkpoint: str
+    """A run's folder (its best checkpoint is taken) or one checkpoint in it; path or URI."""
+
+    images: str
+    """Folder or URI of the photos."""
+
+    masks: str
+    """Folder or URI of the masks: the same names as the photos, in the same subfolders."""
+
+    output: str
+    """Folder or URI for the scores and the pictures; made if it is not there."""
+
+    overwrite: bool = False
+    """Replace the scores and the pictures that are in --output."""
+
+    label_map: str = ""
+    """Raw mask values and their class ids, such as "0:0,1:1,2:2". Default: the one the network was trained with.
+    The value 255 is always ignored, unless it is mapped here."""
+
+    limit: int | None = None
+    """Only so many of the pairs, spread evenly over their names: for a first look."""
+
+    max_pixels: int = 128_000_000
+    """A pair of more pixels than this becomes a row with an error instead of being decoded."""
+
+    batch_size: int | None = None
+    """Photos per forward pass; bounds the memory of the device. Default: 8 on a CPU, 128 on a GPU."""
+
+    precision: Precision = "auto"
+    """Arithmetic of the network; auto is bf16 where the hardware has it, else fp32."""
+
+    use_gpu: bool = False
+    """Run the network on a GPU."""
+
+    def __post_init__(self) -> None:
+        for flag in ("batch_size", "max_pixels", "limit"):
+            value = getattr(self, flag)
+            _require(value is None or value >= 1, f"--{flag.replace('_', '-')} {value}: give at least 1")
+
+    @property
+    def photos_per_pass(self) -> int:
+        """`batch_size`, resolved."""
+        return _photos_per_pass(self.batch_size, self.use_gpu)
+
+
+def _photos_per_pass(batch_size: int | None, use_gpu: bool) -> int:
+    """A CPU core is slower with 32, which outgrow its caches, and no faster with 16."""
+    return batch_size or (128 if use_gpu else 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OxfordConfig:
+    """Download the Oxford-IIIT Pet dataset (800 MB) and lay it out as images/ and masks/."""
+
+    output: str
+    """Folder or URI for the photos, the masks and the official lists; made if it is not there."""
+
+    url: str = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"
+    """Where images.tar.gz and annotations.tar.gz are."""
+
+    cache: str = "~/.cache/petseg"
+    """Local folder in which the archives are kept; a download that was cut off goes on there."""
+
+    def __post_init__(self) -> None:
+        parts = urllib.parse.urlsplit(self.url)
+        _require(
+            parts.scheme in ("http", "https") and bool(parts.hostname),
+            f"--url {self.url}: give an address that begins with https:// or http://",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardsConfig:
+    """Decode photos and their masks once and for all, into Parquet files that training reads."""
+
+    images: str
+    """Folder or URI of the photos."""
+
+    masks: str
+    """Folder or URI of the masks: the same names as the photos, in the same subfolders."""
+
+    output: str
+    """Folder or URI for the prepared set; made if it is not there."""
+
+    classes: str = ""
+    """Names of the classes in the order of their ids, such as "cat,dog,background"."""
+
+    num_classes: int | None = None
+    """Number of classes, where --classes does not name them. Default: 3."""
+
+    label_map: str = ""
+    """Raw mask values and their classes, such as "0:0,1:1,2:2", or for masks of colours "#ff0000:cat,#000000:dog".
+    Default: 1 is class 0, 2 is class 1, and so on."""
+
+    ignore_label: str = ""
+    """Raw mask values (or colours) that count neither in the loss nor in a score, such as "0,254". Default: 255."""
+
+    image_size: tuple[int, int] = (160, 160)
+    """Height and width in pixels to which photos and masks are resized."""
+
+    resize: Resize = "antialias"
+    """How photos are resized; the keras recipe wants the nearest pixel."""
+
+    shard_size: int | None = None
+    """Pairs per Parquet file, the unit of work. Default: as many as make 32 MB of pixels."""
+
+    skip_bad: bool = False
+    """Leave out, by name, the pairs that cannot be used, instead of refusing them all."""
+
+    def __post_init__(self) -> None:
+        _require_classes(self.num_classes, self.image_size)
+        _require(self.shard_size is None or self.shard_size >= 1, f"--shard-size {self.shard_size}: give at least 1")
+
+    @property
+    def pairs_per_shard(self) -> int:
+        """`shard_size`, resolved: what a task holds in memory follows from it."""
+        return self.shard_size or max(1, 2**25 // (self.image_size[0] * self.image_size[1] * 4))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """What a prepared set is and what its numbers mean: its `dataset.json`."""
+
+    format: int
+    """Raised when the same settings would give other bytes than before."""
+
+    images: str
+    """Absolute location of the folder that the photos came from."""
+
+    masks: str
+    """Absolute location of the folder that the masks came from."""
+
+    source_sha256: str
+    """Of the names of all pairs that were found there."""
+
+    image_size: tuple[int, int]
+    """Height and width in pixels."""
+
+    resize: Resize
+    """How photos were brought to that size."""
+
+    label_map: str
+    """Raw mask values and their class ids, such as "1:0,2:1,3:2"."""
+
+    class_names: tuple[str, ...]
+    """One name per class id."""
+
+    palette: tuple[tuple[int, int, int], ...]
+    """One RGB colour, 0..255, per class id."""
+
+    shard_size: int
+    """Pairs per Parquet file, before bad ones were left out."""
+
+    rows: int = 0
+    """Pairs in all files. This and all that follows is known once they are written."""
+
+    class_pixels: tuple[int, ...] = ()
+    """Pixels of each class in all masks."""
+
+    left_out: tuple[str, ...] = ()
+    """Pairs that could not be used: which file, and why."""
+
+    files: tuple[str, ...] = ()
+    """Names of the Parquet files, in order."""
+
+    file_rows: tuple[int, ...] = ()
+    """Pairs in each of them."""
+
+    manifest_sha256: str = ""
+    """Of the file that names the pairs."""
+
+
+Config = ModelConfig | TrainConfig | PredictConfig | EvaluateConfig | OxfordConfig | ShardsConfig | DatasetConfig
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
@@ -297,6 +557,11 @@ def _typed(value: Any, hint: Any, source: str) -> Any:
     elif type(value) is hint or (hint is float and type(value) is int):
         return hint(value)
     raise InputError(f"{source}: {value!r} is not a value this setting can have")
+
+
+def _require_classes(num_classes: int | None, image_size: tuple[int, int]) -> None:
+    _require(num_classes is None or 2 <= num_classes <= 254, f"--num-classes {num_classes}: give 2 to 254")
+    _require(min(image_size) >= 16, f"--image-size {_join(image_size)}: both must be at least 16")
 
 
 def _join(size: tuple[int, ...]) -> str:

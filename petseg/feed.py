@@ -8,7 +8,7 @@ block, give the same batches.
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -21,18 +21,16 @@ import ray.data
 import torch
 from torch import Tensor
 
-from petseg import images, storage
-from petseg.config import InputError
+from petseg import images, manifest, prepared, storage
+from petseg.config import InputError, Resize
 from petseg.labels import LabelMap
+from petseg.prepared import Prepared
 
 BLOCK_BYTES = 8 * 2**20
 """Size of a block: 81 pairs of 160 × 160, a quarter of a second to decode. The order of the data depends on it."""
 
 WINDOW_BYTES = 2**30
 """Rows that are shuffled among each other, once their blocks have been; what streaming holds at a time, about twice."""
-
-MAX_PIXELS = 2**27
-"""A larger training photo is refused instead of decoded; 128 megapixels, 400 MB."""
 
 Batch = tuple[Tensor, Tensor]
 """Photos uint8 (n, 3, H, W), channels last in memory, and class ids uint8 (n, H, W), on the worker's device."""
@@ -43,7 +41,7 @@ class Decoded:
     """Decoded pairs in Ray's object store, in the manifest's order; small, so it can be passed to the workers."""
 
     blocks: list[Any]
-    """Object references of Arrow tables: `image` and `mask`, as raw bytes of fixed size."""
+    """Object references of Arrow tables: `image` and `mask`, as raw bytes of fixed size, among other columns."""
     rows: tuple[int, ...]
     """Rows of each block."""
     image_size: tuple[int, int]
@@ -55,18 +53,61 @@ class Decoded:
         return sum(self.rows)
 
 
-def decode(manifests: list[pa.Table], image_size: tuple[int, int], label_map: LabelMap) -> list[Decoded]:
+def decode(
+    manifests: list[pa.Table], image_size: tuple[int, int], label_map: LabelMap, resize: Resize = "antialias"
+) -> list[Decoded]:
     """Read and decode all pairs of some manifests on the cluster, once.
 
     Raises `InputError`, naming the files, where a pair cannot be used.
     """
+    read = functools.partial(decode_rows, image_size=image_size, label_map=label_map, resize=resize)
+    decoded = _in_blocks(manifests, read, image_size, label_map.num_classes, _refuse_bad)
+    _refuse_unlabelled(decoded, manifests, f"see --label-map (now {label_map})")
+    return decoded
+
+
+def load(dataset: Prepared, manifests: list[pa.Table]) -> list[Decoded]:
+    """Read the pairs of some parts of a prepared set's manifest on the cluster: what `decode` gives of their files.
+
+    Raises `InputError`, naming the file, where one cannot be read.
+    """
+    settings = dataset.settings
+    located = [prepared.locate(dataset, rows) for rows in manifests]
+    read = functools.partial(prepared.read_rows, image_size=settings.image_size)
+    decoded = _in_blocks(located, read, settings.image_size, len(settings.class_names), _refuse_unread)
+    _refuse_unlabelled(decoded, manifests, f"prepare them again with another --label-map (was {settings.label_map})")
+    return decoded
+
+
+def _refuse_bad(failures: list[str]) -> InputError:
+    return manifest.refuse_bad(failures, "Mend or remove them")
+
+
+def _refuse_unread(failures: list[str]) -> InputError:
+    return InputError(f"{failures[0]}; {prepared.REMEDY}")
+
+
+def _refuse_unlabelled(decoded: list[Decoded], manifests: list[pa.Table], remedy: str) -> None:
+    for part, rows in zip(decoded, manifests, strict=True):
+        if not any(part.class_pixels):
+            raise InputError(f"--masks: every pixel is ignored in {rows['mask'][0]} and all the others; {remedy}")
+
+
+def _in_blocks(
+    parts: list[pa.Table],
+    read: Callable[[pa.Table], pa.Table],
+    image_size: tuple[int, int],
+    num_classes: int,
+    refuse: Callable[[list[str]], InputError],
+) -> list[Decoded]:
+    """`read` a piece of a part for each block, on the cluster; `refuse` says what of the errors in their rows."""
     block_rows = max(1, BLOCK_BYTES // _row_bytes(image_size))
-    pieces = [[rows.slice(i, block_rows) for i in range(0, rows.num_rows, block_rows)] for rows in manifests]
+    pieces = [[rows.slice(i, block_rows) for i in range(0, rows.num_rows, block_rows)] for rows in parts]
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.target_max_block_size = None  # one piece becomes one block, however large a pair is
-    decoded = ray.data.from_arrow([piece for of_manifest in pieces for piece in of_manifest]).map_batches(
-        functools.partial(_decode_block, image_size=image_size, label_map=label_map),
+    decoded = ray.data.from_arrow([piece for of_part in pieces for piece in of_part]).map_batches(
+        read,
         batch_format="pyarrow",
         batch_size=None,
         zero_copy_batch=True,
@@ -76,49 +117,47 @@ def decode(manifests: list[pa.Table], image_size: tuple[int, int], label_map: La
     surveys = ray.get([_survey.remote(block) for block in blocks])
     failures = [failure for found, _ in surveys for failure in found]
     if failures:
-        shown = "; ".join(failures[:5]) + ("; …" if len(failures) > 5 else "")
-        raise InputError(f"pairs that cannot be used ({len(failures)}): {shown}. Mend or remove them")
-    parts, following = [], iter(zip(blocks, surveys, strict=True))
-    for of_manifest in pieces:
-        of_part = [next(following) for _ in of_manifest]
-        class_pixels = np.sum([counts[: label_map.num_classes] for _, (_, counts) in of_part], 0)
-        if not class_pixels.any():
-            raise InputError(
-                f"--masks: every pixel is ignored in {of_manifest[0]['mask'][0]} and all the others; see "
-                f"--label-map (now {label_map})"
-            )
-        rows = tuple(piece.num_rows for piece in of_manifest)
-        parts.append(Decoded([block for block, _ in of_part], rows, image_size, tuple(class_pixels.tolist())))
-    return parts
+        raise refuse(failures)
+    result, following = [], iter(zip(blocks, surveys, strict=True))
+    for of_part in pieces:
+        of_blocks = [next(following) for _ in of_part]
+        class_pixels = np.sum([counts[:num_classes] for _, (_, counts) in of_blocks], 0)
+        rows = tuple(piece.num_rows for piece in of_part)
+        result.append(Decoded([block for block, _ in of_blocks], rows, image_size, tuple(class_pixels.tolist())))
+    return result
 
 
 def _row_bytes(image_size: tuple[int, int]) -> int:
     return image_size[0] * image_size[1] * 4  # RGB and a class id
 
 
-def _decode_block(rows: pa.Table, image_size: tuple[int, int], label_map: LabelMap) -> pa.Table:
-    """`image` and `mask` as raw bytes of fixed size, plain Arrow; null, with the reason in `error`, for a bad pair."""
-    columns: dict[str, list[bytes | str | None]] = {"image": [], "mask": [], "error": []}
-    for row in rows.to_pylist():
-        photo, mask, error, reading = None, None, None, row["image"]
-        try:
-            photo_content = storage.read(reading)
-            reading = row["mask"]
-            mask_content = storage.read(reading)
-            decoded, class_ids = images.decode_pair(photo_content, mask_content, image_size, label_map, MAX_PIXELS)
-            photo, mask = decoded.pixels.tobytes(), class_ids.tobytes()
-        except images.DecodeError as refused:
-            error = f"{row['mask' if refused.in_mask else 'image']}: {refused}"
-        except OSError as refused:
-            error = f"{reading}: cannot be read: {refused.strerror or refused}"
-        for name, value in zip(columns, (photo, mask, error), strict=True):
-            columns[name].append(value)
-    return pa.table(columns, schema=_block_schema(image_size))
+def decode_rows(
+    rows: pa.Table, image_size: tuple[int, int], label_map: LabelMap, resize: Resize = "antialias"
+) -> pa.Table:
+    """Rows of a manifest as `prepared.schema` has them, and `error`: where a pair is bad, the reason, and null in all
+    else but `id`."""
+    schema = prepared.schema(image_size).append(pa.field("error", pa.string()))
+    decoded = [_decode_pair(row, image_size, label_map, resize) for row in rows.to_pylist()]
+    return pa.table({name: [row.get(name) for row in decoded] for name in schema.names}, schema=schema)
 
 
-def _block_schema(image_size: tuple[int, int]) -> pa.Schema:
-    area = image_size[0] * image_size[1]
-    return pa.schema([("image", pa.binary(area * 3)), ("mask", pa.binary(area)), ("error", pa.string())])
+def _decode_pair(
+    row: dict[str, str], image_size: tuple[int, int], label_map: LabelMap, resize: Resize
+) -> dict[str, object]:
+    reading = row["image"]
+    try:
+        photo_content = storage.read(reading)
+        reading = row["mask"]
+        mask_content = storage.read(reading)
+        photo, class_ids = images.decode_pair(
+            photo_content, mask_content, image_size, label_map, images.MAX_TRAINING_PIXELS, resize
+        )
+    except images.DecodeError as refused:
+        return {"id": row["id"], "error": f"{row['mask' if refused.in_mask else 'image']}: {refused}"}
+    except OSError as refused:
+        return {"id": row["id"], "error": f"{reading}: cannot be read: {refused.strerror or refused}"}
+    pixels = {"image": photo.pixels.tobytes(), "mask": class_ids.tobytes()}
+    return {"id": row["id"], "height": photo.height, "width": photo.width, **pixels}
 
 
 @ray.remote
@@ -153,15 +192,24 @@ class Share:
             photos, masks = self._load(np.arange(self.num_rows))
             self._resident = photos.to(device), masks.to(device)
 
-    def train_batches(self, batch_size: int, seed: int, epoch: int) -> Iterator[Batch]:
-        """`smallest // batch_size` batches of `batch_size` rows, so equally many on every rank.
+    def train_batches(
+        self, batch_size: int, seed: int, epoch: int, *, skip: int = 0, keep_batches: bool = False
+    ) -> Iterator[Batch]:
+        """`smallest // batch_size` batches of `batch_size` rows, so equally many on every rank, but for the first
+        `skip`.
 
-        The order differs with `epoch`; the rows at its end that fill no batch are left out of this epoch.
+        The order differs with `epoch`; the rows at its end that fill no batch are left out of this epoch. With
+        `keep_batches` each batch is a run of neighbouring rows, the same in all epochs, and only their order differs.
         """
-        windows = self._windows(np.random.default_rng((seed, self._rank, epoch)))
-        steps = self.smallest // batch_size
-        for _, batch in zip(range(steps), self._batches(windows, batch_size), strict=False):
+        generator = np.random.default_rng((seed, self._rank, epoch))
+        windows = self._windows(generator, batch_size if keep_batches else None)
+        steps = self.smallest // batch_size - skip
+        for _, batch in zip(range(steps), self._batches(_after(windows, skip * batch_size), batch_size), strict=False):
             yield batch
+
+    def first(self, count: int) -> Batch:
+        """The first rows, fewer where there are not so many."""
+        return self._to_device(*self._load(np.arange(min(count, self.num_rows))))
 
     def eval_batches(self, batch_size: int) -> Iterator[Batch]:
         """Every row once, in order; the last batch may be shorter."""
@@ -170,20 +218,23 @@ class Share:
         windows = [rows[start : start + window_rows] for start in range(0, self.num_rows, window_rows)]
         return self._batches(windows, batch_size)
 
-    def _windows(self, generator: np.random.Generator) -> list[np.ndarray]:
-        """All rows of this share in the order of one epoch, in pieces that fit into memory.
+    def _windows(self, generator: np.random.Generator, batch_size: int | None) -> list[np.ndarray]:
+        """The rows of this share in the order of one epoch, in pieces that fit into memory.
 
-        The blocks are shuffled, then the rows of as many blocks as make a window.
+        The blocks are shuffled, then the rows of as many blocks as make a window; or, with `batch_size`, whole batches.
         """
-        edges = np.clip(self._starts - self._first, 0, self.num_rows)
-        blocks = [np.arange(start, end) for start, end in itertools.pairwise(edges) if end > start]
-        order = [blocks[i] for i in generator.permutation(len(blocks))]
+        if batch_size is None:
+            edges = np.clip(self._starts - self._first, 0, self.num_rows)
+        else:
+            edges = np.arange(0, self.num_rows + 1, batch_size)
+        pieces = [np.arange(start, end) for start, end in itertools.pairwise(edges) if end > start]
         windows: list[list[np.ndarray]] = [[]]
-        for block in order:
-            if windows[-1] and sum(map(len, windows[-1])) + len(block) > self._window_rows():
+        for number in generator.permutation(len(pieces)):
+            if windows[-1] and sum(map(len, windows[-1])) + len(pieces[number]) > self._window_rows():
                 windows.append([])
-            windows[-1].append(block)
-        return [generator.permutation(np.concatenate(window)) for window in windows if window]
+            windows[-1].append(pieces[number])
+        joined = [np.concatenate(window) for window in windows if window]
+        return joined if batch_size is not None else [generator.permutation(window) for window in joined]
 
     def _window_rows(self) -> int:
         return max(1, WINDOW_BYTES // _row_bytes(self._decoded.image_size))
@@ -207,7 +258,10 @@ class Share:
             yield self._to_device(*left)
 
     def _to_device(self, photos_nhwc: Tensor, masks: Tensor) -> Batch:
-        return photos_nhwc.to(self._device).permute(0, 3, 1, 2), masks.to(self._device)
+        if self._device.type == "cuda":  # copied from locked memory, the host need not wait for it
+            photos_nhwc, masks = photos_nhwc.pin_memory(), masks.pin_memory()
+        photos_nhwc = photos_nhwc.to(self._device, non_blocking=True)
+        return photos_nhwc.permute(0, 3, 1, 2), masks.to(self._device, non_blocking=True)
 
     def _loaded_ahead(self, windows: list[np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
         """Each window's rows; while one is used, a thread loads the next."""
@@ -232,3 +286,12 @@ class Share:
             photos[places] = images.from_column(block["image"], (height, width, 3))[inside]
             masks[places] = images.from_column(block["mask"], (height, width))[inside]
         return torch.from_numpy(photos), torch.from_numpy(masks)
+
+
+def _after(windows: list[np.ndarray], count: int) -> list[np.ndarray]:
+    """The windows without their first `count` rows."""
+    left = []
+    for window in windows:
+        left += [window[count:]] if len(window) > count else []
+        count = max(0, count - len(window))
+    return left

@@ -4,12 +4,16 @@ Columns, all strings: `id` (path below the folder, no ending, "/" between its pa
 (absolute path or URI) and `mask` (the same, null when predicting). Rows are sorted by `id`.
 """
 
+import hashlib
+import io
 import random
 import unicodedata
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from petseg import storage
 from petseg.config import InputError
@@ -20,9 +24,13 @@ IMAGE_ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".web
 OUTPUT_ENDINGS = (".jpg", ".png")
 """Endings of the files that a prediction names by an id."""
 
+SIDES = ("train", "val", "test")
+"""What a pair may be for."""
+
 SCHEMA = pa.schema([("id", pa.string()), ("image", pa.string()), ("mask", pa.string())])
 
 _CHUNK = 2**16
+_LIST_SCHEMA = pa.schema([("id", pa.string()), ("split", pa.string())])
 
 
 def discover(images: str, masks: str | None = None) -> pa.Table:
@@ -43,6 +51,16 @@ def discover(images: str, masks: str | None = None) -> pa.Table:
     return photos.append_column("mask", of_masks["image"]).cast(SCHEMA)
 
 
+def digest(manifest: pa.Table, columns: tuple[str, ...]) -> str:
+    """SHA-256, in hexadecimal, of the values of some columns."""
+    found = hashlib.sha256()
+    for name in columns:
+        for start in range(0, manifest.num_rows, _CHUNK):
+            for value in manifest[name].slice(start, _CHUNK).to_pylist():
+                found.update(value.encode() + b"\n")
+    return found.hexdigest()
+
+
 def sample(manifest: pa.Table, count: int) -> pa.Table:
     """At most `count` rows, spread evenly over the sorted names: neighbours in a folder are often alike."""
     total = manifest.num_rows
@@ -59,7 +77,85 @@ def split(manifest: pa.Table, *, seed: int, val_count: int) -> tuple[pa.Table, p
     order = list(range(manifest.num_rows))
     random.Random(seed).shuffle(order)
     first_val = manifest.num_rows - val_count
-    return manifest.take(order[:first_val]), manifest.take(order[first_val:])
+    rows = pa.array(order, pa.int64())  # typed, since either part may be empty
+    return manifest.take(rows[:first_val]), manifest.take(rows[first_val:])
+
+
+def assign(manifest: pa.Table, files: tuple[str, ...]) -> tuple[dict[str, pa.Table], list[str]]:
+    """The rows that lists give to "train", "val" and "test", in the manifest's order, and listed ids that no row has.
+
+    `files` are "train=FILE", "val=FILE", "test=FILE", each with an id at the start of every line, or one FILE with an
+    id and one of these words in every line, or with columns `id` and `split` in Parquet. An id may have its ending.
+
+    Raises `InputError` where a file cannot be read as that, or has none of the ids, or an id is on two sides.
+    """
+    ids = set(manifest["id"].to_pylist())
+    side_of: dict[str, str] = {}
+    unknown = []
+    for entry in files:
+        side, _, location = entry.partition("=")
+        if side not in SIDES or not location:
+            side, location = "", entry
+        listed = dict(_listed(location, side, ids))
+        if not listed.keys() & ids:
+            raise InputError(
+                f"--split-file {location}: none of the ids in it is that of a pair, such as {manifest['id'][0]}; ids "
+                "are paths below the folder without an ending"
+            )
+        for row_id, found in listed.items():
+            if side_of.setdefault(row_id, found) != found:
+                raise InputError(f"--split-file {location}: {row_id} is listed for {found} and for {side_of[row_id]}")
+        unknown += sorted(listed.keys() - ids)
+    sides = [side_of.get(row_id) for row_id in manifest["id"].to_pylist()]
+    return {side: manifest.filter(pa.array([of == side for of in sides])) for side in SIDES}, unknown
+
+
+def _listed(location: str, side: str, ids: set[str]) -> Iterator[tuple[str, str]]:
+    """The ids in a list, each with its side; `side` where the list is all of one."""
+    try:
+        content = storage.read(storage.absolute(location))
+    except OSError as error:
+        raise InputError(f"--split-file {location}: cannot be read: {error.strerror or error}") from error
+    if content.startswith(b"PAR1"):
+        try:
+            rows = pq.read_table(io.BytesIO(content), columns=["id", "split"]).cast(_LIST_SCHEMA).to_pylist()
+        except (pa.ArrowException, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"--split-file {location}: no Parquet file with columns id and split: {reason}") from error
+        lines = [[row["id"], row["split"]] for row in rows]
+    else:
+        lines = [_words(line, ids) for line in content.decode("utf-8-sig", errors="replace").splitlines()]
+    for number, words in enumerate(lines, 1):
+        if not words or words[0].startswith("#") or words[1:] == ["split"]:
+            continue
+        found = side or (words[1] if len(words) > 1 else "")
+        if found not in SIDES:
+            raise InputError(
+                f"--split-file {location}, line {number}: an id and one of {', '.join(SIDES)} are expected; for a "
+                "list that is all of one, give train=FILE"
+            )
+        yield _without_ending(words[0]), found
+
+
+def _words(line: str, ids: set[str]) -> list[str]:
+    """The parts of a line: between commas or tabs where there are any, else the whole if it is an id, else between
+    spaces.
+    """
+    for separator in (",", "\t"):
+        if separator in line:
+            return [part.strip() for part in line.split(separator)]
+    return [line.strip()] if _without_ending(line.strip()) in ids else line.split()
+
+
+def _without_ending(name: str) -> str:
+    stem, dot, ending = name.rpartition(".")
+    return stem if dot + ending.lower() in IMAGE_ENDINGS else name
+
+
+def refuse_bad(failures: list[str], remedy: str) -> InputError:
+    """What is said of pairs that cannot be used."""
+    shown = "; ".join(failures[:5]) + ("; …" if len(failures) > 5 else "")
+    return InputError(f"pairs that cannot be used ({len(failures)}): {shown}. {remedy}")
 
 
 def _images_by_id(folder: str, flag: str, apart_from: str | None) -> pa.Table:

@@ -13,20 +13,26 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from petseg import storage
+from petseg import manifest, recipes, storage
 from petseg.config import InputError, TrainConfig, from_json, to_json
 
 MAY_CHANGE = {
     "cpus_per_worker",
+    "data",
     "epochs",
     "feed_budget_gb",
     "images",
     "masks",
+    "max_failures",
+    "mlflow",
     "name",
     "num_workers",
     "resume",
+    "split_file",
     "storage",
     "use_gpu",
+    "wait_min",
+    "wandb",
 }
 """Settings that a resumed run may be given anew. Any other would make it another run; so would other pairs, by name."""
 
@@ -56,11 +62,14 @@ def resolve(config: TrainConfig, first: TrainConfig | None) -> TrainConfig:
     Raises `InputError` where the name of a new run is taken, or a run was started with other settings.
     """
     config = dataclasses.replace(
-        config,
+        recipes.resolve(config),
         name=config.name or datetime.now().astimezone().strftime("%Y-%m-%d-%H%M%S"),
         storage=storage.absolute(config.storage),
         images=config.images and storage.absolute(config.images),
         masks=config.masks and storage.absolute(config.masks),
+        data=config.data and storage.absolute(config.data),
+        init_from=config.init_from and storage.absolute(config.init_from),
+        split_file=tuple(_absolute_list(entry) for entry in config.split_file),
     )
     run = folder(config)
     if first is None:
@@ -80,8 +89,15 @@ def resolve(config: TrainConfig, first: TrainConfig | None) -> TrainConfig:
     return config
 
 
-def begin(config: TrainConfig, train: pa.Table, val: pa.Table) -> None:
-    """Write what a new run starts from; of a resumed one, check that its pairs are the same.
+def _absolute_list(entry: str) -> str:
+    """An entry of --split-file with an absolute location."""
+    side, equals, location = entry.partition("=")
+    return f"{side}={storage.absolute(location)}" if equals and side in manifest.SIDES else storage.absolute(entry)
+
+
+def begin(config: TrainConfig, sides: dict[str, pa.Table]) -> None:
+    """Write what a new run starts from, the pairs of each side of its split among it; of a resumed one, check that they
+    are the same.
 
     Raises `InputError` where they are not, since the order of the data would not go on where it stopped; or where the
     folder cannot be written, or another job has just taken the name.
@@ -89,8 +105,8 @@ def begin(config: TrainConfig, train: pa.Table, val: pa.Table) -> None:
     run = folder(config)
     settings, location = storage.join(run, "config.json"), storage.join(run, "manifest.parquet")
     content = to_json(dataclasses.replace(config, resume=False)).encode()
-    sides = pa.array(["train"] * train.num_rows + ["val"] * val.num_rows)
-    pairs = pa.concat_tables([train, val]).append_column("split", sides)
+    split = pa.array([side for side, pairs in sides.items() for _ in range(pairs.num_rows)], pa.string())
+    pairs = pa.concat_tables(sides.values()).append_column("split", split)
     if not config.resume:
         storage.create(settings, content, "--name")
     elif "manifest.parquet" in storage.list_names(run):

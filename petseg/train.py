@@ -1,33 +1,39 @@
 """The training loop of one worker, top to bottom, and the call that starts the workers.
 
 The only file with `ray.train`. Checkpoints go through `checkpoint.save`, not through `ray.train.report`: a worker that
-Ray restarts, a driver that is started again with --resume, and a job that never saw Ray find the same folder.
+is started again, a driver that is started again with --resume, and a job that never saw Ray find the same folder.
 """
 
+import contextlib
+import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from petseg import checkpoint, feed, metrics, precision, storage
-from petseg.config import InputError, ModelConfig, Precision, TrainConfig
-from petseg.labels import IGNORE_ID
-from petseg.unet import BN_MOMENTUM, UNet, init_seeded
+from petseg import checkpoint, cluster, feed, losses, metrics, precision, storage
+from petseg.checkpoint import TrainState
+from petseg.config import InputError, JobError, ModelConfig, Precision, TrainConfig
+from petseg.learner import Learner, all_reduce
+from petseg.logs import Logs, sample_sheet
+from petseg.recipes import RECIPES
+from petseg.unet import UNet
 
-WEIGHT_DECAY = 0.01
-"""PyTorch's default for AdamW."""
+SHEET_ROWS = 8
+"""Validation pairs on the sheet of samples that is logged after each epoch."""
 
-WARMUP_SHARE = 0.1
-"""Share of all steps in which the learning rate rises."""
+NOTICE_STEPS = 50
+"""Steps between two looks for a notice of preemption: all workers wait for one another to agree on it."""
 
 _RAY_FOLDER = ".ray"  # Ray Train wants a folder for its own notes; nothing of ours is in it
 
@@ -37,68 +43,143 @@ class WorkerSetup:
     """All that a worker is told; the same for every one."""
 
     config: TrainConfig
+    """With the recipe's settings in it, as `recipes.resolve` gives it."""
     model: ModelConfig
     run: str
     """The run's folder, absolute."""
     cpus: int
     train: feed.Decoded
     val: feed.Decoded
+    class_weights: Tensor | None = None
+    """float32 (C,)."""
+    init_from: dict[str, Tensor] | None = None
+    """Weights to begin a new run with."""
 
 
-def fit(setup: WorkerSetup) -> None:
+def fit(setup: WorkerSetup, say: Callable[[str], None] = print) -> None:
     """Train with Ray Train until `epochs` are done; a resumed run goes on from the last checkpoint in `run`.
 
-    Raises `InputError` where the loss is no longer a number or a checkpoint cannot be loaded, and
-    `ray.train.WorkerGroupError`, with the worker's traceback, where one failed in another way.
+    Where a worker or its node dies, all are started again from there, up to `max_failures` times in a row without a
+    new checkpoint between them; where a node has been taken away after a notice, as often as that happens. `say` is
+    told of it.
+
+    Raises `InputError` where the loss is no longer a number or a checkpoint cannot be loaded, `JobError` where a
+    checkpoint cannot be written or workers keep dying, and `ray.train.WorkerGroupError`, with the worker's traceback,
+    where one keeps failing in another way.
     """
+    failures, seen = 0, None
+    while True:
+        try:
+            return _fit_once(setup)
+        except ray.train.PreemptionError:
+            what = "a node has been taken away"
+        except ray.train.WorkerGroupError as error:
+            causes = [_cause(failure) for failure in error.worker_failures.values()]
+            for cause in causes:
+                if isinstance(cause, InputError | JobError):
+                    raise cause from None
+            deaths = [cause for cause in causes if isinstance(cause, ray.exceptions.RayError)]
+            # The others lose their connection to one that has died, and may be the first to say so.
+            what = f"a worker has died ({_first_line((deaths or causes)[0])})"
+            reached = _reached(setup.run)
+            failures, seen = (failures + 1 if reached == seen else 1), reached
+            if failures > setup.config.max_failures:
+                if not deaths:
+                    raise
+                raise JobError(f"{what}, {failures} times since the last checkpoint; --resume goes on") from error
+        say(f"{what}; going on after epoch {_reached(setup.run)[0]}")
+        require_workers(setup.config, setup.cpus)
+        # What a lost node held of the decoded pairs is decoded again: now, as workers may take every core.
+        blocks = [*setup.train.blocks, *setup.val.blocks]
+        ray.wait(blocks, num_returns=len(blocks), fetch_local=False)
+
+
+def require_workers(config: TrainConfig, cpus: int) -> None:
+    """See that the cluster has what the fewest workers need, as `cluster.require` does."""
+    flags, limit_s = "--num-workers", config.wait_min * 60
+    if config.use_gpu:
+        cluster.require({"GPU": 1, "CPU": cpus}, config.min_workers, f"{flags} with --use-gpu", limit_s)
+    else:
+        cluster.require({"CPU": cpus}, config.min_workers, flags, limit_s)
+
+
+def _reached(run: str) -> tuple[int, int]:
+    """Epochs, and steps of the next one, that the last checkpoint has seen."""
+    last = checkpoint.last(run)
+    return (last.epoch, last.step) if last else (0, 0)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+def _cause(failure: Exception) -> Exception:
+    """What a worker raised, or how it died: Ray wraps both."""
+    for wrapped in ("_base_exc", "health_check_failure"):
+        failure = getattr(failure, wrapped, failure)
+    return failure
+
+
+def _fit_once(setup: WorkerSetup) -> None:
     config = setup.config
     resources = {"CPU": setup.cpus} | ({"GPU": 1} if config.use_gpu else {})
     trainer = ray.train.torch.TorchTrainer(
         _train_worker,
         train_loop_config={"setup": setup},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=config.num_workers, use_gpu=config.use_gpu, resources_per_worker=resources
+            num_workers=(config.min_workers, config.max_workers) if config.elastic else config.min_workers,
+            use_gpu=config.use_gpu,
+            resources_per_worker=resources,
         ),
-        run_config=ray.train.RunConfig(name=_RAY_FOLDER, storage_path=setup.run),
+        run_config=ray.train.RunConfig(
+            name=_RAY_FOLDER,
+            storage_path=setup.run,
+            failure_config=ray.train.FailureConfig(max_failures=0, max_preemption_failures=0),  # `fit` starts again
+        ),
     )
     try:
         trainer.fit()
-    except ray.train.WorkerGroupError as error:
-        for failure in error.worker_failures.values():
-            cause = getattr(failure, "_base_exc", failure)  # Ray wraps what a worker raised, with its traceback
-            if isinstance(cause, InputError):
-                raise cause from None
-        raise
     finally:
         storage.remove_folder(storage.join(setup.run, _RAY_FOLDER))
 
 
 def _train_worker(loop_config: dict[str, WorkerSetup]) -> None:
     setup = loop_config["setup"]
-    config, model_config = setup.config, setup.model
+    try:
+        _train(setup)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"the GPU has too little memory for --batch-size {setup.config.batch_size}: lower it, or cut it with "
+            f"--accumulate; --feed-budget-gb (now {setup.config.feed_budget_gb:g}) is kept there, too"
+        ) from error
+
+
+def _train(setup: WorkerSetup) -> None:
+    config, run = setup.config, setup.run
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
-    assert isinstance(device, torch.device)
+    assert isinstance(device, torch.device) and config.batch_size is not None
     torch.set_num_threads(setup.cpus)
-    arithmetic = precision.resolve(config.precision, device)
-    scaling = {"input_scale": model_config.input_scale, "input_offset": model_config.input_offset}
-    model = init_seeded(model_config.num_classes, config.seed, **scaling)
+    resumed_from = checkpoint.last(run)
+    state = checkpoint.load_train_state(resumed_from) if resumed_from else None
+    learner = Learner(config, setup.model, device, _arithmetic(config, state, device), setup.class_weights)
     history: checkpoint.History = []
-
-    resumed_from = checkpoint.last(setup.run)
-    if resumed_from is not None:
-        model = checkpoint.load_model(resumed_from)
-        history = resumed_from.history
+    from_step, of_steps = 0, 1
+    if resumed_from is not None and state is not None:
+        learner.restore(checkpoint.load_model(resumed_from), state)
+        history, from_step, of_steps = resumed_from.history, resumed_from.step, max(1, state.epoch_steps)
         if rank == 0:  # a kill between the two writes at an epoch's end left this one behind
-            write_metrics(setup.run, history)
-    model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - missing in the stubs
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
-    if resumed_from is not None:
-        checkpoint.load_train_state(resumed_from, optimizer)
-    # Each rank keeps its own running statistics; they are averaged before anyone uses them, instead of every step.
-    parallel = ray.train.torch.prepare_model(
-        model, move_to_device=False, parallel_strategy_kwargs={"broadcast_buffers": False}
+            write_metrics(run, history)
+    elif setup.init_from is not None:
+        learner.begin_from(setup.init_from)
+    if config.compile == "on" or (config.compile == "auto" and config.use_gpu):
+        learner.model.compile()
+    learner.join(
+        ray.train.torch.prepare_model(
+            learner.model, move_to_device=False, parallel_strategy_kwargs={"broadcast_buffers": False}
+        ),
+        world_size,
     )
 
     batch_size = config.batch_size // world_size
@@ -106,43 +187,94 @@ def _train_worker(loop_config: dict[str, WorkerSetup]) -> None:
     left_bytes = config.feed_budget_gb * 1e9 - train_share.resident_bytes
     val_share = feed.Share(setup.val, rank, world_size, device, left_bytes)
     steps = train_share.smallest // batch_size
-    for epoch in range(len(history) + 1, config.epochs + 1):
-        started = time.perf_counter()
-        sums = torch.zeros(2, dtype=torch.float64, device=device)  # of the loss, of the pixels that count
-        model.train()
-        for number, (photos, masks) in enumerate(train_share.train_batches(batch_size, config.seed, epoch)):
-            done = (epoch - 1) * steps + number
-            _set_learning_rate(optimizer, config.learning_rate * schedule(done, config.epochs * steps))
-            _set_batch_norm_momentum(model, done)
-            with precision.autocast(arithmetic, device):
-                logits = parallel(photos)
-            loss_sum, pixels = cross_entropy_sum(logits, masks), (masks != IGNORE_ID).sum()
-            sums += torch.stack([loss_sum.detach(), pixels])
-            # DDP takes the mean of the ranks' gradients; what is wanted is the mean over the pixels of all of them.
-            _all_reduce(pixels)
-            optimizer.zero_grad()
-            (loss_sum * world_size / pixels.clamp(min=1)).backward()
-            optimizer.step()
-        _all_reduce(sums)
-        train_loss = (sums[0] / sums[1].clamp(min=1)).item()
-        trained_s = time.perf_counter() - started
-        if not math.isfinite(train_loss):
-            raise InputError(f"the training loss of epoch {epoch} is {train_loss}; lower --learning-rate")
+    keep_batches = RECIPES[config.recipe].keep_batches
+    skip = from_step * steps // of_steps  # as far into the epoch, if the ranks are others now
+    logs = Logs(config, run) if rank == 0 else None
+    with logs or contextlib.nullcontext():
+        for epoch in range(len(history) + 1, config.epochs + 1):
+            started = time.perf_counter()
+            for number, (photos, masks) in enumerate(
+                train_share.train_batches(batch_size, config.seed, epoch, skip=skip, keep_batches=keep_batches), skip
+            ):
+                done = (epoch - 1) * steps + number
+                if done % NOTICE_STEPS == NOTICE_STEPS - 1 and number > skip and _preempted():
+                    learner.agree()
+                    if rank == 0:
+                        with _writing(run):
+                            _save(setup, learner, history, number, steps)
+                draws = (config.seed, rank, epoch, number)
+                learner.step(photos, masks, done, steps, draws)
+            train_loss = learner.mean_loss()
+            trained_s = time.perf_counter() - started
+            if not math.isfinite(train_loss):
+                raise InputError(f"the training loss of epoch {epoch} is {train_loss}; lower --learning-rate")
 
-        _average_batch_norm(model, world_size)
-        scores = validate(model, val_share.eval_batches(batch_size), model_config, arithmetic, device)
-        history.append(
-            {"epoch": epoch, "train_loss": train_loss}
-            | scores
-            | {
-                "train_images_per_s": steps * config.batch_size / trained_s,
-                "seconds": time.perf_counter() - started,
-            }
-        )
-        if rank == 0:
-            checkpoint.save(setup.run, model, optimizer, model_config, history)
-            write_metrics(setup.run, history)
-        ray.train.report({key: value for key, value in history[-1].items() if isinstance(value, int | float)})
+            learner.agree()
+            scores = validate(
+                learner.judged, val_share.eval_batches(batch_size), setup.model, learner.arithmetic, device
+            )
+            history.append(
+                {"epoch": epoch, "train_loss": train_loss}
+                | scores
+                | {
+                    "train_images_per_s": (steps - skip) * batch_size * world_size / trained_s,
+                    "seconds": time.perf_counter() - started,
+                }
+            )
+            skip = 0
+            if logs is not None:
+                with _writing(run):
+                    logs.epoch(history[-1], _sheet(learner.judged, val_share, setup.model))
+                    _save(setup, learner, history)
+                    write_metrics(run, history)
+            ray.train.report({key: value for key, value in history[-1].items() if isinstance(value, int | float)})
+
+
+def _arithmetic(config: TrainConfig, state: TrainState | None, device: torch.device) -> Precision:
+    """What to train in: what was asked for, or what the run has begun with, or what rank 0 finds to be quicker."""
+    if config.precision != "auto":
+        return config.precision
+    if state is not None:
+        return "bf16" if state.arithmetic == "bf16" else "fp32"
+    is_bf16 = torch.tensor(int(precision.quicker(device) == "bf16"), device=device)
+    if dist.is_initialized():
+        dist.broadcast(is_bf16, 0)
+    return "bf16" if is_bf16.item() else "fp32"
+
+
+def _preempted() -> bool:
+    """Whether a node of this run is about to be taken away; equal on all workers, which wait for one another."""
+    return ray.train.get_preemption_info() is not None
+
+
+def _save(
+    setup: WorkerSetup, learner: Learner, history: checkpoint.History, step: int = 0, epoch_steps: int = 0
+) -> None:
+    state = dataclasses.replace(learner.state(), epoch_steps=epoch_steps)
+    checkpoint.save(setup.run, learner.judged, state, setup.model, history, step)
+
+
+@contextlib.contextmanager
+def _writing(run: str) -> Iterator[None]:
+    """What storage refuses ends the run with one line."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise JobError(
+            f"{run} cannot be written: {reason}; the last checkpoint in it is whole. Make room, and go on with --resume"
+        ) from error
+
+
+def _sheet(model: UNet, val_share: feed.Share, config: ModelConfig) -> np.ndarray | None:
+    """The first validation pairs and what the network says of them; None where this rank has none."""
+    if not val_share.num_rows:
+        return None
+    photos, masks = val_share.first(SHEET_ROWS)
+    with torch.inference_mode():
+        predicted = model(photos).argmax(1)
+    hwc = photos.permute(0, 2, 3, 1)
+    return sample_sheet(hwc.cpu().numpy(), masks.cpu().numpy(), predicted.to(torch.uint8).cpu().numpy(), config.palette)
 
 
 def validate(
@@ -163,71 +295,19 @@ def validate(
         for photos, masks in batches:
             with precision.autocast(arithmetic, device):
                 logits = model(photos)
-            loss_sum += cross_entropy_sum(logits, masks)
+            loss_sum += losses.cross_entropy_sum(logits, masks)
             confusion += metrics.confusion_matrix(logits.argmax(1), masks, config.num_classes)
-    _all_reduce(confusion)
-    _all_reduce(loss_sum)
+    all_reduce(confusion)
+    all_reduce(loss_sum)
     return {
-        "val_loss": _defined((loss_sum / confusion.sum()).item()),
-        "val_pixel_accuracy": _defined(metrics.pixel_accuracy(confusion)),
-        "val_miou": _defined(metrics.mean_iou(confusion)),
-        "val_iou": dict(zip(config.class_names, map(_defined, metrics.iou(confusion)), strict=True)),
+        "val_loss": metrics.defined((loss_sum / confusion.sum()).item()),
+        "val_pixel_accuracy": metrics.defined(metrics.pixel_accuracy(confusion)),
+        "val_miou": metrics.defined(metrics.mean_iou(confusion)),
+        "val_iou": dict(zip(config.class_names, map(metrics.defined, metrics.iou(confusion)), strict=True)),
     }
-
-
-def cross_entropy_sum(logits_nchw: Tensor, target_nhw: Tensor) -> Tensor:
-    """Cross-entropy in nats, summed over the pixels that are not ignored, in fp32; target is uint8 (N, H, W)."""
-    return F.cross_entropy(logits_nchw.float(), target_nhw.long(), ignore_index=IGNORE_ID, reduction="sum")
-
-
-def schedule(step: int, total_steps: int) -> float:
-    """The learning rate of a step (from 0) as a share of the highest: a linear rise, then a cosine down to zero.
-
-    The cosine is that of SGDR (Loshchilov and Hutter, 2017) without restarts.
-    """
-    warmup = max(1, round(WARMUP_SHARE * total_steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total_steps - warmup)))
 
 
 def write_metrics(run: str, history: checkpoint.History) -> None:
     """Write `metrics.jsonl`, one object per epoch, whole: an object store cannot append."""
     lines = "".join(json.dumps(epoch) + "\n" for epoch in history)
     storage.write(storage.join(run, "metrics.jsonl"), lines.encode())
-
-
-def _set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-
-
-def _set_batch_norm_momentum(model: UNet, step: int) -> None:
-    """Let the running statistics be a plain mean of the first hundred steps, and the network's moving mean after.
-
-    A moving mean that keeps 0.99 still holds a third of its arbitrary start after a hundred steps, which are several
-    epochs of a small set. The training itself does not see these statistics; validation and prediction do.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = max(BN_MOMENTUM, 1 / (step + 1))
-
-
-def _average_batch_norm(model: UNet, world_size: int) -> None:
-    """Replace each rank's running statistics by the mean over the ranks."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for statistic in (module.running_mean, module.running_var):
-                assert statistic is not None
-                _all_reduce(statistic)
-                statistic /= world_size
-
-
-def _all_reduce(tensor: Tensor) -> None:
-    """Sum over the ranks, in place; on one rank alone it is the sum already."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(tensor)
-
-
-def _defined(value: float) -> float | None:
-    return value if math.isfinite(value) else None  # JSON has no NaN

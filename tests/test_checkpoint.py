@@ -1,6 +1,9 @@
+import dataclasses
 import io
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ import pytest
 import torch
 
 from petseg import checkpoint, labels, storage
+from petseg.checkpoint import TrainState
 from petseg.config import InputError, ModelConfig
 from petseg.unet import UNet
 
@@ -36,13 +40,15 @@ def trained(seed: int) -> tuple[UNet, torch.optim.Optimizer]:
 
 def save(run: Path, *val_losses: float | None, seed: int = 0) -> UNet:
     model, optimizer = trained(seed)
-    checkpoint.save(str(run), model, optimizer, CONFIG, history(*val_losses))
+    checkpoint.save(str(run), model, TrainState(optimizer.state_dict()), CONFIG, history(*val_losses))
     return model
 
 
 def test_weights_and_optimizer_come_back(tmp_path: Path) -> None:
     model, optimizer = trained(1)
-    checkpoint.save(str(tmp_path), model, optimizer, CONFIG, history(0.5))
+    moved, _ = trained(2)
+    state = TrainState(optimizer.state_dict(), moved.state_dict(), (3.0, 4.0), "bf16", 7)
+    checkpoint.save(str(tmp_path), model, state, CONFIG, history(0.5))
     found = checkpoint.last(str(tmp_path))
     assert found is not None
     assert (found.epoch, found.val_loss, found.model) == (1, 0.5, CONFIG)
@@ -50,8 +56,12 @@ def test_weights_and_optimizer_come_back(tmp_path: Path) -> None:
     loaded = checkpoint.load_model(found)
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
+    found_state = checkpoint.load_train_state(found)
+    assert (found_state.sums, found_state.arithmetic, found_state.epoch_steps) == ((3.0, 4.0), "bf16", 7)
+    assert found_state.moved is not None
+    assert all(torch.equal(tensor, found_state.moved[name]) for name, tensor in moved.state_dict().items())
     restored = torch.optim.AdamW(loaded.parameters())
-    checkpoint.load_train_state(found, restored)
+    restored.load_state_dict(found_state.optimizer)
     for before, after in zip(optimizer.state.values(), restored.state.values(), strict=True):
         assert all(torch.equal(before[key], after[key]) for key in before)
 
@@ -84,6 +94,63 @@ def test_the_previous_checkpoint_outlives_a_full_disk(tmp_path: Path, monkeypatc
         save(tmp_path, 0.5, 0.4)
     last = checkpoint.last(str(tmp_path))
     assert last is not None and last.epoch == 1
+
+
+FULL_DISK = """
+import resource, signal, sys
+import torch
+from petseg import checkpoint
+from petseg.unet import UNet
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))
+last = checkpoint.last(sys.argv[1])
+try:
+    checkpoint.save(sys.argv[1], UNet(3), checkpoint.TrainState({}), last.model, [*last.history, {"val_loss": 0.1}])
+except OSError as error:
+    print("refused", error.errno)
+"""
+
+
+def test_a_write_that_the_system_cuts_short_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
+    """No file of more than a megabyte can be written, as on a disk that fills up in the middle of one."""
+    save(tmp_path, 0.5)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("refused"), done.stderr
+    last = checkpoint.last(str(tmp_path))
+    assert last is not None and last.epoch == 1
+    assert all(path.read_bytes() == content for path, content in before.items())
+    save(tmp_path, 0.5, 0.4)
+    assert storage.list_names(str(tmp_path / "checkpoints")) == ["epoch-0002"]
+
+
+def test_one_from_within_an_epoch_is_the_last_but_never_the_best(tmp_path: Path) -> None:
+    model, optimizer = trained(0)
+    state = TrainState(optimizer.state_dict(), epoch_steps=9)
+    checkpoint.save(str(tmp_path), model, state, CONFIG, [], step=5)
+    last = checkpoint.last(str(tmp_path))
+    assert last is not None and (last.epoch, last.step, checkpoint.load_train_state(last).epoch_steps) == (0, 5, 9)
+    with pytest.raises(InputError, match="has not finished its first epoch"):
+        checkpoint.find(str(tmp_path))
+    save(tmp_path, 0.5)
+    assert storage.list_names(str(tmp_path / "checkpoints")) == ["epoch-0001"]
+    checkpoint.save(str(tmp_path), model, state, CONFIG, history(0.5), step=3)
+    last, best = checkpoint.last(str(tmp_path)), checkpoint.best(str(tmp_path))
+    assert last is not None and best is not None and (last.step, best.step, last.epoch) == (3, 0, 1)
+
+
+def test_weights_of_another_run_begin_a_new_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save(tmp_path / "other", 0.5)
+    same, weights = checkpoint.begin_from(str(tmp_path / "other"), CONFIG)
+    assert same == CONFIG and set(weights) == set(model.state_dict()) and not capsys.readouterr().out
+    other = dataclasses.replace(
+        CONFIG, num_classes=2, class_names=("a", "b"), palette=labels.palette(2), input_scale=1.0, image_size=(64, 64)
+    )
+    found, weights = checkpoint.begin_from(str(tmp_path / "other"), other)
+    assert found == dataclasses.replace(other, input_scale=CONFIG.input_scale)
+    assert set(model.state_dict()) - set(weights) == {"head.weight", "head.bias"}
+    assert "knows pet, background, border, not a, b; the last layer is made anew" in capsys.readouterr().out
 
 
 def test_half_a_checkpoint_is_none_and_is_replaced(tmp_path: Path) -> None:

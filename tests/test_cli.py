@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from petseg import cli
-from petseg.config import InputError, JobError, TrainConfig
+from petseg.config import InputError, JobError, OxfordConfig, ShardsConfig, TrainConfig
 
 
 def raising(error: BaseException) -> None:
@@ -64,3 +64,30 @@ def test_settings_that_fail_their_check_reach_the_user_as_such(monkeypatch: pyte
     monkeypatch.setattr(sys, "argv", ["train.py", "--epochs", "0"])
     with pytest.raises(InputError, match="--epochs 0: give at least 1"):
         cli.parse(TrainConfig)
+
+
+COMMANDS = {"oxford-pets": OxfordConfig, "shards": ShardsConfig}
+
+
+def test_the_first_word_chooses_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["prepare.py", "oxford-pets", "--output", "pets"])
+    assert cli.parse_subcommand(COMMANDS) == OxfordConfig(output="pets")
+    monkeypatch.setattr(sys, "argv", ["prepare.py", "shards", "--images", "a", "--masks", "b", "--output", "c"])
+    assert cli.parse_subcommand(COMMANDS) == ShardsConfig(images="a", masks="b", output="c")
+
+
+def test_settings_of_a_subcommand_fail_in_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["prepare.py", "oxford-pets", "--output", "pets", "--url", "file:///etc"])
+    with pytest.raises(InputError, match="--url file:///etc: give an address that begins with https://"):
+        cli.parse_subcommand(COMMANDS)
+
+
+@pytest.mark.parametrize("words", [[], ["cats"], ["shards", "--images", "a"]], ids=str)
+def test_a_command_that_is_not_known_or_not_whole_is_refused(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["prepare.py", *words])
+    with pytest.raises(SystemExit) as caught:
+        cli.parse_subcommand(COMMANDS)
+    assert caught.value.code == 2
+    assert "--help" in capsys.readouterr().err

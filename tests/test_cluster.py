@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from petseg import cluster
-from petseg.config import InputError
+from petseg.config import InputError, JobError
 
 
 def nodes(*cpus: int, alive: bool = True) -> list[dict[str, Any]]:
@@ -30,6 +30,19 @@ def test_cores_are_shared_so_that_every_worker_fits_on_a_node(
     assert cluster.cpus_per_worker(num_workers) == expected
 
 
+@pytest.mark.parametrize(
+    ("bundle", "expected"),
+    [({"CPU": 1}, 9), ({"CPU": 4}, 2), ({"CPU": 8}, 0), ({"GPU": 1, "CPU": 2}, 2), ({"GPU": 1, "CPU": 4}, 1)],
+)
+def test_what_a_node_cannot_hold_is_not_put_together_from_two(
+    bundle: dict[str, int], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = nodes(5, 4) + nodes(64, alive=False)
+    found[1]["Resources"]["GPU"] = 2.0
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: found)
+    assert cluster.capacity(bundle) == expected
+
+
 def test_where_no_ray_is_found_one_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -50,11 +63,11 @@ def test_an_address_that_is_none_is_refused(address: str, monkeypatch: pytest.Mo
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_more_than_this_machine_has_is_refused() -> None:
-    cluster.require("CPU", 4, "--num-workers")
+    cluster.require({"CPU": 1}, 4, "--num-workers")
     with pytest.raises(InputError, match="--num-workers asks for 5 CPUs, but this machine has 4"):
-        cluster.require("CPU", 5, "--num-workers")
+        cluster.require({"CPU": 1}, 5, "--num-workers")
     with pytest.raises(InputError, match="--use-gpu asks for 99 GPUs, but this machine has"):
-        cluster.require("GPU", 99, "--use-gpu")
+        cluster.require({"GPU": 1}, 99, "--use-gpu")
 
 
 @pytest.mark.ray
@@ -63,5 +76,19 @@ def test_a_cluster_that_may_grow_is_waited_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(cluster, "_started_here", lambda: False)
-    cluster.require("GPU", 99, "--use-gpu")
+    cluster.require({"GPU": 1}, 99, "--use-gpu")
     assert capsys.readouterr().out.startswith("waiting for 99 GPUs, have ")
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_waiting_for_a_cluster_has_a_limit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(cluster, "_started_here", lambda: False)
+    monkeypatch.setattr(cluster, "_LOOK_S", 0.05)
+    with pytest.raises(JobError, match=r"--use-gpu asks for 4 GPUs, and after 0\.005 minutes the cluster has 0; ask"):
+        cluster.require({"GPU": 1}, 4, "--use-gpu", limit_s=0.3)
+    assert capsys.readouterr().out.startswith("waiting for 4 GPUs, have 0")
+    cpus = iter([4, 4, 6, 9])  # as nodes come
+    monkeypatch.setattr(cluster, "capacity", lambda bundle: next(cpus))
+    cluster.require({"CPU": 1}, 9, "--num-workers", limit_s=60)
+    assert capsys.readouterr().out.splitlines()[1:] == ["waiting for 9 CPUs, have 6", "waiting for 9 CPUs, have 9"]

@@ -4,7 +4,16 @@ import json
 import pytest
 
 from petseg import config, labels
-from petseg.config import InputError, ModelConfig, PredictConfig, TrainConfig
+from petseg.config import (
+    DatasetConfig,
+    EvaluateConfig,
+    InputError,
+    ModelConfig,
+    OxfordConfig,
+    PredictConfig,
+    ShardsConfig,
+    TrainConfig,
+)
 
 MODEL = ModelConfig(
     num_classes=3,
@@ -19,8 +28,26 @@ MODEL = ModelConfig(
     "settings",
     [
         MODEL,
-        TrainConfig(images="/a", masks="/b", val_count=3, image_size=(32, 48), num_workers=2),
+        TrainConfig(images="/a", masks="/b", val_count=3, image_size=(32, 48), num_workers=(2, 8), split_file=("a",)),
         PredictConfig(checkpoint="run", images="photos", output="out", png=False),
+        EvaluateConfig(checkpoint="run", images="photos", masks="masks", output="out", limit=3),
+        DatasetConfig(
+            format=1,
+            images="/a",
+            masks="/b",
+            source_sha256="c0ffee",
+            image_size=(64, 96),
+            resize="antialias",
+            label_map=MODEL.label_map,
+            class_names=MODEL.class_names,
+            palette=MODEL.palette,
+            shard_size=9,
+            rows=3,
+            class_pixels=(1, 2, 3),
+            left_out=("a: broken",),
+            files=("x", "y"),
+            file_rows=(1, 2),
+        ),
     ],
     ids=lambda settings: type(settings).__name__,
 )
@@ -61,8 +88,14 @@ def test_json_that_is_cut_short_or_lacks_a_setting_is_refused() -> None:
         ({"val_fraction": 1.0}, "--val-fraction"),
         ({"val_count": 0}, "--val-count 0"),
         ({"epochs": 0}, "--epochs 0"),
-        ({"batch_size": 9, "num_workers": 2}, "--batch-size 9"),
-        ({"num_workers": 0}, "--num-workers 0"),
+        ({"batch_size": 9, "num_workers": (2,)}, "--batch-size 9"),
+        ({"num_workers": (0,)}, "--num-workers 0"),
+        ({"num_workers": (3, 2)}, "--num-workers 3 2: give one number, or the least and the most"),
+        ({"num_workers": (1, 2, 3)}, "--num-workers 1 2 3"),
+        ({"batch_size": 2, "num_workers": (2, 8)}, "--batch-size 2"),
+        ({"images": "a", "masks": "b", "data": "c"}, "--data is instead of --images and --masks"),
+        ({"max_failures": -1}, "--max-failures -1: give 0 or more"),
+        ({"accumulate": 0}, "--accumulate 0: give at least 1"),
         ({"learning_rate": 0.0}, "--learning-rate"),
         ({"learning_rate": float("inf")}, "--learning-rate"),
         ({"seed": -1}, "--seed -1"),
@@ -109,3 +142,46 @@ def test_what_predict_settings_come_to() -> None:
     assert (tiled.tile_hw, tiled.overlap, tiled.photos_per_pass) == ((640, 640), 160, 128)
     tiled = dataclasses.replace(PREDICT, tile=(480, 640), tile_overlap=0, batch_size=3)
     assert (tiled.tile_hw, tiled.overlap, tiled.photos_per_pass) == ((480, 640), 0, 3)
+
+
+EVALUATE = EvaluateConfig(checkpoint="c", images="i", masks="m", output="o")
+
+
+@pytest.mark.parametrize("flag", ["batch_size", "max_pixels", "limit"])
+def test_evaluate_settings_are_checked(flag: str) -> None:
+    with pytest.raises(InputError, match=f"--{flag.replace('_', '-')} 0: give at least 1"):
+        dataclasses.replace(EVALUATE, **{flag: 0})
+
+
+def test_what_evaluate_settings_come_to() -> None:
+    assert EVALUATE.photos_per_pass == 8
+    assert dataclasses.replace(EVALUATE, use_gpu=True).photos_per_pass == 128
+    assert dataclasses.replace(EVALUATE, batch_size=3).photos_per_pass == 3
+
+
+SHARDS = ShardsConfig(images="i", masks="m", output="o")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_classes": 1}, "--num-classes 1"),
+        ({"image_size": (8, 64)}, "--image-size 8 64"),
+        ({"shard_size": 0}, "--shard-size 0: give at least 1"),
+    ],
+)
+def test_shards_settings_are_checked(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(SHARDS, **settings)
+
+
+def test_a_shard_has_32_mb_of_pixels_unless_told() -> None:
+    assert SHARDS.pairs_per_shard == 327  # 160 × 160 × 4 bytes
+    assert dataclasses.replace(SHARDS, image_size=(4096, 4096)).pairs_per_shard == 1
+    assert dataclasses.replace(SHARDS, shard_size=5).pairs_per_shard == 5
+
+
+@pytest.mark.parametrize("url", ["ftp://a/b", "file:///a", "a/b", "https:///a", "data:,a"])
+def test_only_web_addresses_are_downloaded_from(url: str) -> None:
+    with pytest.raises(InputError, match=f"--url {url}: give an address that begins with https:// or http://"):
+        OxfordConfig(output="o", url=url)

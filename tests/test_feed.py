@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from petseg import feed, manifest
-from petseg.config import InputError
+from petseg import feed, manifest, prepare, prepared
+from petseg.config import InputError, ShardsConfig
 from petseg.feed import Decoded, Share
 from petseg.labels import LabelMap
 
@@ -131,6 +131,24 @@ def test_streaming_holds_two_windows_at_the_most(monkeypatch: pytest.MonkeyPatch
     assert max(loaded) <= 6 and sum(loaded) == 60
 
 
+@pytestmark_share
+@pytest.mark.parametrize("budget", [EVERYTHING, NOTHING], ids=["resident", "streamed"])
+def test_batches_can_be_skipped_and_kept(budget: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "WINDOW_BYTES", 9 * 24)  # nine rows
+    share = Share(make_decoded(5, 5, 5, 3), 0, 1, CPU, budget)
+
+    def batches(epoch: int, skip: int = 0, keep_batches: bool = False) -> list[list[int]]:
+        found = share.train_batches(4, 1, epoch, skip=skip, keep_batches=keep_batches)
+        return [numbers(batch) for batch in found]
+
+    whole, kept = batches(1), batches(1, keep_batches=True)
+    assert [batches(1, skip) for skip in range(5)] == [whole[skip:] for skip in range(5)]
+    assert [batches(1, skip, True) for skip in range(5)] == [kept[skip:] for skip in range(5)]
+    in_order = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]
+    assert sorted(kept) == in_order and len({str(batches(epoch, keep_batches=True)) for epoch in range(9)}) > 3
+    assert sorted(whole) != in_order
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 class TestDecode:
@@ -180,3 +198,66 @@ class TestDecode:
         assert "masks/b.png: its size 9 × 9 differs" in message
         assert "images/d.jpg: cannot be read: No such file" in message
         assert "\n" not in message
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+class TestLoad:
+    @pytest.fixture
+    def dataset(self, drawn: tuple[Path, Path], tmp_path: Path) -> prepared.Prepared:
+        """A prepared set of the drawn pairs in files of 5."""
+        images, masks = map(str, drawn)
+        config = ShardsConfig(images=images, masks=masks, output=f"{tmp_path}/set", image_size=(32, 48), shard_size=5)
+        pairs, label_map = manifest.discover(images, masks), LabelMap.parse("", 3)
+        target, done = prepare.make_target(pairs, config, label_map), {}
+        for shard in range(target.num_shards):
+            decoded = feed.decode_rows(prepare.rows_of(pairs, shard, 5), (32, 48), label_map)
+            done[shard] = prepare.summarise(decoded, target)
+            prepare.write_shard(decoded, done[shard], shard, target)
+        prepare.finish(target, pairs, done)
+        return prepared.open_set(config.output)
+
+    def test_it_gives_what_decoding_gives(
+        self, dataset: prepared.Prepared, drawn: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(feed, "BLOCK_BYTES", 7 * 32 * 48 * 4)  # blocks that cut across the files
+        pairs = manifest.discover(*map(str, drawn))
+        from_files = feed.decode(list(manifest.split(pairs, seed=3, val_count=7)), (32, 48), LabelMap.parse("", 3))
+        from_set = feed.load(dataset, list(manifest.split(dataset.manifest, seed=3, val_count=7)))
+        for one, other in zip(from_files, from_set, strict=True):
+            assert (one.rows, one.image_size, one.class_pixels) == (other.rows, other.image_size, other.class_pixels)
+            for block, loaded in zip(feed.ray.get(one.blocks), feed.ray.get(other.blocks), strict=True):
+                assert block.select(["image", "mask"]) == loaded.select(["image", "mask"])
+        for rank, budget in itertools.product(range(2), (EVERYTHING, NOTHING)):
+            shares = [Share(decoded, rank, 2, CPU, budget) for decoded in (from_files[0], from_set[0])]
+            for epoch in (1, 2):
+                batches = [list(share.train_batches(4, 5, epoch)) for share in shares]
+                assert len(batches[0]) == 2
+                for one, other in zip(*batches, strict=True):
+                    assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+
+    def test_a_file_that_breaks_meanwhile_is_refused_by_name(self, dataset: prepared.Prepared) -> None:
+        file = Path(dataset.location) / dataset.settings.files[2]
+        file.write_bytes(file.read_bytes()[:-9])
+        with pytest.raises(InputError, match=rf"^{file}: cannot be read: .*; prepare the set again") as caught:
+            feed.load(dataset, [dataset.manifest])
+        assert "\n" not in str(caught.value)
+
+    def test_a_part_of_it_that_says_nothing_is_refused(self, tmp_path: Path, drawn: tuple[Path, Path]) -> None:
+        for index, value in enumerate((255, 1)):
+            for folder, content in (("images", 9), ("masks", value)):
+                (tmp_path / folder).mkdir(exist_ok=True)
+                Image.fromarray(np.full((8, 8), content, np.uint8)).save(tmp_path / folder / f"{index}.png")
+        config = ShardsConfig(
+            images=f"{tmp_path}/images", masks=f"{tmp_path}/masks", output=f"{tmp_path}/set", image_size=(16, 16)
+        )
+        pairs, label_map = manifest.discover(config.images, config.masks), LabelMap.parse("", 3)
+        target = prepare.make_target(pairs, config, label_map)
+        decoded = feed.decode_rows(pairs, (16, 16), label_map)
+        summary = prepare.summarise(decoded, target)
+        prepare.write_shard(decoded, summary, 0, target)
+        found = prepare.finish(target, pairs, {0: summary})
+        with pytest.raises(
+            InputError, match=r"every pixel is ignored in .*masks/0.png and all the others; prepare them"
+        ):
+            feed.load(found, [found.manifest.slice(0, 1)])

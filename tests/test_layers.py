@@ -10,8 +10,22 @@ from conftest import ROOT
 
 LAYERS = (
     {"config", "storage", "labels", "unet", "metrics", "precision", "cli", "progress", "isolate"},
-    {"manifest", "images", "checkpoint", "demo", "runs", "coco"},
-    {"cluster", "feed", "train", "predict", "shards", "rows"},
+    {
+        "config",
+        "storage",
+        "labels",
+        "unet",
+        "metrics",
+        "precision",
+        "cli",
+        "progress",
+        "isolate",
+        "recipes",
+        "augment",
+        "losses",
+    },
+    {"manifest", "images", "checkpoint", "demo", "runs", "coco", "download", "oxford", "prepared", "optim", "logs"},
+    {"cluster", "feed", "learner", "train", "predict", "evaluate", "shards", "rows", "prepare"},
 )
 HEAVY = {"ray", "torch", "torchvision", "pandas", "matplotlib"}
 
@@ -22,7 +36,12 @@ WITHIN_A_LAYER = {
     "precision": {"config"},
     "cli": {"config"},
     "metrics": {"labels"},
-    "train": {"feed"},
+    "oxford": {"download", "images"},
+    "train": {"cluster", "feed", "learner"},
+    "runs": {"manifest"},
+    "recipes": {"config"},
+    "losses": {"config", "labels"},
+    "evaluate": {"predict"},
     "rows": {"shards"},
 }
 FILES = sorted((ROOT / "petseg").glob("*.py"))
@@ -70,11 +89,12 @@ def test_ray_stays_where_it_belongs() -> None:
     assert {path.stem for path in FILES if "import ray.train" in path.read_text()} == {"train"}
 
 
-@pytest.mark.parametrize("job", ["train", "predict"])
+@pytest.mark.parametrize("job", ["train", "predict", "evaluate", "prepare", "prepare oxford-pets", "prepare shards"])
 def test_help_loads_neither_torch_nor_ray(job: str) -> None:
+    job, *words = job.split()
     code = f"""
 import runpy, sys
-sys.argv = ["{job}.py", "--help"]
+sys.argv = ["{job}.py", *{words!r}, "--help"]
 try:
     runpy.run_path({str(ROOT / "jobs" / f"{job}.py")!r}, run_name="__main__")
 except SystemExit as exit:

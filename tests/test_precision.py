@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from petseg import precision
+from petseg import config, precision
 
 CPU = torch.device("cpu")
 
@@ -22,3 +22,20 @@ def test_autocast() -> None:
         assert layer(x).dtype == torch.bfloat16
     with precision.autocast("fp32", CPU):
         assert layer(x).dtype == torch.float32
+
+
+def test_what_is_quicker_is_measured_and_leaves_the_random_state_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.random.get_rng_state()
+    assert precision.quicker(torch.device("cpu")) in ("bf16", "fp32")
+    assert torch.equal(torch.random.get_rng_state(), before)
+    clock = iter(range(1000))  # each call of it is a second later, and bf16 takes one call more
+    autocast = precision.autocast
+
+    def slow(arithmetic: config.Precision, device: torch.device) -> torch.autocast:
+        if arithmetic == "bf16":
+            next(clock)
+        return autocast(arithmetic, device)
+
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(precision, "autocast", slow)
+    assert precision.quicker(torch.device("cpu")) == "fp32"

@@ -17,7 +17,7 @@ def pairs(*ids: str) -> pa.Table:
 
 def begun(storage: Path, **settings: Any) -> TrainConfig:
     config = runs.resolve(TrainConfig(storage=str(storage), name="run", **settings), None)
-    runs.begin(config, pairs("b", "a"), pairs("c"))
+    runs.begin(config, {"train": pairs("b", "a"), "val": pairs("c")})
     return config
 
 
@@ -64,10 +64,10 @@ def test_storage_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 
 def test_resume_takes_the_settings_of_the_run_and_may_be_given_more_epochs(tmp_path: Path) -> None:
     begun(tmp_path, epochs=3, seed=5, batch_size=4, images=str(tmp_path), masks=str(tmp_path))
-    config = resume(tmp_path, epochs=9, num_workers=2)
-    assert (config.epochs, config.seed, config.batch_size, config.num_workers) == (9, 5, 4, 2)
+    config = resume(tmp_path, epochs=9, num_workers=(2,))
+    assert (config.epochs, config.seed, config.batch_size, config.num_workers) == (9, 5, 4, (2,))
     assert config.images == str(tmp_path) and config.resume
-    runs.begin(config, pairs("b", "a"), pairs("c"))
+    runs.begin(config, {"train": pairs("b", "a"), "val": pairs("c")})
     assert resume(tmp_path).epochs == 9  # what it was last given is what it now has
 
 
@@ -75,7 +75,7 @@ def test_resume_refuses_what_would_make_it_another_run(tmp_path: Path) -> None:
     begun(tmp_path, seed=5)
     with pytest.raises(InputError) as caught:
         resume(tmp_path, seed=6, learning_rate=0.1)
-    for part in ("--seed (was 5, now 6)", "--learning-rate (was 0.001, now 0.1)", "leave them out"):
+    for part in ("--seed (was 5, now 6)", "--learning-rate (was 0.002, now 0.1)", "leave them out"):
         assert part in str(caught.value)
 
 
@@ -83,9 +83,9 @@ def test_resume_refuses_other_pairs(tmp_path: Path) -> None:
     begun(tmp_path)
     config = resume(tmp_path)
     with pytest.raises(InputError, match=r"the pairs, or their order, .* \(1 new, 2 gone\)"):
-        runs.begin(config, pairs("b"), pairs("d"))
+        runs.begin(config, {"train": pairs("b"), "val": pairs("d")})
     with pytest.raises(InputError, match=r"the pairs, or their order, .* \(0 new, 0 gone\)"):
-        runs.begin(config, pairs("a", "b"), pairs("c"))
+        runs.begin(config, {"train": pairs("a", "b"), "val": pairs("c")})
 
 
 def test_a_folder_that_was_moved_is_the_same_run(tmp_path: Path) -> None:
@@ -96,21 +96,21 @@ def test_a_folder_that_was_moved_is_the_same_run(tmp_path: Path) -> None:
     assert resume(tmp_path / "after", images="/moved", masks="/moved").images == "/moved"
     moved = [{"id": i, "image": f"/moved/{i}.jpg", "mask": f"/moved/{i}.png"} for i in "bac"]
     table = pa.Table.from_pylist(moved, schema=manifest.SCHEMA)
-    runs.begin(config, table.slice(0, 2), table.slice(2))
+    runs.begin(config, {"train": table.slice(0, 2), "val": table.slice(2)})
 
 
 def test_of_two_jobs_with_one_name_one_is_refused(tmp_path: Path) -> None:
     config, other = (runs.resolve(TrainConfig(storage=str(tmp_path), name="run"), None) for _ in range(2))
-    runs.begin(config, pairs("a"), pairs("c"))
+    runs.begin(config, {"train": pairs("a"), "val": pairs("c")})
     with pytest.raises(InputError, match=r"--name: .*run/config\.json is there already; was another job started"):
-        runs.begin(other, pairs("a"), pairs("c"))
+        runs.begin(other, {"train": pairs("a"), "val": pairs("c")})
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.json", "manifest.parquet"]
 
 
 def test_a_run_that_was_killed_as_it_began_can_be_resumed(tmp_path: Path) -> None:
     begun(tmp_path)
     (tmp_path / "run" / "manifest.parquet").unlink()
-    runs.begin(resume(tmp_path), pairs("b", "a"), pairs("c"))
+    runs.begin(resume(tmp_path), {"train": pairs("b", "a"), "val": pairs("c")})
     assert (tmp_path / "run" / "manifest.parquet").exists()
 
 

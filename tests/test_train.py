@@ -1,4 +1,3 @@
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from petseg import checkpoint, feed, labels, manifest, metrics, runs, train
+from petseg import checkpoint, feed, labels, manifest, metrics, recipes, runs, train
 from petseg.config import InputError, ModelConfig, TrainConfig
 from petseg.labels import IGNORE_ID, LabelMap
 from petseg.unet import UNet
@@ -20,40 +19,6 @@ MODEL = ModelConfig(
     palette=labels.palette(3),
     label_map="1:0,2:1,3:2",
 )
-
-
-def test_the_schedule_rises_then_falls_to_zero() -> None:
-    rates = [train.schedule(step, 100) for step in range(100)]
-    assert rates[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
-    assert rates[10] == 1 and rates[55] == pytest.approx(0.5)
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert 0 < rates[99] < 0.001
-    assert train.schedule(0, 1) == 1
-
-
-def test_cross_entropy_leaves_ignored_pixels_out() -> None:
-    logits = torch.zeros(1, 4, 1, 3)
-    logits[0, :, 0, 2] = torch.tensor([100.0, 0, 0, 0])
-    target = torch.tensor([[[0, 3, IGNORE_ID]]], dtype=torch.uint8)
-    assert train.cross_entropy_sum(logits, target).item() == pytest.approx(2 * math.log(4))
-    assert train.cross_entropy_sum(logits.bfloat16(), target).dtype == torch.float32
-    everything_ignored = torch.full_like(target, IGNORE_ID)
-    assert train.cross_entropy_sum(logits, everything_ignored).item() == 0
-
-
-def test_batch_norm_statistics_are_a_plain_mean_at_first() -> None:
-    torch.manual_seed(0)
-    model = UNet(3).train()
-    means = []
-    for step in range(4):
-        train._set_batch_norm_momentum(model, step)
-        x = torch.rand(2, 3, 32, 32) * 255
-        with torch.no_grad():
-            means.append(model.entry(nn.functional.pad(x, (0, 1, 0, 1))).mean((0, 2, 3)))
-            model(x)
-    torch.testing.assert_close(model.entry_bn.running_mean, torch.stack(means).mean(0), rtol=1e-4, atol=1e-4)
-    train._set_batch_norm_momentum(model, 1000)
-    assert model.entry_bn.momentum == 0.01
 
 
 def test_validate_divides_sums_once() -> None:
@@ -98,7 +63,8 @@ def decoded(local_ray: None, drawn: tuple[Path, Path]) -> list[feed.Decoded]:
 @pytest.fixture
 def fit(decoded: list[feed.Decoded], tmp_path: Path) -> Callable[..., Path]:
     def fit(name: str, **settings: Any) -> Path:
-        config = TrainConfig(storage=str(tmp_path), name=name, batch_size=4, **settings)
+        given: dict[str, Any] = {"batch_size": 4} | settings
+        config = recipes.resolve(TrainConfig(storage=str(tmp_path), name=name, **given))
         setup = train.WorkerSetup(
             config=config, model=MODEL, run=runs.folder(config), cpus=1, train=decoded[0], val=decoded[1]
         )
@@ -110,7 +76,7 @@ def fit(decoded: list[feed.Decoded], tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.mark.ray
 def test_the_same_seed_and_worker_count_give_the_same_numbers(fit: Callable[..., Path]) -> None:
-    first, again = (fit(name, num_workers=2, epochs=2) for name in ("first", "again"))
+    first, again = (fit(name, num_workers=(2,), epochs=2) for name in ("first", "again"))
     timing = {"seconds", "train_images_per_s"}
     histories = [
         [{k: v for k, v in epoch.items() if k not in timing} for epoch in runs.read_metrics(str(run))]
@@ -131,7 +97,7 @@ def test_what_the_ranks_validate_is_what_one_process_would(
     fit: Callable[..., Path], decoded: list[feed.Decoded]
 ) -> None:
     """Seven rows on two ranks: each counted once, with the averaged statistics that the checkpoint has."""
-    run = fit("run", num_workers=2, epochs=1, precision="fp32")
+    run = fit("run", num_workers=(2,), epochs=1, precision="fp32")
     last = checkpoint.last(str(run))
     assert last is not None
     share = feed.Share(decoded[1], 0, 1, CPU, 1e9)

@@ -1,0 +1,62 @@
+import pytest
+import torch
+
+from petseg.augment import augment
+from petseg.labels import IGNORE_ID
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def blocks(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Photos whose brightness is their class: what moves one and not the other would tear them apart."""
+    masks = torch.zeros(count, 64, 48, dtype=torch.uint8)
+    masks[:, :24, 20:] = 1
+    masks[:, 40:, :16] = 2
+    photos = (60 + 60 * masks[:, None].expand(-1, 3, -1, -1)).contiguous(memory_format=torch.channels_last)
+    return photos, masks
+
+
+def test_a_photo_and_its_mask_move_together() -> None:
+    photos, masks = blocks(32)
+    moved, ids = augment(photos, masks, generator(0))
+    assert moved.shape == photos.shape and moved.dtype == torch.float32
+    assert ids.shape == masks.shape and ids.dtype == torch.uint8
+    assert moved.is_contiguous(memory_format=torch.channels_last)
+    assert moved.min() >= 0 and moved.max() <= 255
+    agreeing = 0
+    for photo, of_photo in zip(moved, ids, strict=True):
+        grey = photo.mean(0)
+        levels = [grey[of_photo == class_id].median() for class_id in range(3) if (of_photo == class_id).any()]
+        assert levels == sorted(levels)
+        nearest = torch.stack([(grey - level).abs() for level in levels]).argmin(0)
+        agreeing += (torch.tensor(sorted(of_photo.unique().tolist()))[nearest] == of_photo).float().mean().item()
+    assert agreeing / 32 > 0.95  # edges are blurred by less than a pixel
+
+
+def test_what_is_done_differs_and_follows_from_the_generator() -> None:
+    photos, masks = blocks(16)
+    first, ids = augment(photos, masks, generator(1))
+    again, ids_again = augment(photos, masks, generator(1))
+    other, _ = augment(photos, masks, generator(2))
+    assert torch.equal(first, again) and torch.equal(ids, ids_again)
+    assert not torch.equal(first, other)
+    assert len({tuple(of.flatten().tolist()) for of in ids}) == 16
+    left_heavy = [(of[:24, :24] == 1).sum() > (of[:24, 24:] == 1).sum() for of in ids]
+    assert 3 <= sum(left_heavy) <= 13  # about half are flipped
+
+
+def test_masks_get_no_value_that_was_not_there() -> None:
+    masks = torch.full((8, 32, 32), 7, dtype=torch.uint8)
+    masks[:, 8:24, 8:24] = IGNORE_ID
+    _, ids = augment(torch.zeros(8, 3, 32, 32, dtype=torch.uint8), masks, generator(0))
+    assert set(ids.unique().tolist()) == {7, IGNORE_ID}
+
+
+@pytest.mark.parametrize("grey", [0, 255])
+def test_colours_stay_within_a_byte(grey: int) -> None:
+    moved, _ = augment(
+        torch.full((8, 3, 16, 16), grey, dtype=torch.uint8), torch.zeros(8, 16, 16, dtype=torch.uint8), generator(0)
+    )
+    assert moved.min() >= 0 and moved.max() <= 255

@@ -1,0 +1,112 @@
+"""SIGKILL of what a training run lives on, and a notice that a node will go: nothing is lost."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import kill_predict
+import pytest
+import torch
+from conftest import ROOT
+
+from petseg import checkpoint, runs
+
+TRAIN_WORKER = r"^ray::\w*TrainWorker"
+
+
+class Job:
+    """`jobs/train.py` on the drawn set, its output going to a file."""
+
+    def __init__(self, folder: Path, drawn: tuple[Path, Path], name: str, *flags: object) -> None:
+        self.run = folder / "runs" / name
+        self._log = folder / f"{name}.log"
+        command = [sys.executable, str(ROOT / "jobs" / "train.py"), "--images", drawn[0], "--masks", drawn[1]]
+        command += ["--name", name, "--image-size", 64, 64, "--val-count", 7, *flags]
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(list(map(str, command)), cwd=folder, stdout=log, stderr=log)
+
+    def output(self) -> str:
+        return self._log.read_text()
+
+    def epochs(self) -> int:
+        return len(runs.read_metrics(str(self.run)))
+
+    def wait_until(self, happened: Callable[[], object], limit_s: float = 120) -> None:
+        deadline = time.monotonic() + limit_s
+        while not happened():
+            assert self.process.poll() is None and time.monotonic() < deadline, self.output()
+            time.sleep(0.02)
+
+    def end(self) -> None:
+        assert self.process.wait(240) == 0, self.output()
+
+
+def last_weights(run: Path) -> dict[str, torch.Tensor]:
+    """What the run has come to: the weights that are kept, and those that move."""
+    last = checkpoint.last(str(run))
+    assert last is not None
+    moved = checkpoint.load_train_state(last).moved
+    assert moved is not None
+    return checkpoint.load_model(last).state_dict() | {f"moved.{name}": tensor for name, tensor in moved.items()}
+
+
+@pytest.mark.ray
+def test_killed_and_resumed_it_ends_with_the_weights_of_an_undisturbed_run(
+    drawn: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """First a worker, after which it goes on by itself; then the driver, after which --resume does."""
+    flags = ("--epochs", 7, "--batch-size", 2, "--num-workers", 2, "--cpus-per-worker", 1)
+    whole = Job(tmp_path, drawn, "whole", *flags)
+    whole.end()
+
+    job = Job(tmp_path, drawn, "killed", *flags)
+    job.wait_until(lambda: job.epochs() >= 2)
+    os.kill(kill_predict.matching(os.getpid(), TRAIN_WORKER)[0], signal.SIGKILL)
+    before = job.epochs()
+    job.wait_until(lambda: job.epochs() > before)
+    job.process.kill()
+    job.process.wait()
+    at_kill = job.epochs()
+    assert "a worker has died" in job.output() and 2 < at_kill < 7
+
+    again = Job(tmp_path, drawn, "killed", "--resume")
+    again.end()
+    assert again.epochs() == 7
+    expected, found = last_weights(whole.run), last_weights(job.run)
+    assert [name for name, tensor in expected.items() if not torch.equal(tensor, found[name])] == []
+    losses = [[epoch["train_loss"] for epoch in runs.read_metrics(str(run))] for run in (whole.run, job.run)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.ray
+@pytest.mark.own_ray
+def test_a_node_that_goes_after_a_notice_leaves_a_checkpoint_and_one_worker_less(
+    cluster: Any, drawn: tuple[Path, Path], tmp_path: Path
+) -> None:
+    from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue] - compiled
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # pyright: ignore[reportAttributeAccessIssue]
+
+    both = [cluster.add_node(num_cpus=2), cluster.add_node(num_cpus=2)]
+    workers = ("--num-workers", 1, 2, "--cpus-per-worker", 2)
+    job = Job(tmp_path, drawn, "run", *workers, "--batch-size", 2, "--epochs", 14)
+    job.wait_until(lambda: job.epochs() >= 1)
+    lost = both[1]
+    preemption = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    deadline_ms = int((time.time() + 120) * 1000)
+    accepted, why = GcsClient(address=cluster.address).drain_node(lost.node_id, preemption, "spot", deadline_ms)
+    assert accepted, why
+    checkpoints = job.run / "checkpoints"
+    job.wait_until(lambda: list(checkpoints.glob("epoch-*-step-*/metrics.json")))
+    os.kill(lost.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+    job.end()
+    assert "a worker has died" in job.output()
+    assert [epoch["epoch"] for epoch in runs.read_metrics(str(job.run))] == list(range(1, 15))
+    assert (
+        re.findall(r"epoch-\d+-step", " ".join(path.name for path in checkpoints.iterdir())) == []
+    )  # an epoch's end is after it

@@ -1,0 +1,48 @@
+import math
+
+import pytest
+import torch
+
+from petseg import losses
+from petseg.config import InputError
+from petseg.labels import IGNORE_ID
+
+
+def test_cross_entropy_leaves_ignored_pixels_out() -> None:
+    logits = torch.zeros(1, 4, 1, 3)
+    logits[0, :, 0, 2] = torch.tensor([100.0, 0, 0, 0])
+    target = torch.tensor([[[0, 3, IGNORE_ID]]], dtype=torch.uint8)
+    assert losses.cross_entropy_sum(logits, target).item() == pytest.approx(2 * math.log(4))
+    assert losses.cross_entropy_sum(logits.bfloat16(), target).dtype == torch.float32
+    assert losses.total_weight(target).item() == 2
+    everything_ignored = torch.full_like(target, IGNORE_ID)
+    assert losses.cross_entropy_sum(logits, everything_ignored).item() == 0
+    assert losses.total_weight(everything_ignored).item() == 0
+
+
+def test_weights_of_classes_weigh_the_mean() -> None:
+    logits = torch.zeros(1, 2, 1, 4)
+    logits[0, 1, 0, 3] = 5.0
+    target = torch.tensor([[[0, 0, IGNORE_ID, 1]]], dtype=torch.uint8)
+    weights = torch.tensor([1.0, 6.0])
+    mean = losses.cross_entropy_sum(logits, target, weights) / losses.total_weight(target, weights)
+    assert mean.item() == pytest.approx((2 * math.log(2) + 6 * math.log(1 + math.exp(-5))) / 8)
+    expected = torch.nn.functional.cross_entropy(logits, target.long(), weights, ignore_index=IGNORE_ID)
+    torch.testing.assert_close(mean, expected)
+
+
+def test_class_weights_have_a_mean_of_one_over_the_pixels() -> None:
+    assert losses.class_weights("", (6, 2)) is None
+    balanced = losses.class_weights("balanced", (6, 2))
+    assert balanced is not None and balanced.tolist() == pytest.approx([8 / 12, 8 / 4])
+    given = losses.class_weights("1, 3", (6, 2))
+    assert given is not None and given.tolist() == pytest.approx([8 / 12, 3 * 8 / 12])
+
+
+@pytest.mark.parametrize(
+    ("text", "pixels"),
+    [("1,2,3", (1, 1)), ("1,x", (1, 1)), ("1,-1", (1, 1)), ("0,0", (1, 1)), ("1,nan", (1, 1)), ("balanced", (1, 0))],
+)
+def test_class_weights_that_cannot_be(text: str, pixels: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="--class-weights"):
+        losses.class_weights(text, pixels)

@@ -1,0 +1,57 @@
+import math
+
+import pytest
+import torch
+
+from petseg import optim
+from petseg.optim import KerasRMSprop, MovingAverage
+from petseg.recipes import RECIPES
+from petseg.unet import UNet
+
+
+def test_the_schedule_rises_then_falls_to_zero() -> None:
+    best = RECIPES["best"]
+    rates = [optim.schedule(best, step, 100) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
+    assert rates[10] == 1 and rates[55] == pytest.approx(0.5)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert 0 < rates[99] < 0.001
+    assert optim.schedule(best, 0, 1) == 1
+    assert {optim.schedule(RECIPES["keras"], step, 100) for step in range(100)} == {1.0}
+
+
+def test_rmsprop_adds_epsilon_under_the_root_as_keras_does() -> None:
+    """By hand, two steps; the second entry's gradient is so small that epsilon rules."""
+    weight = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
+    optimizer = KerasRMSprop([weight], 0.1)
+    expected, velocity = [1.0, 1.0], [0.0, 0.0]
+    for gradients in ((0.5, 1e-6), (-0.25, 1e-6)):
+        weight.grad = torch.tensor(gradients)
+        optimizer.step()
+        for i, gradient in enumerate(gradients):
+            velocity[i] = 0.9 * velocity[i] + 0.1 * gradient**2
+            expected[i] -= 0.1 * gradient / math.sqrt(velocity[i] + 1e-7)
+    assert weight.tolist() == pytest.approx(expected, rel=1e-6)
+    assert 1 - expected[1] < 1e-3  # where torch's own would have moved it by 0.5
+
+
+def test_only_kernels_decay() -> None:
+    optimizer = optim.build(RECIPES["best"], UNet(3), 1e-3)
+    for group in optimizer.param_groups:
+        assert all((weight.ndim > 1) == (group["weight_decay"] > 0) for weight in group["params"])
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(UNet(3).parameters()))
+
+
+def test_the_average_forgets_its_random_start_and_keeps_a_memory() -> None:
+    model = UNet(3)
+    average = MovingAverage(model)
+    with torch.no_grad():
+        model.head.weight.fill_(1.0)
+        average.update(step=0, memory_steps=100)
+        first = average.model.head.weight.clone()
+        for step in range(1, 2000):
+            model.head.weight.fill_(step % 2)
+            average.update(step, memory_steps=100)
+    assert torch.allclose(first, torch.tensor(1.0), atol=0.15)  # 9 tenths of what was new
+    assert torch.allclose(average.model.head.weight, torch.tensor(0.5), atol=0.01)
+    assert all(not weight.requires_grad for weight in average.model.parameters())
