@@ -21,6 +21,9 @@ from petseg.labels import LabelMap
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 """Formats that are decoded, whatever the file is called. Others (PDF, PostScript, …) stay closed: they run programs."""
 
+MAX_TRAINING_PIXELS = 2**27
+"""A larger training photo is refused instead of decoded; 128 megapixels, 400 MB."""
+
 PNG_STRATEGY = 3
 """zlib's Z_RLE, for a mask: there is little but runs to find in it. 2.2 kB for 500 × 375, as with level 6, in half the
 time."""
@@ -28,8 +31,15 @@ time."""
 PREVIEW_SIDE = 1024
 """Longest side in pixels of a picture that is for looking at."""
 
+COMPARISON_SIDE = 400
+"""The same of each of the four in a `comparison`."""
+
 MAX_SIDE = 65535
 """Longest side in pixels, JPEG's own limit: a longer thread of pixels is no photo, but costs like a large one."""
+
+_GAP = 4  # pixels between the pictures of a comparison
+_IGNORED_COLOUR = (255, 255, 255)  # no palette of ours has it, nor the next
+_WRONG_COLOUR = (255, 0, 0)
 
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSE = {
@@ -96,12 +106,27 @@ def decode_pair(
     Raises `DecodeError` where either cannot be decoded, their sizes differ, or the mask has a value that no class
     covers; its `in_mask` says which of the two it means.
     """
+    decoded, truth = _decode_pair(photo, mask, size_hw, label_map, max_pixels, resize)
+    return decoded, truth.at(size_hw)
+
+
+def decode_pair_and_truth(
+    photo: bytes,
+    mask: bytes,
+    size_hw: tuple[int, int],
+    label_map: LabelMap,
+    max_pixels: int,
+    resize: Resize = "antialias",
+) -> tuple[Photo, np.ndarray, np.ndarray]:
+    """What `decode_pair` gives, and the mask's class ids at the photo's original, upright size: uint8 (H, W)."""
+    decoded, truth = _decode_pair(photo, mask, size_hw, label_map, max_pixels, resize)
+    return decoded, truth.at(size_hw), truth.whole()
+
+
+def content_format(content: bytes) -> str:
+    """Which of `FORMATS` an image is, whatever its name says. Raises `DecodeError` where it is none of them."""
     with _as_decode_errors():
-        image = _open(photo, max_pixels)
-        header = _header(image)
-        decoded = _decode_photo(image, header, size_hw, resize)
-    with _as_decode_errors(in_mask=True):
-        return decoded, _decode_mask(_open(mask, max_pixels), header, size_hw, label_map)
+        return _open(content, MAX_TRAINING_PIXELS).format or ""
 
 
 def upright_size(content: bytes, max_pixels: int) -> tuple[int, int]:
@@ -137,13 +162,7 @@ def cut(
 
 def preview(content: bytes, max_pixels: int) -> bytes:
     """A photo as an upright JPEG of at most `PREVIEW_SIDE` pixels a side. Raises `DecodeError` as `decode_photo`."""
-    with _as_decode_errors():
-        image = _open(content, max_pixels)
-        header = _header(image)
-        shrink = max(1.0, max(image.size) / PREVIEW_SIDE)
-        width, height = (max(1, round(side / shrink)) for side in image.size)
-        size_hw = (height, width) if header.still_to_turn not in _SWAPS_SIDES else (width, height)
-        return _to_jpeg(Image.fromarray(_decode_photo(image, header, size_hw, "antialias").pixels))
+    return _to_jpeg(_decode_small(content, PREVIEW_SIDE, max_pixels))
 
 
 def overlay(preview_jpeg: bytes, mask_png: bytes) -> bytes:
@@ -152,6 +171,36 @@ def overlay(preview_jpeg: bytes, mask_png: bytes) -> bytes:
     photo = Image.open(io.BytesIO(preview_jpeg), formats=("JPEG",))
     mask = Image.open(io.BytesIO(mask_png), formats=("PNG",)).resize(photo.size, Image.Resampling.NEAREST)
     return _to_jpeg(Image.blend(photo.convert("RGB"), mask.convert("RGB"), 0.5))
+
+
+def comparison(
+    photo: bytes, truth: np.ndarray, predicted: np.ndarray, palette: tuple[tuple[int, int, int], ...], max_pixels: int
+) -> bytes:
+    """Photo | truth | prediction | where they differ, side by side as a JPEG, each at most `COMPARISON_SIDE` pixels a
+    side.
+
+    `truth` and `predicted` are class ids, uint8 (H, W), at the photo's upright size. What is ignored is white, what is
+    wrong red over the photo in grey. Raises `DecodeError` as `decode_photo` does.
+    """
+    small = _decode_small(photo, COMPARISON_SIDE, max_pixels)
+    truth, predicted = (
+        np.asarray(Image.fromarray(class_ids).resize(small.size, Image.Resampling.NEAREST))
+        for class_ids in (truth, predicted)
+    )
+    colours = np.full((256, 3), _IGNORED_COLOUR, np.uint8)
+    colours[: len(palette)] = palette
+    differing = np.asarray(small.convert("L").convert("RGB")).copy()
+    differing[(truth != predicted) & (truth != labels.IGNORE_ID)] = _WRONG_COLOUR
+    gap = np.full((small.height, _GAP, 3), _IGNORED_COLOUR, np.uint8)
+    panels = [np.asarray(small), gap, colours[truth], gap, colours[predicted], gap, differing]
+    return _to_jpeg(Image.fromarray(np.concatenate(panels, 1)))
+
+
+def max_bytes(max_pixels: int) -> int:
+    """What a file within `max_pixels` has at most: 16 bits for each of four channels, and some more for what comes
+    along. A larger one is not worth its memory.
+    """
+    return 8 * max_pixels + 2**26
 
 
 def encode_grey(values: np.ndarray) -> bytes:
@@ -224,6 +273,17 @@ def _open(content: bytes, max_pixels: int) -> ImageFile.ImageFile:
     return image
 
 
+def _decode_small(content: bytes, side: int, max_pixels: int) -> Image.Image:
+    """A photo, upright, at most `side` pixels a side."""
+    with _as_decode_errors():
+        image = _open(content, max_pixels)
+        header = _header(image)
+        shrink = max(1.0, max(image.size) / side)
+        width, height = (max(1, round(side / shrink)) for side in image.size)
+        size_hw = (height, width) if header.still_to_turn not in _SWAPS_SIDES else (width, height)
+        return Image.fromarray(_decode_photo(image, header, size_hw, "antialias").pixels)
+
+
 def _decode_photo(image: Image.Image, header: _Header, size_hw: tuple[int, int], resize: Resize) -> Photo:
     rows, columns = size_hw[::-1] if header.still_to_turn in _SWAPS_SIDES else size_hw
     # A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as that is no less than the size asked for: a
@@ -235,9 +295,35 @@ def _decode_photo(image: Image.Image, header: _Header, size_hw: tuple[int, int],
     return Photo(np.asarray(_upright(resized, header.still_to_turn)), height, width)
 
 
-def _decode_mask(
-    mask: ImageFile.ImageFile, photo: _Header, size_hw: tuple[int, int], label_map: LabelMap
-) -> np.ndarray:
+def _decode_pair(
+    photo: bytes, mask: bytes, size_hw: tuple[int, int], label_map: LabelMap, max_pixels: int, resize: Resize
+) -> "tuple[Photo, _Truth]":
+    with _as_decode_errors():
+        image = _open(photo, max_pixels)
+        header = _header(image)
+        decoded = _decode_photo(image, header, size_hw, resize)
+    with _as_decode_errors(in_mask=True):
+        return decoded, _decode_mask(_open(mask, max_pixels), header, label_map)
+
+
+@dataclass(frozen=True)
+class _Truth:
+    """The class ids of a mask as it is stored, and the orientation that turns it like its photo."""
+
+    class_ids: Image.Image
+    orientation: int
+
+    def at(self, size_hw: tuple[int, int]) -> np.ndarray:
+        """Upright and resized: before it is turned, as the photo is, so that the same places are picked."""
+        rows, columns = size_hw[::-1] if self.orientation in _SWAPS_SIDES else size_hw
+        resized = self.class_ids.resize((columns, rows), Image.Resampling.NEAREST)
+        return np.asarray(_upright(resized, self.orientation))
+
+    def whole(self) -> np.ndarray:
+        return np.asarray(_upright(self.class_ids, self.orientation))
+
+
+def _decode_mask(mask: ImageFile.ImageFile, photo: _Header, label_map: LabelMap) -> _Truth:
     # Pillow stretches grey of 2 or 4 bits to 0..255. Asked first, since reading EXIF may load the pixels.
     stretch = _STRETCHED.get(mask.tile[0].args, 1) if mask.format == "PNG" and mask.tile else 1
     header = _header(mask)
@@ -246,9 +332,7 @@ def _decode_mask(
         size, orientation = photo.size, photo.orientation
     if size != photo.size:
         raise DecodeError(f"its size {size[0]} × {size[1]} differs from its photo's {photo.size[0]} × {photo.size[1]}")
-    rows, columns = size_hw[::-1] if orientation in _SWAPS_SIDES else size_hw
-    class_ids = Image.fromarray(_class_ids(mask, stretch, label_map))
-    return np.asarray(_upright(class_ids.resize((columns, rows), Image.Resampling.NEAREST), orientation))
+    return _Truth(Image.fromarray(_class_ids(mask, stretch, label_map)), orientation)
 
 
 def _class_ids(mask: ImageFile.ImageFile, stretch: int, label_map: LabelMap) -> np.ndarray:

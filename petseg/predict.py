@@ -178,11 +178,7 @@ class _Canvas:
     def put(self, top: int, probabilities: Tensor) -> None:
         """The rows from `top` on: float32 (C, rows, W)."""
         rows = slice(top, top + probabilities.shape[1])
-        highest, class_ids = probabilities[0], torch.zeros_like(probabilities[0], dtype=torch.uint8)
-        for class_id in range(1, self._num_classes):  # several times as quick as max(0), which counts in int64
-            of_class = probabilities[class_id]
-            class_ids = torch.maximum(class_ids, (of_class > highest).to(torch.uint8) * class_id)
-            highest = torch.maximum(highest, of_class)
+        highest, class_ids = most_probable(probabilities)
         self._class_ids[rows] = class_ids.cpu().numpy()
         self._highest.append(highest.sum(dtype=torch.float64))
         if self._kept is not None:
@@ -193,6 +189,16 @@ class _Canvas:
         counts = [int(np.count_nonzero(ids == class_id)) for class_id in range(self._num_classes)]
         confidence = torch.stack(self._highest).sum().item() / ids.size
         return Mask(ids, counts, confidence, self._kept)
+
+
+def most_probable(probabilities_chw: Tensor) -> tuple[Tensor, Tensor]:
+    """The highest probability at each pixel, and its class, the first of equals: uint8 (H, W)."""
+    highest, class_ids = probabilities_chw[0], torch.zeros_like(probabilities_chw[0], dtype=torch.uint8)
+    for class_id in range(1, len(probabilities_chw)):  # several times as quick as max(0), which counts in int64
+        of_class = probabilities_chw[class_id]
+        class_ids = torch.maximum(class_ids, (of_class > highest).to(torch.uint8) * class_id)
+        highest = torch.maximum(highest, of_class)
+    return highest, class_ids
 
 
 def enlarge(values_chw: Tensor, height: int, width: int) -> Iterator[tuple[int, Tensor]]:

@@ -202,10 +202,7 @@ def _read_whole(location: str, max_pixels: int) -> Image.Image:
 
 
 def _read(location: str, max_pixels: int) -> bytes:
-    """No photo within the limit needs more than 16 bits for each of four channels, and some more for what comes along:
-    a larger file is not worth its memory.
-    """
-    return storage.read(location, at_most=8 * max_pixels + 2**26)
+    return storage.read(location, at_most=images.max_bytes(max_pixels))
 
 
 def _decode(

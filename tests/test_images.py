@@ -119,6 +119,10 @@ def test_exif_orientation_turns_photo_and_mask_alike(orientation: int, kind: str
         assert (decoded.height, decoded.width) == (32, 48), how
         assert np.array_equal(decoded.pixels, UPRIGHT), how
         assert np.array_equal(corners(ids), IDS), how
+        of_pair = images.decode_pair_and_truth(photo, mask, (24, 16), TRIMAP, LIMIT)
+        assert np.array_equal(of_pair[1], images.decode_pair(photo, mask, (24, 16), TRIMAP, LIMIT)[1]), how
+        assert of_pair[0].pixels.shape == (24, 16, 3) and of_pair[2].dtype == np.uint8
+        assert np.array_equal(of_pair[2], IDS.repeat(16, 0).repeat(24, 1)), how
 
 
 def test_an_orientation_that_does_not_exist_is_upright() -> None:
@@ -182,6 +186,27 @@ def test_a_preview_is_upright_and_an_overlay_half_photo_half_mask(orientation: i
 def test_a_preview_of_a_large_photo_is_small() -> None:
     preview = Image.open(io.BytesIO(images.preview(encode(Image.new("CMYK", (3000, 1500)), "JPEG"), 10**7)))
     assert (preview.mode, preview.size) == ("RGB", (1024, 512))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("scale", [1, 30])
+def test_a_comparison_shows_photo_truth_prediction_and_errors(orientation: int, scale: int) -> None:
+    upright = UPRIGHT.repeat(scale, 0).repeat(scale, 1)
+    photo = encode(stored(upright, orientation), exif=exif(orientation))
+    truth = IDS.repeat(16 * scale, 0).repeat(24 * scale, 1).astype(np.uint8)
+    predicted = np.full_like(truth, 1)
+    content = images.comparison(photo, truth, predicted, labels.palette(3), 10**7)
+    picture = np.asarray(Image.open(io.BytesIO(content))).astype(int)
+    height, width = (32, 48) if scale == 1 else (267, 400)
+    assert picture.shape == (height, 4 * width + 3 * 4, 3)
+    shown = [corners(picture[:, i * (width + 4) :][:, :width]) for i in range(4)]
+    pet, background, border = (np.array(colour) for colour in labels.palette(3))
+    white, red = np.full(3, 255), np.array([255, 0, 0])
+    assert np.abs(shown[0] - corners(UPRIGHT)).max() < 12  # JPEG is lossy
+    assert np.abs(shown[1] - [[pet, background], [border, white]]).max() < 12
+    assert np.abs(shown[2] - background).max() < 12
+    grey = [150, 90]  # of green, and of the photo's grey
+    assert np.abs(shown[3] - [[red, np.full(3, grey[0])], [red, np.full(3, grey[1])]]).max() < 12
 
 
 def test_masks_get_no_class_that_was_not_there() -> None:
