@@ -14,22 +14,35 @@ RATE_WINDOW_S = 60
 
 
 class Progress:
-    """Photos done of all, also those that earlier starts did."""
+    """Photos done of all, also those that earlier starts did.
+
+    Or bytes, shown in another `unit` of so many each, which do not fail. `name` begins the line.
+    """
 
     def __init__(
-        self, total: int, done: int, failed: int, stream: TextIO, clock: Callable[[], float] = time.monotonic
+        self,
+        total: int,
+        done: int,
+        failed: int,
+        stream: TextIO,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        unit: tuple[str, int] = ("images", 1),
+        name: str = "",
     ) -> None:
         self._total = total
         self._done = done
         self._failed = failed
         self._stream = stream
         self._clock = clock
+        self._unit, self._unit_size = unit
+        self._name = name
         self._live = stream.isatty()
         self._last_line_s = -float("inf")
         self._window = deque([(clock(), done)])
         self._show()
 
-    def add(self, done: int, failed: int) -> None:
+    def add(self, done: int, failed: int = 0) -> None:
         """So many more photos are done, so many of them without a mask."""
         self._done += done
         self._failed += failed
@@ -48,13 +61,15 @@ class Progress:
     def _show(self) -> None:
         self._last_line_s = self._clock()
         (start_s, at_start), (end_s, at_end) = self._window[0], self._window[-1]
-        line = f"{self._done}/{self._total} images  {100 * self._done // self._total}%"
+        failed = f"  {self._failed} failed" if self._unit == "images" else ""
+        done, total = self._done // self._unit_size, self._total // self._unit_size
+        line = f"{self._name}{done}/{total} {self._unit}  {100 * self._done // self._total}%"
         if at_end > at_start and end_s > start_s:
             rate = (at_end - at_start) / (end_s - start_s)
             left_s = round((self._total - self._done) / rate)
-            line += f"  {rate:.1f} images/s  {self._failed} failed  ETA {timedelta(seconds=left_s)}"
+            line += f"  {rate / self._unit_size:.1f} {self._unit}/s{failed}  ETA {timedelta(seconds=left_s)}"
         else:
-            line += f"  {self._failed} failed"
+            line += failed
         clear_to_end_of_line = "\x1b[K"
         if self._live:
             print(f"\r{line}{clear_to_end_of_line}", end="", file=self._stream, flush=True)

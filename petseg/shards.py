@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from petseg import storage
 from petseg.config import InputError
+from petseg.manifest import digest
 
 OF_PHOTO = ("id", "image", "height", "width", "error")
 """Columns that do not come from a mask."""
@@ -121,15 +122,10 @@ def rows_of(manifest: pa.Table, shard: int, shard_size: int) -> pa.Table:
 
 def make_plan(manifest: pa.Table, output: str, *, shard_size: int, outputs: Outputs, settings: dict[str, Any]) -> Plan:
     """The plan of a job; `settings` is whatever, beside the photos' names, decides what is written."""
-    digest = hashlib.sha256()
-    for name in ("id", "image"):
-        for start in range(0, manifest.num_rows, 2**16):
-            for value in manifest[name].slice(start, 2**16).to_pylist():
-                digest.update(value.encode() + b"\n")
     description = {
         "format": _FORMAT,
         "images": manifest.num_rows,
-        "manifest_sha256": digest.hexdigest(),
+        "manifest_sha256": digest(manifest, ("id", "image")),
         "shard_size": shard_size,
         **dataclasses.asdict(outputs),
         **settings,

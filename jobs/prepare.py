@@ -1,0 +1,198 @@
+"""Get a dataset, or decode one for good.
+
+python jobs/prepare.py oxford-pets --output pets                   the published photos and masks, laid out for training
+python jobs/prepare.py shards --images photos --masks masks --output set    Parquet files of decoded pairs
+ray job submit --working-dir . -- python jobs/prepare.py shards …           on a cluster
+"""
+
+import contextlib
+import dataclasses
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from petseg import cli, labels, manifest, oxford, prepare, storage
+from petseg.config import InputError, JobError, OxfordConfig, ShardsConfig
+from petseg.labels import LabelMap
+from petseg.prepare import Summary
+from petseg.prepared import Prepared, Target
+from petseg.progress import Progress
+
+
+def main() -> None:
+    config = cli.parse_subcommand({"oxford-pets": OxfordConfig, "shards": ShardsConfig})
+    if isinstance(config, OxfordConfig):
+        _get_oxford_pets(config)
+    else:
+        _make_shards(config)
+
+
+def _get_oxford_pets(config: OxfordConfig) -> None:
+    output, cache = storage.absolute(config.output), storage.absolute(config.cache)
+    if not storage.is_local(cache):
+        raise InputError(f"--cache {cache}: give a local folder")
+    storage.require_writable(output, "--output")
+    storage.require_writable(cache, "--cache")
+    found = oxford.finished(output)
+    how = "finished before; nothing to do"
+    if found is None:
+        oxford.fetch(config.url, Path(cache))
+        with _writing(output):
+            found = oxford.unpack(Path(cache), output)
+        how = f"the archives are kept in {cache}"
+    print(f"{how}; {found.pairs} pairs, {len(found.left_out)} left out, {len(found.odd)} odd: {output}")
+    for what, names in (("left out", found.left_out), ("odd, but kept", found.odd)):
+        for name, reason in names.items():
+            print(f"  {what}: {name}: {reason}")
+    folders = [
+        "--images",
+        storage.join(output, oxford.IMAGE_FOLDER),
+        "--masks",
+        storage.join(output, oxford.MASK_FOLDER),
+    ]
+    print(f"next: python jobs/train.py {shlex.join(folders)}")
+
+
+def _make_shards(config: ShardsConfig) -> None:
+    config = dataclasses.replace(
+        config,
+        images=storage.absolute(config.images),
+        masks=storage.absolute(config.masks),
+        output=storage.absolute(config.output),
+    )
+    for folder in (config.images, config.masks):
+        if f"{config.output}/".startswith(f"{folder}/"):
+            raise InputError(f"--output {config.output}: it lies in {folder}, which is read; choose another")
+    classes = labels.class_names(config.num_classes, config.classes)
+    label_map = LabelMap.parse(config.label_map, len(classes), classes, config.ignore_label)
+    storage.require_writable(config.output, "--output")
+    pairs = manifest.discover(config.images, config.masks)
+    target = prepare.make_target(pairs, config, label_map)
+    finished = prepare.find_finished(target)
+    if finished is not None:
+        _report(finished, "finished before; nothing to do")
+        return
+    done = prepare.find_done(target)
+    how = "nothing was left to do"
+    if len(done) < target.num_shards:
+        how = _do_shards(target, pairs, done, label_map, config.skip_bad)
+    failures = [reason for shard in sorted(done) for reason in done[shard].left_out.values()]
+    if failures and not config.skip_bad:
+        raise manifest.refuse_bad(failures, "Mend or remove them, or leave them out with --skip-bad")
+    with _writing(config.output):
+        _report(prepare.finish(target, pairs, done), how)
+
+
+def _do_shards(target: Target, pairs: pa.Table, done: dict[int, Summary], label_map: LabelMap, skip_bad: bool) -> str:
+    """Do the shards that are not in `done`, and put them there; returns how fast that was."""
+    from petseg import cluster
+
+    cluster.connect()
+    before = sum(_pairs_in(summary) for summary in done.values())
+    failed = sum(len(summary.left_out) for summary in done.values())
+    storage.remove_leftovers(target.output)
+    started = time.perf_counter()
+    progress = Progress(pairs.num_rows, before, failed, sys.stdout)
+    try:
+        for shard, summary in _written(target, pairs, done, label_map, skip_bad):
+            done[shard] = summary
+            progress.add(_pairs_in(summary), len(summary.left_out))
+    finally:
+        progress.close()
+    seconds = time.perf_counter() - started
+    return f"{pairs.num_rows - before} pairs in {seconds:.1f} s, {(pairs.num_rows - before) / seconds:.1f} pairs/s"
+
+
+def _pairs_in(summary: Summary) -> int:
+    return summary.rows + len(summary.left_out)
+
+
+def _written(
+    target: Target, pairs: pa.Table, done: dict[int, Summary], label_map: LabelMap, skip_bad: bool
+) -> Iterator[tuple[int, Summary]]:
+    """Each shard that is not in `done`, once it is written (one with bad pairs only with `skip_bad`), in any order.
+
+    Raises `JobError` where one cannot be written.
+    """
+    import ray.data
+
+    ray.data.DataContext.get_current().target_max_block_size = None
+    work = partial(
+        _write,
+        pairs=ray.put(pairs),  # travels once to each machine, not once a shard
+        target=target,
+        label_map=label_map,
+        skip_bad=skip_bad,
+    )
+    left = [pa.table({"shard": [shard]}) for shard in range(target.num_shards) if shard not in done]
+    written = ray.data.from_arrow(left).map_batches(work, batch_format="pyarrow", batch_size=None, zero_copy_batch=True)
+    for row in written.iter_rows():
+        if row["refusal"] is not None:
+            raise _cannot_write(target.output, row["refusal"])
+        yield row["shard"], Summary(row["rows"], list(row["class_pixels"]), dict(row["left_out"]))
+
+
+def _write(numbers: pa.Table, pairs: Any, target: Target, label_map: LabelMap, skip_bad: bool) -> pa.Table:
+    """One shard: its summary as a row, and why it could not be written, as Ray would show a traceback of many lines."""
+    import ray
+
+    from petseg import feed
+
+    shard = numbers["shard"][0].as_py()
+    rows = prepare.rows_of(ray.get(pairs), shard, target.settings.shard_size)
+    decoded = feed.decode_rows(rows, target.settings.image_size, label_map, target.settings.resize)
+    summary, refusal = prepare.summarise(decoded, target), None
+    if skip_bad or not summary.left_out:
+        try:
+            prepare.write_shard(decoded, summary, shard, target)
+        except OSError as error:
+            refusal = error.strerror or str(error)
+    values = {"shard": shard, "refusal": refusal, **vars(summary), "left_out": list(summary.left_out.items())}
+    return pa.table({name: [value] for name, value in values.items()}, schema=_WRITTEN)
+
+
+_WRITTEN = pa.schema(
+    [
+        ("shard", pa.int64()),
+        ("refusal", pa.string()),
+        ("rows", pa.int64()),
+        ("class_pixels", pa.list_(pa.int64())),
+        ("left_out", pa.list_(pa.list_(pa.string()))),
+    ]
+)
+
+
+@contextlib.contextmanager
+def _writing(output: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _cannot_write(output, error.strerror or str(error)) from error
+
+
+def _cannot_write(output: str, reason: str) -> JobError:
+    return JobError(
+        f"--output {output}: cannot be written: {reason}; what is finished is kept: mend that, and give the same "
+        "command again"
+    )
+
+
+def _report(found: Prepared, how: str) -> None:
+    settings = found.settings
+    height, width = settings.image_size
+    print(
+        f"{how}; {settings.rows} pairs at {height} × {width} in {len(settings.files)} files, {len(settings.left_out)} "
+        f"left out: {found.location}"
+    )
+    for reason in settings.left_out:
+        print(f"  left out: {reason}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

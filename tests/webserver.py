@@ -1,0 +1,60 @@
+"""A web server for tests: it gives files, or parts of them, and fails when it is told to."""
+
+import http.server
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+CUT, BUSY, WHOLE, WRONG_PART = "cut", "busy", "whole", "wrong part"
+"""Ends after half of what is asked for; 503; takes no notice of Range; sends another part than asked for."""
+
+
+class Server:
+    """`files` by path; `faults` are taken from the front, one a request; `asked` is (path, Range) of each."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.files: dict[str, bytes] = {}
+        self.faults: list[str] = []
+        self.asked: list[tuple[str, str | None]] = []
+
+
+@contextmanager
+def serve() -> Iterator[Server]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            state.asked.append((self.path, self.headers["Range"]))
+            fault = state.faults.pop(0) if state.faults else ""
+            if fault == BUSY:
+                self.send_error(503)
+                return
+            if self.path not in state.files:
+                self.send_error(404)
+                return
+            content = state.files[self.path]
+            start = int((self.headers["Range"] or "bytes=0-")[len("bytes=") : -1]) if fault != WHOLE else 0
+            if start and start >= len(content):
+                self.send_error(416)
+                return
+            self.send_response(206 if start else 200)
+            if start:
+                said = start - 1 if fault == WRONG_PART else start
+                self.send_header("Content-Range", f"bytes {said}-{len(content) - 1}/{len(content)}")
+            left = content[start:]
+            self.send_header("Content-Length", str(len(left)))
+            self.end_headers()
+            self.wfile.write(left[: len(left) // 2] if fault == CUT else left)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    state = Server(f"http://127.0.0.1:{server.server_port}")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
