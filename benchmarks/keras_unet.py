@@ -1,0 +1,158 @@
+"""The program that `train_cpu.py` compares with: the Keras example this project's network is from, written anew.
+
+python keras_unet.py train --pairs FILE          from files, as the example trains; FILE has photo TAB trimap per line
+python keras_unet.py steps                       training and inference on a fixed array, without files
+
+It runs in an environment of its own, with TensorFlow and without petseg. The last line that it prints is JSON; its
+epochs have the names of a run's `metrics.jsonl`.
+
+The example: https://keras.io/examples/vision/oxford_pets_image_segmentation/, as first published (2020): pixels 0..255,
+RMSprop, batches of 32 that a `Sequence` reads file by file. Whatever Keras has a default for keeps it.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import keras  # pyright: ignore[reportMissingImports]
+import numpy as np
+import tensorflow as tf  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
+from keras import layers  # pyright: ignore[reportMissingImports]
+
+SIZE = (160, 160)
+NUM_CLASSES = 3
+BATCH = 32
+LEARNING_RATE = 1e-3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["train", "steps"])
+    parser.add_argument("--pairs", type=Path)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batches", type=int, nargs="+", default=[16, 32], help="sizes of the batches of `steps`")
+    parser.add_argument("--steps", type=int, default=10, help="how many of each `steps` takes the time of")
+    parser.add_argument("--threads", type=int, default=0, help="0: as many as TensorFlow takes by itself")
+    given = parser.parse_args()
+    tf.config.threading.set_intra_op_parallelism_threads(given.threads)
+    tf.config.threading.set_inter_op_parallelism_threads(given.threads)
+    keras.utils.set_random_seed(1337)
+    if given.what == "train":
+        if given.pairs is None:
+            parser.error("train needs --pairs")
+        lines = [line.split("\t") for line in given.pairs.read_text().splitlines()]
+        result = train([(photo, trimap) for photo, trimap in lines], given.epochs)
+    else:
+        result = steps(given.batches, given.steps)
+    print(json.dumps({"tensorflow": tf.__version__, "keras": keras.__version__} | result))
+
+
+def unet() -> keras.Model:
+    """Float pixels (N, H, W, 3), 0..255, to class probabilities (N, H, W, C)."""
+    pixels = keras.Input((*SIZE, 3))
+    x = layers.Conv2D(32, 3, strides=2, padding="same")(pixels)
+    x = layers.Activation("relu")(layers.BatchNormalization()(x))
+    for width in (64, 128, 256):
+        before = x
+        for _ in range(2):
+            x = layers.SeparableConv2D(width, 3, padding="same")(layers.Activation("relu")(x))
+            x = layers.BatchNormalization()(x)
+        x = layers.MaxPooling2D(3, strides=2, padding="same")(x)
+        x = layers.add([x, layers.Conv2D(width, 1, strides=2, padding="same")(before)])
+    for width in (256, 128, 64, 32):
+        before = x
+        for _ in range(2):
+            x = layers.Conv2DTranspose(width, 3, padding="same")(layers.Activation("relu")(x))
+            x = layers.BatchNormalization()(x)
+        x = layers.UpSampling2D(2)(x)
+        x = layers.add([x, layers.Conv2D(width, 1, padding="same")(layers.UpSampling2D(2)(before))])
+    return keras.Model(pixels, layers.Conv2D(NUM_CLASSES, 3, activation="softmax", padding="same")(x))
+
+
+def compiled() -> keras.Model:
+    model = unet()
+    model.compile(keras.optimizers.RMSprop(LEARNING_RATE), loss="sparse_categorical_crossentropy")
+    return model
+
+
+class Pairs(keras.utils.PyDataset):
+    """Whole batches, each read from its files when it is asked for; Keras asks a few ahead, in one thread."""
+
+    def __init__(self, pairs: list[tuple[str, str]]) -> None:
+        super().__init__()
+        self._pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self._pairs) // BATCH
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        photos = np.zeros((BATCH, *SIZE, 3), np.float32)
+        trimaps = np.zeros((BATCH, *SIZE, 1), np.uint8)
+        for i, (photo, trimap) in enumerate(self._pairs[index * BATCH : (index + 1) * BATCH]):
+            photos[i] = keras.utils.load_img(photo, target_size=SIZE)
+            trimaps[i, :, :, 0] = keras.utils.load_img(trimap, target_size=SIZE, color_mode="grayscale")
+        return photos, trimaps - 1  # 1 pet, 2 background, 3 border
+
+
+class Epochs(keras.callbacks.Callback):
+    """What each epoch took."""
+
+    def __init__(self, images: int) -> None:
+        super().__init__()
+        self._images = images
+        self._started = 0.0
+        self.done: list[dict[str, float]] = []
+
+    def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
+        self._started = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        seconds = time.perf_counter() - self._started
+        assert logs is not None
+        self.done.append(
+            {
+                "epoch": epoch + 1,
+                "train_loss": float(logs["loss"]),
+                "train_images_per_s": self._images / seconds,
+                "seconds": seconds,
+            }
+        )
+
+
+def train(pairs: list[tuple[str, str]], epochs: int) -> dict[str, object]:
+    """Epochs from files. The graph is made before, by a step on one batch: it belongs to the start-up."""
+    model, data = compiled(), Pairs(pairs)
+    model.fit(Pairs(pairs[:BATCH]), epochs=1, verbose=0)
+    watch = Epochs(len(data) * BATCH)
+    model.fit(data, epochs=epochs, callbacks=[watch], verbose=0)
+    return {"parameters": model.count_params(), "epochs": watch.done}
+
+
+def steps(batches: list[int], count: int) -> dict[str, object]:
+    """Images per second of `train_on_batch` and of `predict`, by batch size, on pixels that are in memory."""
+    generator = np.random.default_rng(0)
+    training, inference = {}, {}
+    for batch in batches:
+        model = compiled()
+        photos = generator.integers(0, 256, (batch, *SIZE, 3)).astype(np.float32)
+        classes = generator.integers(0, NUM_CLASSES, (batch, *SIZE, 1)).astype(np.uint8)
+        seconds = timed(lambda m=model, x=photos, y=classes: [m.train_on_batch(x, y) for _ in range(count)])
+        training[batch] = batch * count / seconds
+        many = np.concatenate([photos] * count)
+        seconds = timed(lambda m=model, x=many, size=batch: m.predict(x, batch_size=size, verbose=0))
+        inference[batch] = batch * count / seconds
+    return {"training": training, "inference": inference}
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds of the second of two times; the first makes the graph."""
+    work()
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,302 @@
+"""Training on a CPU, beside the Keras program whose network this is: the same photos, in turns, in one run.
+
+python benchmarks/train_cpu.py --images FOLDER --masks FOLDER
+
+Each round runs `jobs/train.py` and `keras_unet.py` in turn, each as its user starts it, on the same cores, and then the
+step of each alone, on arrays in memory. Ratios are taken round by round.
+
+The first epoch counts from the files. Keras reads them in every epoch, so that is its first epoch. The job decodes them
+before: what counts is its first epoch and the decoding of all pairs, the ones for validation too. The job does not say
+how long it decoded, so that is timed apart, once a round, in a Ray of its own whose workers have started. Start-up is
+the rest of the whole: Python, Ray, Ray Train's workers and the checkpoints of the one; TensorFlow and the making of its
+graph of the other. The job validates after each epoch, which is in the whole only; the Keras program does not.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from petseg import demo, labels, manifest, precision, runs, unet
+from petseg.config import Precision, TrainConfig
+
+ROOT = Path(__file__).parent.parent
+VARIANTS = {"keras recipe": ["--recipe", "keras"], "best recipe": ["--recipe", "best"]}
+"""What of ours is measured, and the flags that make `jobs/train.py` it."""
+
+PEER = "Keras"
+PEER_NEEDS = ["tensorflow-cpu", "pillow"]
+BATCHES = (16, 32)
+ARITHMETIC: tuple[Precision, ...] = ("fp32", "bf16")
+
+RATE = "images/s"
+FIRST, LATER = f"first epoch, from files, {RATE}", f"later epochs, {RATE}"
+WHOLE, START, LOSS = "the whole, s", "of it start-up, s", "training loss of the last epoch"
+
+Measured = dict[str, dict[str, list[float]]]
+"""By row of the table, then by column: a value per round."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, help="photos; default: drawn ones, smaller than the published")
+    parser.add_argument("--masks", type=Path, help="trimaps of the photos: 1 pet, 2 background, 3 border")
+    parser.add_argument("--pairs", type=int, default=480, help="how many to use")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=10, help="how many the step alone is timed over")
+    parser.add_argument("--threads", type=int, help="cores and threads of every program; default: all cores")
+    parser.add_argument(
+        "--keras-env",
+        type=Path,
+        default=Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "petseg" / "keras-env",
+        help="virtual environment of the Keras program, made on first use (1.5 GB); default: %(default)s",
+    )
+    given = parser.parse_args()
+    if (given.images is None) != (given.masks is None):
+        parser.error("--images and --masks belong together: give both, or neither")
+    if given.epochs < 2:
+        parser.error("--epochs: the first one and later ones are measured, so give at least 2")
+    cores = sorted(os.sched_getaffinity(0))[: given.threads]
+    os.sched_setaffinity(0, cores)  # what is started from here on may use no others
+    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    os.environ.pop("RAY_ADDRESS", None)  # a Ray of its own
+    python = keras_python(given.keras_env)
+
+    measured: Measured = {}
+    versions = ""
+    with tempfile.TemporaryDirectory(prefix="petseg-train-") as name:
+        folder = Path(name)
+        if given.images is None:
+            sources = demo.draw_set(str(folder / "drawn"), count=given.pairs, seed=1)
+        else:
+            sources = str(given.images.absolute()), str(given.masks.absolute())
+        images, masks, count = link_pairs(folder, *sources, given.pairs)
+        if count <= max(BATCHES):
+            parser.error(f"{count} pairs: there must be more than {max(BATCHES)}")
+        # Both programs leave out what fills no batch; so there is nothing of it.
+        val_count = count % max(BATCHES) or max(BATCHES)
+        config = TrainConfig(images=images, masks=masks, epochs=given.epochs, val_count=val_count)
+        for number in range(1, given.rounds + 1):
+            done, versions = one_round(config, folder / f"round-{number}", python, len(cores), given.steps)
+            for row, columns in done.items():
+                for column, value in columns.items():
+                    measured.setdefault(row, {}).setdefault(column, []).append(value)
+            print(
+                f"round {number}: " + ", ".join(f"{column} {value:.1f}" for column, value in done[LATER].items()),
+                flush=True,
+            )
+    print(
+        f"\n{count - val_count} photos to train on and {val_count} to validate, {given.epochs} epochs, {len(cores)} "
+        f"cores, {versions}, torch {torch.__version__}; medians of {given.rounds} rounds (lowest to highest)\n"
+    )
+    print("\n\n".join(tables(measured)))
+
+
+def one_round(
+    config: TrainConfig, folder: Path, python: Path, threads: int, count: int
+) -> tuple[dict[str, dict[str, float]], str]:
+    """Everything once: a value by row and column, and the versions of the peer."""
+    assert config.images is not None and config.masks is not None and config.val_count is not None
+    folder.mkdir()
+    train_pairs, _ = manifest.split(
+        manifest.discover(config.images, config.masks), seed=config.seed, val_count=config.val_count
+    )
+    listed = folder / "pairs"
+    listed.write_text("".join(f"{pair['image']}\t{pair['mask']}\n" for pair in train_pairs.to_pylist()))
+    # -E: a PYTHONPATH is meant for this environment, not for that one.
+    keras = [str(python), "-E", str(Path(__file__).parent / "keras_unet.py"), "--threads", str(threads)]
+    job = [sys.executable, str(ROOT / "jobs" / "train.py"), "--images", config.images, "--masks", config.masks]
+    job += ["--val-count", str(config.val_count), "--epochs", str(config.epochs), "--cpus-per-worker", str(threads)]
+    job += ["--seed", str(config.seed), "--storage", str(folder)]
+
+    decode_s = alone(decode, config)
+    done: dict[str, dict[str, float]] = {}
+    programs = list(VARIANTS)
+    programs.insert(1, PEER)  # next to as many of ours as can be
+    for program in programs:
+        started = time.perf_counter()
+        if program == PEER:
+            result = json.loads(run([*keras, "train", "--pairs", str(listed), "--epochs", str(config.epochs)]))
+            found = figures(result["epochs"], train_pairs.num_rows, 0.0, time.perf_counter() - started)
+        else:
+            name = program.replace(" ", "-")
+            run([*job, "--name", name, *VARIANTS[program]])
+            whole_s = time.perf_counter() - started
+            found = figures(runs.read_metrics(str(folder / name)), train_pairs.num_rows, decode_s, whole_s)
+        for row, value in found.items():
+            done.setdefault(row, {})[program] = value
+
+    ours = alone(steps, count, threads)
+    theirs = json.loads(run([*keras, "steps", "--steps", str(count), "--batches", *map(str, BATCHES)]))
+    for what in ("training", "inference"):
+        for batch in BATCHES:
+            row = f"{what} alone, batches of {batch}, {RATE}"
+            done[row] = {arithmetic: ours[arithmetic, what, batch] for arithmetic in ARITHMETIC}
+            done[row][PEER] = theirs[what][str(batch)]  # JSON's keys are strings
+    return done, f"TensorFlow {theirs['tensorflow']}, Keras {theirs['keras']}"
+
+
+def figures(epochs: list[dict[str, Any]], images: int, decode_s: float, whole_s: float) -> dict[str, float]:
+    """The rows of one program, from its epochs as `metrics.jsonl` has them."""
+    rates = [epoch["train_images_per_s"] for epoch in epochs]
+    return {
+        FIRST: images / (decode_s + images / rates[0]),
+        LATER: statistics.median(rates[1:]),
+        WHOLE: whole_s,
+        START: whole_s - decode_s - sum(epoch["seconds"] for epoch in epochs),
+        LOSS: epochs[-1]["train_loss"],
+    }
+
+
+def tables(measured: Measured) -> list[str]:
+    """One table for the rows of each set of columns."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for row, columns in measured.items():
+        ours = [column for column in columns if column != PEER]
+        head = ["", *ours, PEER, *(f"{column} ÷ {PEER}" for column in ours)]
+        lines = found.setdefault(tuple(ours), [line(head), "|" + "---|" * len(head)])
+        ratios = [[a / b for a, b in zip(columns[column], columns[PEER], strict=True)] for column in ours]
+        digits = 3 if row == LOSS else 1
+        cells = [cell(columns[column], digits) for column in [*ours, PEER]]
+        lines.append(line([row, *cells, *(cell(ratio, 2) if row.endswith(RATE) else "" for ratio in ratios)]))
+    return ["\n".join(lines) for lines in found.values()]
+
+
+def line(cells: list[str]) -> str:
+    return "|" + "|".join(f" {text} " if text else " " for text in cells) + "|"
+
+
+def cell(values: list[float], digits: int) -> str:
+    """Median (lowest to highest)."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def link_pairs(folder: Path, images: str, masks: str, count: int) -> tuple[str, str, int]:
+    """Folders of links to `count` pairs, or to all if there are fewer, and how many that are."""
+    pairs = manifest.sample(manifest.discover(images, masks), count)
+    for number, pair in enumerate(pairs.to_pylist()):
+        for kind in ("image", "mask"):
+            target = Path(pair[kind])
+            link = folder / f"{kind}s" / f"{number:06}{target.suffix}"
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(target)
+    return str(folder / "images"), str(folder / "masks"), pairs.num_rows
+
+
+def keras_python(env: Path) -> Path:
+    """The Python of an environment that has what the peer needs, made where there is none."""
+    python = env / "bin" / "python"
+    if not python.exists():
+        print(f"making {env}: {', '.join(PEER_NEEDS)}", flush=True)
+        venv.create(env, with_pip=True)
+    run([str(python), "-m", "pip", "install", *PEER_NEEDS])  # nothing, and no network, where they are there
+    return python
+
+
+def run(command: list[str]) -> str:
+    """The last line that a program prints."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    return done.stdout.splitlines()[-1]
+
+
+def alone(work: Callable[..., Any], *given: object) -> Any:
+    """What a function gives in a process that ends with it."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(work, *given).result()
+
+
+def decode(config: TrainConfig) -> float:
+    """Seconds in which all pairs are decoded as `jobs/train.py` does it."""
+    import ray
+
+    from petseg import cluster, feed
+
+    assert config.images is not None and config.masks is not None and config.val_count is not None
+    pairs = manifest.discover(config.images, config.masks)
+    parts = list(manifest.split(pairs, seed=config.seed, val_count=config.val_count))
+    label_map = labels.LabelMap.parse(config.label_map, 3)
+    cluster.connect()
+    try:
+        feed.decode(parts, config.image_size, label_map)  # Ray's workers start and load their modules
+        started = time.perf_counter()
+        feed.decode(parts, config.image_size, label_map)
+        return time.perf_counter() - started
+    finally:
+        ray.shutdown()
+
+
+def steps(count: int, threads: int) -> dict[tuple[Precision, str, int], float]:
+    """Images per second of this network, by arithmetic, by what is done and by batch size, on pixels in memory.
+
+    Training is with Keras's optimizer and loss. Inference gives probabilities, with batch norms folded as the
+    prediction job has them, but one batch at a time on all threads.
+    """
+    torch.set_num_threads(threads)
+    generator = torch.Generator().manual_seed(0)
+    height, width = TrainConfig().image_size
+    rates: dict[tuple[Precision, str, int], float] = {}
+    for arithmetic in ARITHMETIC:
+        for batch in BATCHES:
+            pixels = torch.randint(0, 256, (batch, height, width, 3), dtype=torch.uint8, generator=generator)
+            photos = pixels.permute(0, 3, 1, 2)
+            masks = torch.randint(0, 3, (batch, height, width), dtype=torch.uint8, generator=generator)
+            model = unet.init_seeded(3, 1, input_scale=1.0, input_offset=0.0)
+            model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - missing in the stubs
+            optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-3, alpha=0.9, eps=1e-7)
+            seconds = timed(partial(train_step, model, optimizer, photos, masks, arithmetic), count)
+            rates[arithmetic, "training", batch] = batch * count / seconds
+            folded = unet.fold_batch_norms(model)
+            folded.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            seconds = timed(partial(probabilities, folded, photos, arithmetic), count)
+            rates[arithmetic, "inference", batch] = batch * count / seconds
+    return rates
+
+
+def train_step(
+    model: unet.UNet, optimizer: torch.optim.Optimizer, photos: Tensor, masks: Tensor, arithmetic: Precision
+) -> None:
+    with precision.autocast(arithmetic, photos.device):
+        logits = model(photos)
+    loss = F.cross_entropy(logits.float(), masks.long())
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+@torch.inference_mode()
+def probabilities(model: unet.UNet, photos: Tensor, arithmetic: Precision) -> Tensor:
+    with precision.autocast(arithmetic, photos.device):
+        logits = model(photos)
+    return logits.float().softmax(1)
+
+
+def timed(work: Callable[[], object], count: int) -> float:
+    """Seconds that it takes so often, after as often without the clock."""
+    for _ in range(count):
+        work()
+    started = time.perf_counter()
+    for _ in range(count):
+        work()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""How fast training is on a GPU, beside the same step on data that is already there.
+
+python benchmarks/train_gpu.py                                         one table, then a whole run; some minutes
+python benchmarks/train_gpu.py --device cpu --pairs 64 --batches 8 --steps 3 --epochs 1     to try the script
+
+Of each batch size: the step alone, on one batch that lies on the device; with the feed, its share on the device; with
+the feed that streams from Ray's object store. Rounds alternate between them. Then a whole run of `jobs/train.py` on
+generated pets, from its start to its end.
+"""
+
+import argparse
+import dataclasses
+import functools
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from petseg import cluster, demo, feed, labels, precision, recipes, runs
+from petseg.config import ModelConfig, TrainConfig
+from petseg.learner import Learner
+
+ROOT = Path(__file__).parent.parent
+SIZE = (160, 160)
+MODEL = ModelConfig(
+    num_classes=3,
+    image_size=SIZE,
+    class_names=labels.class_names(3),
+    palette=labels.palette(3),
+    label_map="1:0,2:1,3:2",
+)
+WARM_STEPS = 5
+"""Steps before any is timed: compiling, the choice of kernels, the first allocations."""
+
+Way = Callable[[], Iterator[feed.Batch]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--pairs", type=int, default=6390, help="the published training split")
+    parser.add_argument("--batches", type=int, nargs="+", default=[32, 128, 512])
+    parser.add_argument("--steps", type=int, default=100, help="timed steps in a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=15, help="of the whole run; 0 leaves it out")
+    parser.add_argument("--no-compile", dest="compile", action="store_false")
+    given = parser.parse_args()
+    device = torch.device(given.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    print(f"{name}, torch {torch.__version__}, Ray {ray.__version__}, {time.strftime('%Y-%m-%d')}\n")
+    cluster.connect()
+    decoded = random_pairs(given.pairs)
+    resident = feed.Share(decoded, 0, 1, device, budget_bytes=float("inf"))
+    streamed = feed.Share(decoded, 0, 1, device, budget_bytes=0)
+    print("| recipe, batch | step alone, images/s | with the feed | streamed | device busy | peak memory, GB |")
+    print("|---|---|---|---|---|---|")
+    for recipe in recipes.RECIPES:
+        for batch_size in given.batches:
+            config = recipes.resolve(TrainConfig(recipe=recipe, batch_size=batch_size, use_gpu=device.type == "cuda"))
+            print(row(config, resident, streamed, device, given.steps, given.rounds, given.compile), flush=True)
+    ray.shutdown()
+    if given.epochs:
+        whole_run(given.pairs, given.epochs, device)
+
+
+def random_pairs(count: int) -> feed.Decoded:
+    """Noise in Ray's object store, in blocks as `feed.decode` makes them."""
+    generator = np.random.default_rng(0)
+    area, blocks, rows = SIZE[0] * SIZE[1], [], []
+    for start in range(0, count, 81):
+        rows.append(min(81, count - start))
+        columns = []
+        for width, values in ((area * 3, 256), (area, 3)):
+            content = generator.integers(0, values, rows[-1] * width, np.uint8)
+            columns.append(
+                pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), rows[-1], [None, pa.py_buffer(content)])
+            )
+        blocks.append(ray.put(pa.table(columns, names=["image", "mask"])))
+    return feed.Decoded(blocks, tuple(rows), SIZE, (1, 1, 1))
+
+
+def row(
+    config: TrainConfig,
+    resident: feed.Share,
+    streamed: feed.Share,
+    device: torch.device,
+    steps: int,
+    rounds: int,
+    compiled: bool,
+) -> str:
+    """One line of the table: medians over the rounds, and (lowest to highest)."""
+    assert config.batch_size is not None
+    recipe = recipes.RECIPES[config.recipe]
+    model = dataclasses.replace(MODEL, input_scale=recipe.input_scale, input_offset=recipe.input_offset)
+    learner = Learner(config, model, device, precision.resolve("auto", device))
+    if compiled and device.type == "cuda":
+        learner.model.compile()
+    photos, masks = next(resident.eval_batches(config.batch_size))
+    ways: dict[str, Way] = {
+        "alone": lambda: iter(lambda: (photos, masks), None),
+        "resident": functools.partial(endless, resident, config.batch_size),
+        "streamed": functools.partial(endless, streamed, config.batch_size),
+    }
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, batches in ways.items():
+            rates[name].append(steps * config.batch_size / seconds(learner, batches(), steps, device))
+    shown = [f"{statistics.median(found):,.0f} ({min(found):,.0f} to {max(found):,.0f})" for found in rates.values()]
+    for number in (1, 2):
+        share = statistics.median(list(rates.values())[number]) / statistics.median(rates["alone"])
+        shown[number] += f", {share:.0%}"
+    busy, peak = "–", "–"
+    if device.type == "cuda":
+        peak = f"{torch.cuda.max_memory_allocated(device) / 1e9:.1f}"
+        busy = f"{busy_share(learner, ways['resident'](), steps, device):.0%}"
+    return f"| {config.recipe}, {config.batch_size} | {' | '.join(shown)} | {busy} | {peak} |"
+
+
+def endless(share: feed.Share, batch_size: int) -> Iterator[feed.Batch]:
+    for epoch in range(1, 10**6):
+        yield from share.train_batches(batch_size, 1337, epoch)
+
+
+def seconds(learner: Learner, batches: Iterator[feed.Batch], steps: int, device: torch.device) -> float:
+    """What `steps` steps take, once it is warm."""
+    for number in range(WARM_STEPS):
+        learner.step(*next(batches), number, steps, (0, number))
+    synchronize(device)
+    started = time.perf_counter()
+    for number in range(steps):
+        learner.step(*next(batches), number, steps, (1, number))
+    synchronize(device)
+    return time.perf_counter() - started
+
+
+def busy_share(learner: Learner, batches: Iterator[feed.Batch], steps: int, device: torch.device) -> float:
+    """Time in which the device runs a kernel, as a share of all; what watches it makes the rest a little longer."""
+    with profile(activities=[ProfilerActivity.CUDA]) as watched:
+        taken = seconds(learner, batches, steps, device)
+    kernels_us = sum(event.self_device_time_total for event in watched.key_averages())
+    return kernels_us / 1e6 * steps / (steps + WARM_STEPS) / taken
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def whole_run(pairs: int, epochs: int, device: torch.device) -> None:
+    """`jobs/train.py` on as many generated pets, and a seventh of that for validation."""
+    with tempfile.TemporaryDirectory(prefix="petseg-train-") as name:
+        folder, val_count = Path(name), max(1, pairs // 7)
+        drawn = min(480, pairs + val_count)  # drawing takes longer than training; then links to what there is
+        demo.draw_set(str(folder / "drawn"), drawn)
+        for kind, ending in (("images", "jpg"), ("trimaps", "png")):
+            (folder / kind).mkdir()
+            for number in range(pairs + val_count):
+                source = folder / "drawn" / kind / f"pet_{number % drawn:04}.{ending}"
+                (folder / kind / f"{number:06}.{ending}").symlink_to(source)
+        command = [sys.executable, str(ROOT / "jobs" / "train.py"), "--images", str(folder / "images")]
+        command += ["--masks", str(folder / "trimaps"), "--val-count", str(val_count), "--epochs", str(epochs)]
+        command += ["--storage", str(folder / "runs"), "--name", "whole", "--batch-size", "32"]
+        started = time.perf_counter()
+        subprocess.run(command + ["--use-gpu"] * (device.type == "cuda"), check=True, stdout=subprocess.DEVNULL)
+        taken = time.perf_counter() - started
+        history = runs.read_metrics(str(folder / "runs" / "whole"))
+        in_epochs = sum(epoch["seconds"] for epoch in history)
+        rate = statistics.median(epoch["train_images_per_s"] for epoch in history)
+        print(
+            f"\n{epochs} epochs of {pairs} pairs, batch 32, from start to end: {taken:.0f} s, {in_epochs:.0f} s of it "
+            f"in epochs with their validation and checkpoints; {rate:,.0f} images/s in the median epoch"
+        )
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    main()

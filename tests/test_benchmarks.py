@@ -1,0 +1,53 @@
+"""What the benchmarks make of their figures: the sums behind the table, without running anything."""
+
+from pathlib import Path
+
+import pytest
+import train_cpu
+
+from petseg import manifest
+
+EPOCHS = [
+    {"epoch": 1, "train_loss": 1.0, "train_images_per_s": 40.0, "seconds": 3.0},
+    {"epoch": 2, "train_loss": 0.9, "train_images_per_s": 100.0, "seconds": 1.0},
+    {"epoch": 3, "train_loss": 0.8, "train_images_per_s": 120.0, "seconds": 1.5},
+]
+
+
+def test_the_first_epoch_has_the_decoding_in_it_and_the_later_ones_do_not() -> None:
+    found = train_cpu.figures(EPOCHS, images=80, decode_s=3.0, whole_s=20.0)
+    assert found == {
+        train_cpu.FIRST: pytest.approx(16),  # 80 images in 3 s and 80 / 40 s
+        train_cpu.LATER: pytest.approx(110),
+        train_cpu.WHOLE: 20.0,
+        train_cpu.START: pytest.approx(11.5),
+        train_cpu.LOSS: 0.8,
+    }
+
+
+def test_ratios_are_taken_round_by_round_and_of_rates_only() -> None:
+    measured = {
+        train_cpu.LATER: {"a": [10.0, 60.0, 30.0], train_cpu.PEER: [10.0, 20.0, 15.0], "b": [5.0, 10.0, 30.0]},
+        train_cpu.WHOLE: {"a": [7.0, 9.0, 8.0], train_cpu.PEER: [1.0, 1.0, 4.0], "b": [2.0, 2.0, 2.0]},
+        "alone, images/s": {"fp32": [3.0, 3.0, 3.0], train_cpu.PEER: [2.0, 2.0, 2.0]},
+    }
+    assert train_cpu.tables(measured) == [
+        "| | a | b | Keras | a ÷ Keras | b ÷ Keras |\n"
+        "|---|---|---|---|---|---|\n"
+        "| later epochs, images/s | 30.0 (10.0 to 60.0) | 10.0 (5.0 to 30.0) | 15.0 (10.0 to 20.0) "
+        "| 2.00 (1.00 to 3.00) | 0.50 (0.50 to 2.00) |\n"
+        "| the whole, s | 8.0 (7.0 to 9.0) | 2.0 (2.0 to 2.0) | 1.0 (1.0 to 4.0) | | |",
+        "| | fp32 | Keras | fp32 ÷ Keras |\n"
+        "|---|---|---|---|\n"
+        "| alone, images/s | 3.0 (3.0 to 3.0) | 2.0 (2.0 to 2.0) | 1.50 (1.50 to 1.50) |",
+    ]
+
+
+def test_links_are_pairs_of_what_is_one_pair_in_the_folders(drawn: tuple[Path, Path], tmp_path: Path) -> None:
+    images, masks, count = train_cpu.link_pairs(tmp_path, str(drawn[0]), str(drawn[1]), 5)
+    linked = manifest.discover(images, masks).to_pylist()
+    assert count == len(linked) == 5
+    for pair in linked:
+        photo = Path(pair["image"]).resolve()
+        assert photo.parent == drawn[0] and Path(pair["mask"]).resolve() == drawn[1] / f"{photo.stem}.png"
+    assert len({Path(pair["image"]).resolve() for pair in linked}) == 5
