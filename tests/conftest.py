@@ -28,6 +28,7 @@ os.environ |= {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # where Ray has not noticed yet that a node is gone
 }
 os.environ.pop("RAY_ADDRESS", None)
 
@@ -71,6 +72,36 @@ def local_ray() -> Iterator[None]:
     cluster.quieten()
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A Ray of three nodes on this machine: a head that runs no tasks, and two that do."""
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": 0,
+            "_system_config": {"health_check_period_ms": 500, "health_check_failure_threshold": 4},
+        },
+    )
+    monkeypatch.setenv("RAY_ADDRESS", str(nodes.address))
+    yield nodes
+    nodes.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def joined(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs that a test marked `ray` starts join the session's Ray: starting one for each would take minutes in all.
+
+    That they start one where there is none is what the tests marked `own_ray` show.
+    """
+    if request.node.get_closest_marker("ray") and not request.node.get_closest_marker("own_ray"):
+        request.getfixturevalue("local_ray")
+        import ray
+
+        monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
 
 
 def run_in(folder: Path, job: str, *flags: object, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
