@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from petseg.config import PredictConfig, TrainConfig
+from petseg.config import EvaluateConfig, OxfordConfig, PredictConfig, ShardsConfig, TrainConfig
 
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -20,13 +20,22 @@ def test_the_tree_names_every_file_once() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-@pytest.mark.parametrize(("job", "settings"), [("train", TrainConfig), ("predict", PredictConfig)])
+@pytest.mark.parametrize(
+    ("job", "settings"),
+    [
+        ("train.py", TrainConfig),
+        ("predict.py", PredictConfig),
+        ("evaluate.py", EvaluateConfig),
+        ("prepare.py oxford-pets", OxfordConfig),
+        ("prepare.py shards", ShardsConfig),
+    ],
+)
 def test_the_commands_have_only_flags_that_exist(job: str, settings: type, page: Path) -> None:
-    commands = re.findall(rf"python jobs/{job}\.py((?:[^\n\\]|\\\n)*)", page.read_text())
+    commands = re.findall(rf"python jobs/{re.escape(job)}((?:[^\n\\]|\\\n)*)", page.read_text())
     given = set(re.findall(r"--[a-z-]+", " ".join(commands))) - {"--help"}
     known = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(settings)}
     assert given <= known
-    assert given or page.name != "README.md"
+    assert given or page.name != ("data.md" if job.startswith("prepare") else "README.md")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -35,10 +44,18 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists()
 
 
-def test_every_flag_of_predict_that_is_named_alone_exists() -> None:
-    page = (ROOT / "docs" / "predicting.md").read_text()
-    named = {flag.removeprefix("--no-").removeprefix("--") for flag in re.findall(r"--[a-z][a-z-]+", page)} - {"kills"}
-    assert named <= {field.name.replace("_", "-") for field in dataclasses.fields(PredictConfig)}
+@pytest.mark.parametrize(
+    ("page", "settings"),
+    [
+        ("predicting", {PredictConfig}),
+        ("evaluating", {EvaluateConfig}),
+        ("data", {OxfordConfig, ShardsConfig, TrainConfig}),
+    ],
+)
+def test_every_flag_that_a_page_names_alone_exists(page: str, settings: set[type]) -> None:
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    named = {flag.removeprefix("--no-").removeprefix("--") for flag in re.findall(r"--[a-z][a-z-]+", text)} - {"kills"}
+    assert named <= {field.name.replace("_", "-") for job in settings for field in dataclasses.fields(job)}
 
 
 def test_the_two_commands_are_there() -> None:
