@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import RunJob, run_in
+from drawn import untrained
 from PIL import Image, ImageDraw
 
 from petseg import checkpoint, manifest, runs
@@ -175,14 +176,12 @@ def test_the_manifest_of_a_run_is_a_list(landscapes: Path, tmp_path: Path) -> No
 def test_a_run_begins_with_the_weights_of_another(run_job: RunJob, drawn: tuple[Path, Path], tmp_path: Path) -> None:
     """Two classes instead of three; the last layer is made anew, and the line says so."""
     common = (*("--images", drawn[0], "--masks", drawn[1]), *SMALL, "--epochs", 1, "--val-count", 7)
-    first = run_job("train", *common, "--name", "first")
-    assert first.returncode == 0, first.stderr
+    first = untrained(tmp_path)
     pet_or_not = ("--classes", "pet,other", "--label-map", "1:pet,2:other,3:other", "--learning-rate", 1e-9)
-    second = run_job("train", *common, *pet_or_not, "--init-from", "runs/first", "--name", "second")
+    second = run_job("train", *common, *pet_or_not, "--init-from", first, "--name", "second")
     assert second.returncode == 0, second.stderr
     assert "knows pet, background, border, not pet, other; the last layer is made anew" in second.stdout
     before, after = (
-        checkpoint.load_model(checkpoint.find(str(tmp_path / "runs" / name))).entry.weight
-        for name in ("first", "second")
+        checkpoint.load_model(checkpoint.find(str(run))).entry.weight for run in (first, tmp_path / "runs" / "second")
     )
     assert torch.allclose(before, after, atol=1e-6)

@@ -119,8 +119,8 @@ def test_a_run_goes_on_from_its_last_checkpoint(fit: Callable[..., Path]) -> Non
     (run / "metrics.jsonl").unlink()  # as after a kill between checkpoint and metrics
     fit("run", epochs=1)
     assert runs.read_metrics(str(run)) == first
-    fit("run", epochs=3)
+    fit("run", epochs=2)
     history = runs.read_metrics(str(run))
-    assert [epoch["epoch"] for epoch in history] == [1, 2, 3]
+    assert [epoch["epoch"] for epoch in history] == [1, 2]
     assert history[0] == first[0]
     assert history[1]["train_loss"] < history[0]["train_loss"]
