@@ -4,7 +4,6 @@ python jobs/predict.py --checkpoint runs/first --images photos --output masks
 ray job submit --working-dir . -- python jobs/predict.py …
 """
 
-import contextlib
 import hashlib
 import sys
 import time
@@ -68,7 +67,7 @@ def main() -> None:
     how = "nothing was left to do"
     if len(done) < plan.target.num_shards:
         how = _run(plan, done, found.model, weights, config)
-    with _writing(output):
+    with storage.writing(output):
         summary = shards.finish(plan, done)
     _report(summary, output, how)
 
@@ -78,8 +77,9 @@ def _run(plan: Plan, done: dict[int, Summary], model: ModelConfig, weights: byte
     from petseg import cluster
 
     cluster.connect()
+    cluster.require_shared({"--images": storage.absolute(config.images), "--output": plan.target.output})
     cluster.require({"GPU" if config.use_gpu else "CPU": 1}, config.num_workers, "--num-workers")
-    with _writing(plan.target.output):
+    with storage.writing(plan.target.output):
         shards.begin(plan)
     before = shards.total(done)
     failed, started = before.failed, time.perf_counter()
@@ -101,7 +101,7 @@ def _predicted(
 ) -> Iterator[tuple[int, Summary]]:
     """Each shard that is not in `done`, once it is committed, in any order.
 
-    Raises `JobError` where one cannot be written.
+    Raises `JobError` where one cannot be written, or storage does not answer.
     """
     import ray.data
 
@@ -150,7 +150,7 @@ def _predicted(
     )
     for row in written.iter_rows():
         if row["refusal"] is not None:
-            raise _cannot_write(plan.target.output, row["refusal"])
+            raise JobError(row["refusal"])
         yield row["shard"], Summary(row["rows"], row["failed"], list(row["first_errors"]))
 
 
@@ -158,10 +158,12 @@ def _read(numbers: pa.Table, manifest: Any, shard_size: int, target: Target, **s
     """The manifest travels once to each machine, not once a shard."""
     import ray
 
+    from petseg import cluster
+
     shard = numbers["shard"][0].as_py()
     table = shards.rows_of(ray.get(manifest), shard, shard_size)
     with isolate.attempt(_attempt_name(target, shard, "read")) as died_before:
-        return rows.read_shard(table, **settings, apart=died_before)
+        return cluster.or_refusal(lambda: rows.read_shard(table, **settings, apart=died_before))
 
 
 def _attempt_name(target: Target, shard: int, stage: str) -> str:
@@ -216,17 +218,27 @@ class _ShardPredictor:
         self._target = target
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
+        from petseg import cluster
+
+        if cluster.refusal(decoded):
+            return decoded
         with isolate.attempt(_attempt_name(self._target, decoded["shard"][0].as_py(), "large")) as died_before:
-            return self._predict_shard(decoded, apart=died_before)
+            return cluster.or_refusal(lambda: self._predict_shard(decoded, apart=died_before))
 
 
 def _write(predicted: pa.Table, target: Target) -> pa.Table:
-    shard = predicted["shard"][0].as_py()
-    summary, refusal = Summary(0, 0, []), None
-    try:
-        summary = rows.write_shard(predicted, target)
-    except OSError as error:  # told the driver as a row, as Ray would show a traceback of many lines
-        refusal = error.strerror or str(error)
+    from petseg import cluster
+
+    shard, summary = -1, Summary(0, 0, [])
+    refusal = cluster.refusal(predicted)
+    if refusal is not None:
+        refusal += "; what is finished is kept: give the same command again"
+    else:
+        shard = predicted["shard"][0].as_py()
+        try:
+            summary = rows.write_shard(predicted, target)
+        except OSError as error:  # told the driver as a row, as Ray would show a traceback of many lines
+            refusal = storage.cannot_write(target.output, error)
     table = {name: [value] for name, value in {"shard": shard, "refusal": refusal, **vars(summary)}.items()}
     return pa.table(table, schema=_WRITTEN)
 
@@ -240,21 +252,6 @@ _WRITTEN = pa.schema(
         ("first_errors", pa.list_(pa.string())),
     ]
 )
-
-
-@contextlib.contextmanager
-def _writing(output: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise _cannot_write(output, error.strerror or str(error)) from error
-
-
-def _cannot_write(output: str, reason: str) -> JobError:
-    return JobError(
-        f"--output {output}: cannot be written: {reason}; what is finished is kept: mend that, and give the same "
-        "command again"
-    )
 
 
 def _stop_at(failed: int, plan: Plan, done: dict[int, Summary], max_errors: float | None) -> None:

@@ -5,7 +5,6 @@ python jobs/prepare.py shards --images photos --masks masks --output set    Parq
 ray job submit --working-dir . -- python jobs/prepare.py shards …           on a cluster
 """
 
-import contextlib
 import dataclasses
 import shlex
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from petseg import cli, labels, manifest, oxford, prepare, storage
-from petseg.config import InputError, JobError, OxfordConfig, ShardsConfig
+from petseg.config import InputError, JobError, OxfordConfig, ShardsConfig, UnavailableError
 from petseg.labels import LabelMap
 from petseg.prepare import Summary
 from petseg.prepared import Prepared, Target
@@ -43,7 +42,7 @@ def _get_oxford_pets(config: OxfordConfig) -> None:
     how = "finished before; nothing to do"
     if found is None:
         oxford.fetch(config.url, Path(cache))
-        with _writing(output):
+        with storage.writing(output):
             found = oxford.unpack(Path(cache), output)
         how = f"the archives are kept in {cache}"
     print(f"{how}; {found.pairs} pairs, {len(found.left_out)} left out, {len(found.odd)} odd: {output}")
@@ -85,7 +84,7 @@ def _make_shards(config: ShardsConfig) -> None:
     failures = [reason for shard in sorted(done) for reason in done[shard].left_out.values()]
     if failures and not config.skip_bad:
         raise manifest.refuse_bad(failures, "Mend or remove them, or leave them out with --skip-bad")
-    with _writing(config.output):
+    with storage.writing(config.output):
         _report(prepare.finish(target, pairs, done), how)
 
 
@@ -94,6 +93,8 @@ def _do_shards(target: Target, pairs: pa.Table, done: dict[int, Summary], label_
     from petseg import cluster
 
     cluster.connect()
+    settings = target.settings
+    cluster.require_shared({"--images": settings.images, "--masks": settings.masks, "--output": target.output})
     before = sum(_pairs_in(summary) for summary in done.values())
     failed = sum(len(summary.left_out) for summary in done.values())
     storage.remove_leftovers(target.output)
@@ -118,7 +119,7 @@ def _written(
 ) -> Iterator[tuple[int, Summary]]:
     """Each shard that is not in `done`, once it is written (one with bad pairs only with `skip_bad`), in any order.
 
-    Raises `JobError` where one cannot be written.
+    Raises `JobError` where one cannot be written, or storage does not answer.
     """
     import ray.data
 
@@ -134,7 +135,7 @@ def _written(
     written = ray.data.from_arrow(left).map_batches(work, batch_format="pyarrow", batch_size=None, zero_copy_batch=True)
     for row in written.iter_rows():
         if row["refusal"] is not None:
-            raise _cannot_write(target.output, row["refusal"])
+            raise JobError(row["refusal"])
         yield row["shard"], Summary(row["rows"], list(row["class_pixels"]), dict(row["left_out"]))
 
 
@@ -146,13 +147,18 @@ def _write(numbers: pa.Table, pairs: Any, target: Target, label_map: LabelMap, s
 
     shard = numbers["shard"][0].as_py()
     rows = prepare.rows_of(ray.get(pairs), shard, target.settings.shard_size)
-    decoded = feed.decode_rows(rows, target.settings.image_size, label_map, target.settings.resize)
-    summary, refusal = prepare.summarise(decoded, target), None
-    if skip_bad or not summary.left_out:
-        try:
-            prepare.write_shard(decoded, summary, shard, target)
-        except OSError as error:
-            refusal = error.strerror or str(error)
+    summary, refusal = Summary(0, [], {}), None
+    try:
+        decoded = feed.decode_rows(rows, target.settings.image_size, label_map, target.settings.resize)
+    except UnavailableError as error:
+        refusal = f"{error}; what is finished is kept: give the same command again"
+    else:
+        summary = prepare.summarise(decoded, target)
+        if skip_bad or not summary.left_out:
+            try:
+                prepare.write_shard(decoded, summary, shard, target)
+            except OSError as error:
+                refusal = storage.cannot_write(target.output, error)
     values = {"shard": shard, "refusal": refusal, **vars(summary), "left_out": list(summary.left_out.items())}
     return pa.table({name: [value] for name, value in values.items()}, schema=_WRITTEN)
 
@@ -166,21 +172,6 @@ _WRITTEN = pa.schema(
         ("left_out", pa.list_(pa.list_(pa.string()))),
     ]
 )
-
-
-@contextlib.contextmanager
-def _writing(output: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise _cannot_write(output, error.strerror or str(error)) from error
-
-
-def _cannot_write(output: str, reason: str) -> JobError:
-    return JobError(
-        f"--output {output}: cannot be written: {reason}; what is finished is kept: mend that, and give the same "
-        "command again"
-    )
 
 
 def _report(found: Prepared, how: str) -> None:

@@ -54,6 +54,8 @@ def main() -> None:
     elif config.init_from:
         model, weights = checkpoint.begin_from(config.init_from, model)
     cluster.connect()
+    places = {"--storage": run, "--data": config.data, "--images": config.images, "--masks": config.masks}
+    cluster.require_shared({flag: place for flag, place in places.items() if place})
     cpus = config.cpus_per_worker or (1 if config.use_gpu else cluster.cpus_per_worker(config.max_workers))
     train.require_workers(config, cpus)
     sides = [pairs.sides["train"], pairs.sides["val"]]
@@ -192,7 +194,7 @@ class _Progress:
     def _watch(self) -> None:
         while not self._ended.wait(timeout=1):
             # A look that storage refuses is made up for by the next, and the last one raises.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, InputError):
                 self._show()
 
     def _show(self) -> None:

@@ -9,7 +9,7 @@ from typing import NoReturn, TypeVar
 
 import tyro
 
-from petseg.config import Config, EvaluateConfig, InputError, JobError, PredictConfig, TrainConfig
+from petseg.config import Config, EvaluateConfig, InputError, JobError, PredictConfig, TrainConfig, UnavailableError
 
 JobConfigT = TypeVar("JobConfigT", TrainConfig, PredictConfig, EvaluateConfig)
 AnyConfigT = TypeVar("AnyConfigT", bound=Config)
@@ -68,7 +68,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except JobError as error:
+    except (JobError, UnavailableError) as error:
         print(f"stopped: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -1,18 +1,22 @@
-"""Starting or joining Ray, and what it has to give. Nothing here knows what the resources are for."""
+"""Starting or joining Ray, what it has to give, and what it does not carry. Nothing here knows what that is for."""
 
 import logging
 import os
 import socket
 import time
+from collections.abc import Callable, Mapping
 
+import pyarrow as pa
 import ray
 import ray.data
 from ray._private import services, worker  # Ray has no public words for the two things asked of them
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from petseg.config import InputError, JobError
+from petseg import storage
+from petseg.config import InputError, JobError, UnavailableError
 
 _LOOK_S = 1.0
+_REFUSAL = "petseg refusal"
 
 
 def connect() -> None:
@@ -56,6 +60,37 @@ def quieten() -> None:
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
+
+
+def require_shared(places: Mapping[str, str]) -> None:
+    """Raise `InputError`, naming the flag, where work may be done on other machines than this one and one of the places
+    (absolute locations, by flag) is on this one's own disk.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) == 1 and total("CPU"):
+        return
+    for flag, location in places.items():
+        if storage.is_own_disk(location):
+            raise InputError(
+                f"{flag} {location}: on the disk of one machine, and this cluster has several; give a place that all "
+                "of them reach, such as s3://bucket/prefix or a folder on a network file system"
+            )
+
+
+def or_refusal(work: Callable[[], pa.Table]) -> pa.Table:
+    """What `work` makes, or, where storage does not answer, a table that says so, for `refusal` to find.
+
+    An exception in a function that Ray Data calls becomes a screen of lines, in which the driver cannot find it.
+    """
+    try:
+        return work()
+    except UnavailableError as error:
+        return pa.table({_REFUSAL: [str(error)]})
+
+
+def refusal(table: pa.Table) -> str | None:
+    """Why storage has not answered, where `table` is what `or_refusal` has made of that."""
+    return table[_REFUSAL][0].as_py() if table.column_names == [_REFUSAL] else None
 
 
 def total(resource: str) -> int:

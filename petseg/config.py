@@ -33,6 +33,12 @@ class JobError(Exception):
     """A job that cannot go on, though what the user gave was right: one line, and exit code 1."""
 
 
+class UnavailableError(OSError):
+    """Storage that does not answer, or refuses everything: no fault of the one file that was asked for, so it says
+    nothing of that. The message is one line that names the place, and the remedy where there is one.
+    """
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise InputError(message)

@@ -18,11 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.data
+import ray.exceptions
 import torch
 from torch import Tensor
 
-from petseg import images, manifest, prepared, storage
-from petseg.config import InputError, Resize
+from petseg import cluster, images, manifest, prepared, storage
+from petseg.config import InputError, JobError, Resize, UnavailableError
 from petseg.labels import LabelMap
 from petseg.prepared import Prepared
 
@@ -100,21 +101,29 @@ def _in_blocks(
     num_classes: int,
     refuse: Callable[[list[str]], InputError],
 ) -> list[Decoded]:
-    """`read` a piece of a part for each block, on the cluster; `refuse` says what of the errors in their rows."""
+    """`read` a piece of a part for each block, on the cluster; `refuse` says what of the errors in their rows.
+
+    Raises `JobError` where storage does not answer.
+    """
     block_rows = max(1, BLOCK_BYTES // _row_bytes(image_size))
     pieces = [[rows.slice(i, block_rows) for i in range(0, rows.num_rows, block_rows)] for rows in parts]
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.target_max_block_size = None  # one piece becomes one block, however large a pair is
     decoded = ray.data.from_arrow([piece for of_part in pieces for piece in of_part]).map_batches(
-        read,
+        functools.partial(_read_or_refusal, read=read),
         batch_format="pyarrow",
         batch_size=None,
         zero_copy_batch=True,
     )
     blocks: list[Any] = decoded.materialize().to_arrow_refs()
     assert len(blocks) == sum(map(len, pieces))
-    surveys = ray.get([_survey.remote(block) for block in blocks])
+    try:
+        surveys = ray.get([_survey.remote(block) for block in blocks])
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UnavailableError):
+            raise JobError(str(error.cause)) from error
+        raise
     failures = [failure for found, _ in surveys for failure in found]
     if failures:
         raise refuse(failures)
@@ -135,34 +144,48 @@ def decode_rows(
     rows: pa.Table, image_size: tuple[int, int], label_map: LabelMap, resize: Resize = "antialias"
 ) -> pa.Table:
     """Rows of a manifest as `prepared.schema` has them, and `error`: where a pair is bad, the reason, and null in all
-    else but `id`."""
+    else but `id`. Raises `UnavailableError` where storage does not answer."""
     schema = prepared.schema(image_size).append(pa.field("error", pa.string()))
-    decoded = [_decode_pair(row, image_size, label_map, resize) for row in rows.to_pylist()]
+    locations = [row[of] for row in rows.to_pylist() for of in ("image", "mask")]
+    contents = storage.read_each(locations)
+    decoded = [
+        _decode_pair(row, photo, mask, image_size, label_map, resize)
+        for row, photo, mask in zip(rows.to_pylist(), contents, contents, strict=True)
+    ]
     return pa.table({name: [row.get(name) for row in decoded] for name in schema.names}, schema=schema)
 
 
 def _decode_pair(
-    row: dict[str, str], image_size: tuple[int, int], label_map: LabelMap, resize: Resize
+    row: dict[str, str],
+    photo_content: bytes | OSError,
+    mask_content: bytes | OSError,
+    image_size: tuple[int, int],
+    label_map: LabelMap,
+    resize: Resize,
 ) -> dict[str, object]:
-    reading = row["image"]
+    for of, content in (("image", photo_content), ("mask", mask_content)):
+        if isinstance(content, OSError):
+            return {"id": row["id"], "error": f"{row[of]}: cannot be read: {content.strerror or content}"}
+    assert isinstance(photo_content, bytes) and isinstance(mask_content, bytes)
     try:
-        photo_content = storage.read(reading)
-        reading = row["mask"]
-        mask_content = storage.read(reading)
         photo, class_ids = images.decode_pair(
             photo_content, mask_content, image_size, label_map, images.MAX_TRAINING_PIXELS, resize
         )
     except images.DecodeError as refused:
         return {"id": row["id"], "error": f"{row['mask' if refused.in_mask else 'image']}: {refused}"}
-    except OSError as refused:
-        return {"id": row["id"], "error": f"{reading}: cannot be read: {refused.strerror or refused}"}
     pixels = {"image": photo.pixels.tobytes(), "mask": class_ids.tobytes()}
     return {"id": row["id"], "height": photo.height, "width": photo.width, **pixels}
+
+
+def _read_or_refusal(rows: pa.Table, read: Callable[[pa.Table], pa.Table]) -> pa.Table:
+    return cluster.or_refusal(lambda: read(rows))
 
 
 @ray.remote
 def _survey(block: pa.Table) -> tuple[list[str], np.ndarray]:
     """What failed in a block, and the pixels of each class id, 0 to 255, in what did not."""
+    if refusal := cluster.refusal(block):
+        raise UnavailableError(refusal)
     masks = block.filter(pc.field("error").is_null())["mask"]
     class_ids = images.from_column(masks, (masks.type.byte_width,))
     return block["error"].drop_null().to_pylist(), np.bincount(class_ids.ravel(), minlength=256)

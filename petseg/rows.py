@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from petseg import coco, images, isolate, shards, storage
-from petseg.config import Resize
+from petseg.config import Resize, UnavailableError
 from petseg.images import DecodeError, Photo
 from petseg.shards import Outputs, Summary, Target
 
@@ -38,11 +38,17 @@ def read_shard(
     A photo that cannot be read or decoded has its reason in `error`, and null elsewhere. One that is larger than a
     tile has null in `pixels`: at its own size it is better read again than carried about. With `apart`, photos are
     decoded in another process: then one that kills it is an error, too.
+
+    Raises `UnavailableError` where storage does not answer: that says nothing of a photo, so it is no row.
     """
     decode = partial(_decode, size_hw=size_hw, max_pixels=max_pixels, resize=resize, tile_hw=tile_hw)
-    read = partial(_read_photo, max_pixels=max_pixels, decode=decode, previews=previews)
-    locations = rows["image"].to_pylist()
-    found = list(isolate.each(read, locations, if_died={"error": _KILLED}) if apart else map(read, locations))
+    columns_of = partial(_columns_of, decode=decode, previews_of=max_pixels if previews else None)
+    locations, at_most = rows["image"].to_pylist(), images.max_bytes(max_pixels)
+    if apart:
+        read = partial(_read_apart, at_most=at_most, columns_of=columns_of)
+        found = list(isolate.each(read, locations, if_died={"error": _KILLED}))
+    else:
+        found = list(map(columns_of, storage.read_each(locations, at_most)))
     kinds = {
         "height": pa.int32(),
         "width": pa.int32(),
@@ -96,6 +102,8 @@ def predict_shard(
             picture, error = None, _KILLED
             try:
                 picture = loading.pop().result()
+            except UnavailableError:
+                raise
             except (DecodeError, OSError) as refused:
                 error = _reason(refused)
             loading += [load(following) for following in large[number : number + 1]]
@@ -183,26 +191,29 @@ class _Encoding:
         return encoded
 
 
-def _read_photo(
-    location: str, max_pixels: int, decode: Callable[[bytes], dict[str, Any]], previews: bool
+def _read_apart(location: str, at_most: int, columns_of: Callable[[bytes | OSError], dict[str, Any]]) -> dict[str, Any]:
+    [content] = storage.read_each([location], at_most)
+    return columns_of(content)
+
+
+def _columns_of(
+    content: bytes | OSError, decode: Callable[[bytes], dict[str, Any]], previews_of: int | None
 ) -> dict[str, Any]:
-    """The columns of one photo."""
+    """The columns of one photo, of its content or why there is none; with a preview where at most so many pixels are
+    given."""
+    if isinstance(content, OSError):
+        return {"error": _reason(content)}
     try:
-        content = _read(location, max_pixels)
         found = decode(content)
-        if previews:
-            found["preview"] = images.preview(content, max_pixels)
-    except (DecodeError, OSError) as refused:
+        if previews_of is not None:
+            found["preview"] = images.preview(content, previews_of)
+    except DecodeError as refused:
         return {"error": _reason(refused)}
     return found
 
 
 def _read_whole(location: str, max_pixels: int) -> Image.Image:
-    return images.decode_whole(_read(location, max_pixels), max_pixels)
-
-
-def _read(location: str, max_pixels: int) -> bytes:
-    return storage.read(location, at_most=images.max_bytes(max_pixels))
+    return images.decode_whole(storage.read(location, at_most=images.max_bytes(max_pixels)), max_pixels)
 
 
 def _decode(

@@ -128,11 +128,11 @@ def begin(config: TrainConfig, sides: dict[str, pa.Table]) -> None:
 
 def read_metrics(run: str) -> list[dict[str, Any]]:
     """The epochs so far, from `metrics.jsonl`; none where it is not there yet."""
-    if "metrics.jsonl" not in storage.list_names(run):
-        return []
     location = storage.join(run, "metrics.jsonl")
     try:
         return [json.loads(line) for line in storage.read(location).splitlines()]
+    except FileNotFoundError:
+        return []
     except ValueError as error:
         raise InputError(f"{location}: a line of it is not JSON ({error}); was it edited?") from error
 

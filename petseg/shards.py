@@ -13,13 +13,14 @@ import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from petseg import storage
-from petseg.config import InputError
+from petseg.config import InputError, UnavailableError
 from petseg.manifest import digest
 
 OF_PHOTO = ("id", "image", "height", "width", "error")
@@ -88,9 +89,13 @@ class Target:
     """SHA-256 of the plan; every shard carries it, so that another job's is never taken for this one's."""
     outputs: Outputs
 
+    def name(self, shard: int) -> str:
+        """The name of the Parquet file of a shard."""
+        return f"part-{shard:05d}-of-{self.num_shards:05d}.parquet"
+
     def location(self, shard: int) -> str:
-        """Where the Parquet file of a shard is."""
-        return storage.join(self.output, f"part-{shard:05d}-of-{self.num_shards:05d}.parquet")
+        """Where it is."""
+        return storage.join(self.output, self.name(shard))
 
 
 @dataclass(frozen=True)
@@ -187,9 +192,11 @@ def find_done(plan: Plan, *, overwrite: bool = False) -> dict[int, Summary]:
 
 
 def _find_committed(plan: Plan) -> dict[int, Summary]:
+    names = set(storage.list_names(plan.target.output))
+    there = [shard for shard in range(plan.target.num_shards) if plan.target.name(shard) in names]
     with ThreadPoolExecutor(_IO_THREADS) as pool:
-        found = pool.map(lambda shard: _committed(plan, shard), range(plan.target.num_shards))
-        return {shard: summary for shard, summary in enumerate(found) if summary is not None}
+        found = zip(there, pool.map(partial(_committed, plan), there), strict=True)
+        return {shard: summary for shard, summary in found if summary is not None}
 
 
 def is_finished(plan: Plan, done: dict[int, Summary]) -> bool:
@@ -327,6 +334,8 @@ def _committed(plan: Plan, shard: int) -> Summary | None:
     try:
         with storage.open_file(location) as file:
             metadata = pq.read_metadata(file)
+    except UnavailableError:
+        raise
     except pa.ArrowInvalid:
         return None  # cut short or overwritten by something else: it is written anew
     except OSError as error:

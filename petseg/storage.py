@@ -1,26 +1,29 @@
 """Paths and URIs: the one place that knows whether a file is local or in an object store.
 
-A location is a string: a local path, or a URI that `pyarrow.fs` knows (s3://bucket/key, gs://, file://). Listing,
-reading and writing whole files are here; what the bytes mean is not.
+A location is a string: a local path, or a URI such as s3://bucket/key, gs://, file://. Listing, reading and writing
+whole files are here, of a local disk all of it, of object stores what `objects` does; what the bytes mean is not.
 """
 
 import contextlib
 import errno
 import functools
+import itertools
 import json
 import os
 import re
 import shutil
 import urllib.parse
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 
-from petseg.config import InputError
+from petseg import objects
+from petseg.config import InputError, JobError, UnavailableError
 
 T = TypeVar("T")
 
@@ -28,6 +31,14 @@ _URI = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 
 _TEMPORARY = ".petseg-tmp-"
 """How the name begins under which a local file is written before it takes its own."""
+
+_NETWORK_FILE_SYSTEMS = {
+    "9p", "afs", "beegfs", "ceph", "cifs", "glusterfs", "gfs2", "gpfs", "lustre", "nfs", "nfs4", "ocfs2", "orangefs",
+    "smb3", "virtiofs", "wekafs",
+}  # fmt: skip
+
+_AHEAD = 16
+"""Files that an object store is asked for at a time: at 30 ms each, 500 a second."""
 
 
 def absolute(location: str) -> str:
@@ -55,6 +66,20 @@ def is_local(location: str) -> bool:
     return not _URI.match(location)
 
 
+def is_own_disk(location: str) -> bool:
+    """Whether an absolute location is on a disk that only this machine has, as far as the system tells."""
+    if not is_local(location):
+        return False
+    path, kind, longest = os.path.realpath(location), "", -1
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        mounted = before.split(" ")[4].encode().decode("unicode_escape")  # a space is \\040 there
+        inside = f"{path}/".startswith(mounted.rstrip("/") + "/")
+        if inside and len(mounted) >= longest:  # the last of equals lies over the others
+            kind, longest = after.split(" ")[0], len(mounted)
+    return not (kind in _NETWORK_FILE_SYSTEMS or kind.startswith("fuse."))
+
+
 def join(location: str, *parts: str) -> str:
     """The location of a file below a folder."""
     return "/".join([location.rstrip("/"), *parts])
@@ -71,16 +96,13 @@ def list_files(folder: str) -> Iterator[str]:
     if is_local(folder):
         yield from _list_local(folder)
         return
-    filesystem, path = _open(folder)
+    store, path = _remote(folder)
     try:
-        infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
-    except (OSError, pa.ArrowException) as error:
+        for below in store.list_files(path):
+            if not any(part.startswith(".") for part in below.split("/")):
+                yield below
+    except OSError as error:
         raise InputError(f"{folder}: cannot be listed: {_reason(error)}") from error
-    for info in infos:
-        below = info.path[len(path) + 1 :]
-        hidden = any(part.startswith(".") for part in below.split("/"))
-        if info.type == pafs.FileType.File and below and not hidden:
-            yield below
 
 
 def _list_local(folder: str) -> Iterator[str]:
@@ -108,25 +130,59 @@ def list_names(folder: str) -> list[str]:
 
     Raises `InputError` where it cannot be listed.
     """
-    filesystem, path = _open(folder)
     try:
-        if filesystem.get_file_info(path).type == pafs.FileType.File:
-            return []
-        infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    except (OSError, pa.ArrowException) as error:
+        if is_local(folder):
+            return sorted(os.listdir(folder))  # noqa: PTH208
+        store, path = _remote(folder)
+        return sorted(store.list_names(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
         raise InputError(f"{folder}: cannot be listed: {_reason(error)}") from error
-    return sorted(info.base_name for info in infos)
 
 
 def read(location: str, at_most: int | None = None) -> bytes:
     """The whole content of a file. Raises `OSError` (`FileNotFoundError` where there is none), also where it has more
     than `at_most` bytes, before they are read.
     """
-    with Path(location).open("rb") if is_local(location) else open_file(location) as file:
+    if not is_local(location):
+        store, path = _remote(location)
+        return store.read(path, at_most)
+    with Path(location).open("rb") as file:
         if at_most is not None and file.seek(0, os.SEEK_END) > at_most:
             raise OSError(errno.EFBIG, f"it has more than {at_most} bytes")
         file.seek(0)
         return file.read()
+
+
+def read_each(locations: Iterable[str], at_most: int | None = None) -> Iterator[bytes | OSError]:
+    """The contents of files, in order; of one that cannot be read, why.
+
+    An object store takes long to answer, and answers many at once: it is asked ahead. Raises `UnavailableError` where
+    it does not answer at all, which is not the fault of one file.
+    """
+    waiting: deque[Callable[[], bytes]] = deque()
+    with contextlib.ExitStack() as stack:
+        pool = None
+        for location in itertools.chain(locations, itertools.repeat(None, _AHEAD)):
+            if location is None:
+                pass
+            elif is_local(location):
+                waiting.append(functools.partial(read, location, at_most))
+            else:
+                pool = pool or stack.enter_context(ThreadPoolExecutor(_AHEAD))
+                waiting.append(pool.submit(read, location, at_most).result)
+            if waiting and (location is None or len(waiting) > _AHEAD):
+                yield _or_error(waiting.popleft())
+
+
+def _or_error(read: Callable[[], bytes]) -> bytes | OSError:
+    try:
+        return read()
+    except UnavailableError:
+        raise
+    except OSError as error:
+        return error
 
 
 def read_json(location: str) -> Any:
@@ -141,8 +197,10 @@ def read_json(location: str) -> Any:
 
 def open_file(location: str) -> pa.NativeFile:
     """A file for reading here and there, such as a Parquet footer. Raises `OSError` as `read` does."""
-    filesystem, path = _open(location)
-    return filesystem.open_input_file(path)
+    if is_local(location):
+        return pa.OSFile(location)
+    store, path = _remote(location)
+    return store.open_file(path)
 
 
 def write(location: str, content: bytes, scratch: str | None = None) -> None:
@@ -154,9 +212,8 @@ def write(location: str, content: bytes, scratch: str | None = None) -> None:
     complete.
     """
     if not is_local(location):
-        filesystem, path = _open(location)
-        with filesystem.open_output_stream(path) as stream:
-            stream.write(content)
+        store, path = _remote(location)
+        store.write(path, content)
         return
     temporary = _temporary(scratch or os.path.dirname(location))  # noqa: PTH120
     try:
@@ -170,15 +227,13 @@ def write(location: str, content: bytes, scratch: str | None = None) -> None:
 def create(location: str, content: bytes, flag: str) -> None:
     """Write a file that must not be there yet: of two processes that try, one is refused.
 
-    In an object store it is looked for first, which two within the same moment can pass.
+    An object store that has no conditional writes is asked first, which two within the same moment can pass.
     Raises `InputError`, naming `flag`, where it is there, or where the folder cannot be written.
     """
     try:
         if not is_local(location):
-            filesystem, path = _open(location)
-            if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
-                raise FileExistsError(location)
-            write(location, content)
+            store, path = _remote(location)
+            store.create(path, content)
             return
         temporary = _temporary(os.path.dirname(location))  # noqa: PTH120
         try:
@@ -230,18 +285,24 @@ def flush_folders(folders: Iterable[str]) -> None:
 
 def remove_file(location: str) -> None:
     """Delete a file; no error where there is none."""
-    filesystem, path = _open(location)
-    if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
-        filesystem.delete_file(path)
+    if is_local(location):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            Path(location).unlink()
+        return
+    store, path = _remote(location)
+    store.remove_file(path)
 
 
 def remove_folder(location: str, first: str | None = None) -> None:
     """Delete a folder and all in it, the file `first` before the others; no error where there is none."""
-    filesystem, path = _open(location)
-    if first is not None and filesystem.get_file_info(f"{path}/{first}").type == pafs.FileType.File:
-        filesystem.delete_file(f"{path}/{first}")
-    if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
-        filesystem.delete_dir(path)
+    if first is not None:
+        remove_file(join(location, first))
+    if is_local(location):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(location)
+        return
+    store, path = _remote(location)
+    store.remove_folder(path)
 
 
 def remove_empty_folders(folder: str) -> None:
@@ -281,33 +342,42 @@ def _in_new_folder(path: str | Path, write: Callable[[], T]) -> T:
         return write()
 
 
-def _open(location: str) -> tuple[pafs.FileSystem, str]:
-    """The file system of an absolute location, and the path of the location in it."""
-    if is_local(location):
-        return pafs.LocalFileSystem(), location
-    scheme, _, path = location.partition("://")
-    return _bucket_file_system(scheme, path.split("/", 1)[0]), path
+def _remote(location: str) -> tuple[objects.Store, str]:
+    """The bucket of an absolute URI, and the path in it."""
+    scheme, _, rest = location.partition("://")
+    bucket, _, path = rest.partition("/")
+    return objects.store(scheme, bucket), path
 
 
-@functools.cache
-def _bucket_file_system(scheme: str, bucket: str) -> pafs.FileSystem:
-    """Credentials, region and endpoint come from where the provider's own tools take them."""
+def _reason(error: OSError) -> str:
+    return " ".join(str(error.strerror or error).split())
+
+
+@contextlib.contextmanager
+def writing(output: str, flag: str = "--output") -> Iterator[None]:
+    """Raise `JobError`, naming `flag`, where what is done within cannot be written to a job's output."""
     try:
-        return pafs.FileSystem.from_uri(f"{scheme}://{bucket}")[0]
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{scheme}://{bucket}: cannot be opened: {_reason(error)}") from error
+        yield
+    except OSError as error:
+        raise JobError(cannot_write(output, error, flag)) from error
 
 
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())
+def cannot_write(output: str, error: OSError, flag: str = "--output") -> str:
+    """What a job says when it cannot write its output."""
+    return (
+        f"{flag} {output}: cannot be written: {_reason(error)}; what is finished is kept: mend that, and give the same "
+        "command again"
+    )
 
 
 def require_writable(folder: str, flag: str) -> None:
-    """Raise `InputError`, naming `flag`, where a local folder could not be made or written to; makes nothing.
-
-    An object store is asked by the first write.
-    """
+    """Raise `InputError`, naming `flag`, where a folder could not be made or written to; makes nothing."""
     if not is_local(folder):
+        store, path = _remote(folder)
+        try:
+            store.require_writable(path)
+        except OSError as error:
+            raise InputError(f"{flag} {folder}: cannot be written: {_reason(error)}") from error
         return
     parent = Path(folder)
     while not os.path.lexists(parent):

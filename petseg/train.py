@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from petseg import checkpoint, cluster, feed, losses, metrics, precision, storage
 from petseg.checkpoint import TrainState
-from petseg.config import InputError, JobError, ModelConfig, Precision, TrainConfig
+from petseg.config import InputError, JobError, ModelConfig, Precision, TrainConfig, UnavailableError
 from petseg.learner import Learner, all_reduce
 from petseg.logs import Logs, sample_sheet
 from petseg.recipes import RECIPES
@@ -34,8 +35,6 @@ SHEET_ROWS = 8
 
 NOTICE_STEPS = 50
 """Steps between two looks for a notice of preemption: all workers wait for one another to agree on it."""
-
-_RAY_FOLDER = ".ray"  # Ray Train wants a folder for its own notes; nothing of ours is in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +77,8 @@ def fit(setup: WorkerSetup, say: Callable[[str], None] = print) -> None:
             for cause in causes:
                 if isinstance(cause, InputError | JobError):
                     raise cause from None
+                if isinstance(cause, UnavailableError):
+                    raise JobError(f"{cause}; --resume goes on") from None
             deaths = [cause for cause in causes if isinstance(cause, ray.exceptions.RayError)]
             # The others lose their connection to one that has died, and may be the first to say so.
             what = f"a worker has died ({_first_line((deaths or causes)[0])})"
@@ -123,6 +124,9 @@ def _cause(failure: Exception) -> Exception:
 def _fit_once(setup: WorkerSetup) -> None:
     config = setup.config
     resources = {"CPU": setup.cpus} | ({"GPU": 1} if config.use_gpu else {})
+    # Ray Train wants a place for notes of its own. Nothing of ours is in it, and workers never look there, so it need
+    # not be one that all machines reach.
+    notes = tempfile.mkdtemp(prefix="petseg-ray-")
     trainer = ray.train.torch.TorchTrainer(
         _train_worker,
         train_loop_config={"setup": setup},
@@ -132,15 +136,15 @@ def _fit_once(setup: WorkerSetup) -> None:
             resources_per_worker=resources,
         ),
         run_config=ray.train.RunConfig(
-            name=_RAY_FOLDER,
-            storage_path=setup.run,
+            name="notes",
+            storage_path=notes,
             failure_config=ray.train.FailureConfig(max_failures=0, max_preemption_failures=0),  # `fit` starts again
         ),
     )
     try:
         trainer.fit()
     finally:
-        storage.remove_folder(storage.join(setup.run, _RAY_FOLDER))
+        storage.remove_folder(notes)
 
 
 def _train_worker(loop_config: dict[str, WorkerSetup]) -> None:

@@ -2,15 +2,17 @@
 
 import functools
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
+import stores
 from PIL import Image
 
 from petseg import images, labels, manifest, rows, shards
@@ -31,6 +33,16 @@ os.environ |= {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",  # where Ray has not noticed yet that a node is gone
 }
 os.environ.pop("RAY_ADDRESS", None)
+
+# Nor anything of the user's own AWS settings: the store of the tests is the only one there is.
+for name in [name for name in os.environ if name.startswith("AWS_")]:
+    del os.environ[name]
+os.environ |= {
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_REGION": "us-east-1",
+}
 
 PAIRS = 24
 
@@ -55,9 +67,47 @@ def pets() -> Path:
     return Path(folder).absolute()
 
 
+class Store(NamedTuple):
+    """The object store of the tests, whose settings are in the environment."""
+
+    url: str
+    """The bucket."""
+    proxy: stores.FaultyProxy
+    """Through which all of it is reached."""
+    keys: dict[str, str]
+
+
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
-    """One Ray for the whole session: 4 logical CPUs, since two workers and the data tasks need more than two."""
+def store_of_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A real object store, and a proxy before it that does nothing to it yet."""
+    seaweed = stores.SeaweedFS(tmp_path_factory.mktemp("seaweedfs"))
+    proxy = stores.FaultyProxy(seaweed.port)
+    os.environ |= {"AWS_ENDPOINT_URL": proxy.endpoint, **seaweed.keys}
+    yield Store(f"s3://{stores.BUCKET}", proxy, seaweed.keys)
+    proxy.stop()
+    seaweed.stop()
+
+
+@pytest.fixture
+def store(store_of_all: Store) -> Iterator[Store]:
+    """The store, with a proxy that does and knows nothing yet."""
+    store_of_all.proxy.reset()
+    yield store_of_all
+    store_of_all.proxy.reset()
+
+
+@pytest.fixture
+def prefix(store: Store, request: pytest.FixtureRequest) -> str:
+    """A place in the store for one test."""
+    return f"{store.url}/{request.node.name.partition('[')[0]}-{secrets.token_hex(3)}"
+
+
+@pytest.fixture(scope="session")
+def local_ray(store_of_all: Store) -> Iterator[None]:
+    """One Ray for the whole session: 4 logical CPUs, since two workers and the data tasks need more than two.
+
+    The store comes first, since Ray's workers have the environment in which it was started.
+    """
     import ray
 
     from petseg import cluster

@@ -104,19 +104,14 @@ def test_remove_folder_starts_with_the_file_it_is_told(tmp_path: Path, monkeypat
     (tmp_path / "a").mkdir()
     for name in ("commit", "other"):
         (tmp_path / "a" / name).touch()
-    monkeypatch.setattr(storage, "_open", lambda location: (Halting(), location))
+
+    def halt(_: object) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(storage.shutil, "rmtree", halt)
     with pytest.raises(InterruptedError):
         storage.remove_folder(str(tmp_path / "a"), first="commit")
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["other"]
-
-
-class Halting:
-    """A local file system on which the process is stopped before it deletes a folder."""
-
-    def __getattr__(self, name: str) -> object:
-        if name == "delete_dir":
-            raise InterruptedError
-        return getattr(storage.pafs.LocalFileSystem(), name)
 
 
 def test_write_folder_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
