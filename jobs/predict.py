@@ -80,7 +80,7 @@ def _run(plan: Plan, done: dict[int, Summary], model: ModelConfig, weights: byte
     cluster.require_shared({"--images": storage.absolute(config.images), "--output": plan.target.output})
     cluster.require({"GPU" if config.use_gpu else "CPU": 1}, config.num_workers, "--num-workers")
     with storage.writing(plan.target.output):
-        shards.begin(plan)
+        shards.begin(plan, overwrite=config.overwrite)
     before = shards.total(done)
     failed, started = before.failed, time.perf_counter()
     progress = Progress(plan.manifest.num_rows, before.rows, before.failed, sys.stdout)

@@ -73,11 +73,11 @@ def resolve(config: TrainConfig, first: TrainConfig | None) -> TrainConfig:
     )
     run = folder(config)
     if first is None:
+        storage.require_writable(run, "--storage")
         names = storage.list_names(run)
         if names:
             remedy = "--resume goes on with it" if "config.json" in names else "it holds other files"
             raise InputError(f"--name {config.name}: {run} is there already; choose another name ({remedy})")
-        storage.require_writable(run, "--storage")
         return config
     changed = [
         f"--{field.name.replace('_', '-')} (was {getattr(first, field.name)}, now {getattr(config, field.name)})"

@@ -177,18 +177,23 @@ def find_done(plan: Plan, *, overwrite: bool = False) -> dict[int, Summary]:
             raise InputError(
                 f"--output {output}: its {folder}/ is not of the job that was begun there; choose another folder"
             )
-    differing = sorted(key for key in before.keys() | plan.description if before.get(key) != plan.description.get(key))
-    if differing and overwrite:
+    if overwrite and before != plan.description:
         return {}
+    _refuse_other(plan, before)
+    return _find_committed(plan)
+
+
+def _refuse_other(plan: Plan, before: dict[str, Any]) -> None:
+    """Raise `InputError` where the output was begun with another plan, `before`."""
+    differing = sorted(key for key in before.keys() | plan.description if before.get(key) != plan.description.get(key))
     if differing:
         changes = [f"{key} (was {before.get(key)}, now {plan.description.get(key)})" for key in differing]
         if "manifest_sha256" in differing:
             changes += _changed_names(plan)
         raise InputError(
-            f"--output {output}: begun with other settings: {', '.join(changes)}; choose another folder, or pass "
-            "--overwrite to replace what is in this one"
+            f"--output {plan.target.output}: begun with other settings: {', '.join(changes)}; choose another folder, "
+            "or pass --overwrite to replace what is in this one"
         )
-    return _find_committed(plan)
 
 
 def _find_committed(plan: Plan) -> dict[int, Summary]:
@@ -204,16 +209,18 @@ def is_finished(plan: Plan, done: dict[int, Summary]) -> bool:
     return len(done) == plan.target.num_shards and SUCCESS_FILE in storage.list_names(plan.target.output)
 
 
-def begin(plan: Plan) -> None:
+def begin(plan: Plan, *, overwrite: bool = False) -> None:
     """Make the output's folder and write the plan, or clear up after a start of the same plan that was killed; the
-    output of another plan, which `find_done` was told to overwrite, is deleted first.
+    output of another plan, which is to be overwritten, is deleted first.
 
-    Raises `InputError` where another job has begun there at the same moment, and `OSError` where the folder cannot be
-    written.
+    Raises `InputError` where another job has begun there since `find_done` looked, and `OSError` where the folder cannot
+    be written.
     """
     output = plan.target.output
     location = storage.join(output, PLAN_FILE)
     before = _read_plan(output) if PLAN_FILE in storage.list_names(output) else None
+    if before is not None and not overwrite:
+        _refuse_other(plan, before)
     storage.remove_leftovers(output)
     if before is not None and before != plan.description:
         _clear(output, before)

@@ -186,9 +186,11 @@ def _or_error(read: Callable[[], bytes]) -> bytes | OSError:
 
 
 def read_json(location: str) -> Any:
-    """The content of a JSON file. Raises `InputError` where it is none, or cannot be read."""
+    """The content of a JSON file. Raises `InputError` where it is none, or cannot be read, and `UnavailableError`."""
     try:
         return json.loads(read(location))
+    except UnavailableError:
+        raise
     except ValueError as error:  # also bytes that are not UTF-8
         raise InputError(f"{location}: not JSON ({error}); was it edited, or cut short?") from error
     except OSError as error:

@@ -75,6 +75,9 @@ class Store(NamedTuple):
     proxy: stores.FaultyProxy
     """Through which all of it is reached."""
     keys: dict[str, str]
+    """Of one who may do everything; they are in the environment, too."""
+    reader: dict[str, str]
+    """Of one who may read and list below open/, and nothing else."""
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +86,7 @@ def store_of_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     seaweed = stores.SeaweedFS(tmp_path_factory.mktemp("seaweedfs"))
     proxy = stores.FaultyProxy(seaweed.port)
     os.environ |= {"AWS_ENDPOINT_URL": proxy.endpoint, **seaweed.keys}
-    yield Store(f"s3://{stores.BUCKET}", proxy, seaweed.keys)
+    yield Store(f"s3://{stores.BUCKET}", proxy, seaweed.keys, seaweed.reader)
     proxy.stop()
     seaweed.stop()
 

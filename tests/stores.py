@@ -1,6 +1,7 @@
 """A real object store on this machine (SeaweedFS), and what may stand between it and its clients, for the tests."""
 
 import http.client
+import json
 import os
 import random
 import re
@@ -48,6 +49,8 @@ class SeaweedFS:
     def __init__(self, folder: Path) -> None:
         self.keys = {"AWS_ACCESS_KEY_ID": secrets.token_hex(8), "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16)}
         """Of one who may do everything."""
+        self.reader = {"AWS_ACCESS_KEY_ID": secrets.token_hex(8), "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16)}
+        """Of one who may read and list what is below open/, and nothing else."""
         weed = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
         assert weed, "pip install -e '.[test]' brings SeaweedFS (weed)"
         master, volume, filer, self.port, admin = free_ports(5)
@@ -56,10 +59,24 @@ class SeaweedFS:
         addresses += [f"-s3.port={self.port}", f"-admin.port={admin}"]
         quiet = ["-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
         quiet += ["-master.telemetry=false", "-s3.allowDeleteBucketNotEmpty=false", "-s3.autoCreateBucket=false"]
+        access = {
+            "admin": (self.keys, ["Admin", "Read", "Write", "List", "Tagging"]),
+            "reader": (self.reader, [f"Read:{BUCKET}/open/*", f"List:{BUCKET}/open/*"]),
+        }
+        identities = [
+            {
+                "name": name,
+                "credentials": [dict(zip(("accessKey", "secretKey"), keys.values(), strict=True))],
+                "actions": actions,
+            }
+            for name, (keys, actions) in access.items()
+        ]
+        config = folder / "identities.json"
+        config.write_text(json.dumps({"identities": identities}))
         self._log = folder / "seaweedfs.log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [weed, "mini", f"-dir={folder}", *addresses, *quiet],
+                [weed, "mini", f"-dir={folder}", *addresses, *quiet, f"-s3.config={config}"],
                 env=os.environ | self.keys | {"GOMEMLIMIT": "256MiB", "GOGC": "50"},
                 stdout=log,
                 stderr=log,

@@ -200,7 +200,7 @@ def test_what_passes_is_tried_again(fault: str, store: Store, prefix: str) -> No
 )
 def test_what_does_not_pass_is_no_fault_of_the_file(fault: str, message: str, store: Store, prefix: str) -> None:
     storage.write(f"{prefix}/a", b"x" * 1000)
-    store.proxy.reset(**{fault: 1.0})
+    store.proxy.reset(0, **{fault: 1.0})
     with pytest.raises(UnavailableError, match=message) as caught:
         list(storage.read_each([f"{prefix}/a"]))
     assert "\n" not in str(caught.value)
@@ -359,3 +359,20 @@ def new_stores() -> Iterator[None]:
 def test_google_s_store_is_pyarrow_s() -> None:
     store = objects.store("gs", "bucket")
     assert isinstance(store, objects.ArrowStore) and isinstance(store._filesystem, pafs.GcsFileSystem)
+
+
+@pytest.mark.usefixtures("new_client")
+def test_who_may_only_read_is_told_before_anything_is_done(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.write(f"{store.url}/open/a.jpg", b"x")
+    storage.write(f"{store.url}/closed/a.jpg", b"x")
+    objects._new_client.cache_clear()
+    for name, key in store.reader.items():
+        monkeypatch.setenv(name, key)
+    assert list(storage.list_files(f"{store.url}/open")) == ["a.jpg"]
+    assert storage.read(f"{store.url}/open/a.jpg") == b"x"
+    with pytest.raises(InputError, match=r"--output s3://pets/open/out: cannot be written: access denied"):
+        storage.require_writable(f"{store.url}/open/out", "--output")
+    with pytest.raises(InputError, match=r"s3://pets/closed: cannot be listed: access denied"):
+        list(storage.list_files(f"{store.url}/closed"))
+    [refused] = storage.read_each([f"{store.url}/closed/a.jpg"])
+    assert isinstance(refused, PermissionError) and "access denied" in str(refused)

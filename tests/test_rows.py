@@ -152,7 +152,7 @@ def test_photos_larger_than_a_tile_are_predicted_at_their_own_size(photos: Path,
     assert table["width"].to_pylist() == [30, 32, 34, 36, 31, None, 35]
     plan, tiled = make_plan(photos, tmp_path / "whole"), make_plan(photos, tmp_path / "tiled")
     for each, tile_hw in ((plan, None), (tiled, (20, 33))):
-        shards.begin(each)
+        shards.begin(each, overwrite=True)
         do_shards(each, 0, 1, 2, tile_hw=tile_hw)
     for file in sorted((tmp_path / "whole").rglob("*.p*")):
         assert (tmp_path / "tiled" / file.relative_to(tmp_path / "whole")).read_bytes() == file.read_bytes()

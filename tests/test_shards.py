@@ -15,7 +15,7 @@ SETTINGS = {"checkpoint_sha256": "c0ffee"}
 
 def start(plan: Plan, *, overwrite: bool = False) -> dict[int, shards.Summary]:
     done = shards.find_done(plan, overwrite=overwrite)
-    shards.begin(plan)
+    shards.begin(plan, overwrite=overwrite)
     return done
 
 
@@ -132,6 +132,18 @@ def finished(photos: Path, output: Path, **changes: object) -> dict[str, bytes]:
     start(plan, overwrite=True)
     shards.finish(plan, do_shards(plan, *range(plan.target.num_shards)))
     return content(output)
+
+
+def test_what_another_job_has_begun_since_one_looked_is_left_to_it(photos: Path, tmp_path: Path) -> None:
+    """Starting Ray lies between the look and the beginning: time enough."""
+    late, early = make_plan(photos, tmp_path / "out"), make_plan(photos, tmp_path / "out", shard_size=2)
+    assert shards.find_done(late) == {}
+    start(early)
+    do_shards(early, 0)
+    before = content(tmp_path / "out")
+    with pytest.raises(InputError, match=r"begun with other settings: shard_size \(was 2, now 3\)"):
+        shards.begin(late)
+    assert content(tmp_path / "out") == before
 
 
 def test_overwriting_leaves_nothing_of_the_other_job(photos: Path, tmp_path: Path) -> None:
