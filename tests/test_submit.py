@@ -1,0 +1,249 @@
+"""`ray job submit` to a head with a token, by the commands of docs/clusters.md: exit codes and logs as a CI reads them,
+and what of a working directory goes to the cluster.
+"""
+
+import dataclasses
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+import ray_head
+import yaml
+from conftest import PAIRS, ROOT
+from ray_head import Head, wait_until
+
+import petseg
+from petseg.config import PredictConfig
+
+PAGE = (ROOT / "docs" / "clusters.md").read_text()
+CI = "ray job submit --submission-id"
+STOP = "ray job stop"
+PETSEG_IS = "this petseg is "
+TINY = "--image-size 64 64 --batch-size 8 --val-count 7 --cpus-per-worker 1"
+
+pytestmark = [pytest.mark.ray, pytest.mark.own_ray]
+
+
+def block(with_words: str) -> str:
+    """The one block of commands on the page that has these words."""
+    [found] = [code for code in re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL) if with_words in code]
+    return found
+
+
+@dataclass(frozen=True)
+class Submitter:
+    """Somebody with a checkout and the token, and a folder on the cluster's disk for a bucket."""
+
+    head: Head
+    checkout: Path
+    bucket: Path
+
+    def script(self, with_words: str, changes: dict[str, str] | None = None) -> str:
+        """A block of the page, after its line that says where the cluster is; with this cluster's places in it."""
+        [where] = re.findall(r"^export .*RAY_API_SERVER_ADDRESS=.*\n", PAGE, re.MULTILINE)
+        script = where + block(with_words)
+        for word, becomes in {"8265": str(self.head.dashboard_port), **(changes or {})}.items():
+            assert word in script, word
+            script = script.replace(word, becomes)
+        return script.replace("s3://BUCKET", str(self.bucket))
+
+    def start(self, script: str, log: Path, **env: str) -> subprocess.Popen[bytes]:
+        command = ["/bin/bash", "-ec", script]
+        with log.open("wb") as file:
+            return subprocess.Popen(command, cwd=self.checkout, env=self.head.env | env, stdout=file, stderr=file)
+
+    def run(self, script: str, **env: str) -> tuple[int, str]:
+        """Exit code, and what was printed."""
+        log = self.checkout.parent / "log"
+        process = self.start(script, log, **env)
+        try:
+            return process.wait(240), log.read_text()
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def submitter(tmp_path_factory: pytest.TempPathFactory, drawn: tuple[Path, Path]) -> Iterator[Submitter]:
+    """With a head of two cores that was started as the page says."""
+    checkout, bucket = tmp_path_factory.mktemp("checkout") / "petseg", tmp_path_factory.mktemp("bucket")
+    ignored = shutil.ignore_patterns(".git", ".*_cache", "__pycache__", "*.egg-info", "runs")
+    shutil.copytree(ROOT, checkout, ignore=ignored)
+    with (checkout / "petseg" / "__init__.py").open("a") as init:
+        init.write('\nprint("this petseg is", __file__, flush=True)\n')
+    for name in (
+        "runs/first/model.pt",
+        "data/pets.tar",
+        ".venv/lib/torch.so",
+        "env/lib/torch.so",
+        ".git/pack",
+        "key.pem",
+    ):
+        path = checkout / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.truncate(path, 101 * 2**20)  # more than a head takes, and no space on the disk
+    shutil.copytree(drawn[0], bucket / "photos")
+    shutil.copytree(drawn[1], bucket / "masks")
+    shutil.copytree(drawn[0], bucket / "all")
+    (bucket / "all" / "broken.jpg").write_bytes(b"broken")
+    home = tmp_path_factory.mktemp("home")
+    with ray_head.new(HOME=str(home)) as head:
+        start, ports = block("ray start --head"), "--port=6379 --dashboard-port=8265"
+        assert ports in start
+        head.start(start.replace(ports, f"{head.flags} --num-cpus=2"))
+        yield Submitter(head, checkout, bucket)
+
+
+@pytest.fixture(scope="module")
+def trained(submitter: Submitter) -> str:
+    """What the training job of the page prints, made tiny."""
+    changes = {"--num-workers 2": f"--num-workers 1 --epochs 1 {TINY}"}
+    code, output = submitter.run(submitter.script("-- python jobs/train.py", changes))
+    assert code == 0, output
+    return output
+
+
+def of_the_job(output: str) -> list[str]:
+    """The lines of the job itself, without those that Ray adds, which begin with the time."""
+    return [line for line in output.splitlines() if not re.match(r"\d{4}-\d\d-\d\d |Running entrypoint ", line)]
+
+
+def test_a_training_job_is_followed_to_its_end(submitter: Submitter, trained: str) -> None:
+    lines = of_the_job(trained)
+    assert f"training on {PAIRS - 7} pairs, validating on 7; run {submitter.bucket}/runs/first" in lines
+    assert [line.split()[:2] for line in lines if line.startswith("epoch")] == [["epoch", "1/1"]]
+    assert lines[-2].startswith("best: epoch 1, val loss ")
+    assert lines[-1].startswith("next: python jobs/predict.py --checkpoint ")
+    assert re.search(r"Job 'raysubmit_\w+' succeeded", trained)
+    run = submitter.bucket / "runs" / "first"
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 1
+    assert (run / "checkpoints" / "epoch-0001" / "model.pt").is_file()
+
+
+@pytest.mark.usefixtures("trained")
+def test_what_is_sent_is_the_jobs_and_the_package(submitter: Submitter) -> None:
+    """And it is that which runs, in the driver, the tasks and the workers, though another petseg is installed."""
+    session = submitter.head.folder / "ray" / "session_latest"
+    [package] = session.glob("runtime_resources/working_dir_files/_ray_pkg_*/")
+    sent = {str(path.relative_to(package)) for path in package.rglob("*") if "__pycache__" not in path.parts}
+    python = {str(path.relative_to(ROOT)) for folder in ("jobs", "petseg") for path in (ROOT / folder).glob("*.py")}
+    assert sent == {"jobs", "petseg"} | python
+    logs = [log for pattern in ("job-driver-*.log", "worker-*.out") for log in session.glob(f"logs/{pattern}")]
+    said = [line for log in logs for line in log.read_text().splitlines() if line.startswith(PETSEG_IS)]
+    assert len(said) >= 3  # the driver, a task and a worker at least
+    assert set(said) == {f"{PETSEG_IS}{package.resolve()}/petseg/__init__.py"}
+
+
+@pytest.mark.usefixtures("trained")
+def test_a_ci_goes_on_when_every_photo_has_its_row(submitter: Submitter) -> None:
+    code, output = submitter.run(submitter.script(CI) + "echo went on\n")
+    assert code == 0, output
+    masks = submitter.bucket / "masks-of-all"
+    lines = of_the_job(output)
+    assert any(line.endswith(f"; {PAIRS + 1} rows, 1 failed: {masks}") for line in lines), output
+    assert lines[-1] == "went on"
+    assert sum(pq.read_metadata(file).num_rows for file in masks.glob("part-*")) == PAIRS + 1
+    assert len(list((masks / "masks").iterdir())) == PAIRS
+
+
+def test_a_ci_ends_with_one_line_on_a_wrong_flag(submitter: Submitter) -> None:
+    code, output = submitter.run(submitter.script(CI, {"--output": "--shard-size 0 --output"}) + "echo went on\n")
+    assert code == 1
+    assert "error: --shard-size 0: give at least 1" in of_the_job(output)
+    assert "Traceback" not in output and "went on" not in output
+    [job] = re.findall(r"Job '(\S+)' submitted", output)
+    code, status = submitter.run(submitter.script(STOP, {'stop "$id"': f"status {job}"}))
+    assert code == 0 and f"Job '{job}' failed" in status and "exit code 2" in status
+    code, log = submitter.run(submitter.script(STOP, {'stop "$id"': f"logs {job}"}))
+    assert code == 0 and re.findall("^error: .*", log, re.MULTILINE) == ["error: --shard-size 0: give at least 1"]
+
+
+def test_a_ci_ends_where_a_job_was_stopped_though_its_exit_code_is_0(submitter: Submitter, tmp_path: Path) -> None:
+    changes = {"masks-of-all": "stopped", "\nray job status": "\necho ray job submit exits with $?\nray job status"}
+    log = tmp_path / "log"
+    ci = submitter.start(submitter.script(CI, changes) + "echo went on\n", log)
+    try:
+        wait_until(lambda: ci.poll() is not None or "0 failed" in log.read_text(), 180, log.read_text)
+        [job] = re.findall(r"Job '(\S+)' submitted", log.read_text())
+        code, output = submitter.run(submitter.script(STOP, {'"$id"': job}))
+        assert code == 0, output
+        assert ci.wait(60) == 1, log.read_text()
+    finally:
+        ci.kill()
+    assert "ray job submit exits with 0" in log.read_text()
+    assert "went on" not in log.read_text()
+    assert (submitter.bucket / "stopped" / "_plan.json").is_file()
+    assert not (submitter.bucket / "stopped" / "_SUCCESS.json").exists()
+
+
+def test_who_has_no_token_is_refused(submitter: Submitter, tmp_path: Path) -> None:
+    script = submitter.script("-- python jobs/train.py")
+    logs = submitter.head.folder / "ray" / "session_latest" / "logs"
+    jobs = len(list(logs.glob("job-driver-*")))
+    code, output = submitter.run(script, HOME=str(tmp_path))
+    assert code == 1 and "couldn't find an authentication token" in output
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("0" * 64)
+    code, output = submitter.run(script, HOME=str(tmp_path))
+    assert code == 1 and "the authentication token is invalid" in output
+    code, output = submitter.run(script.replace("RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled"))
+    assert code == 1 and "AuthenticationError" in output
+    assert len(list(logs.glob("job-driver-*"))) == jobs
+
+
+def test_a_second_machine_joins_with_the_token(submitter: Submitter, tmp_path: Path) -> None:
+    head, home = submitter.head, Path(submitter.head.env["HOME"])
+    join = block("ray start --address").replace("scp HEAD:", f"cp {home}/").replace("HEAD:6379", head.address)
+    join = join.replace("ray start ", "ray start --block --num-cpus=1 --dashboard-agent-listen-port=0 ")
+    join = join.replace("ray start ", f"ray start --object-store-memory={150 * 2**20} ")
+    env = {"HOME": str(tmp_path), "RAY_START_HOOK": "ray_head.on_loopback", "PYTHONPATH": str(ROOT / "tests")}
+    without = join[join.index("export ") :]
+    code, output = submitter.run(without, **env)
+    assert code == 1 and "no authentication token was found" in output
+
+    log = tmp_path / "log"
+    node = submitter.start(join, log, **env)
+    try:
+        wait_until(lambda: node.poll() is not None or "Ray runtime started" in log.read_text(), 60, log.read_text)
+        assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o077 == 0
+        status = f"RAY_AUTH_MODE=token ray status --address={head.address}"
+        wait_until(lambda: submitter.run(status, **ray_head.LOOPBACK)[1].count(" 1 node_") == 2, 30)
+    finally:
+        node.terminate()
+        node.wait(30)
+
+
+def test_the_token_is_for_its_owner_and_in_no_log(submitter: Submitter) -> None:
+    file = Path(submitter.head.env["HOME"]) / ".ray" / "auth_token"
+    assert file.stat().st_mode & 0o077 == 0
+    token = file.read_bytes().strip()
+    assert len(token) == 64
+    folders = (submitter.head.folder / "ray" / "session_latest" / "logs", submitter.bucket, submitter.checkout.parent)
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    files = [path for path in files if path.stat().st_size < 2**26]  # without the large ones, which are nothing
+    assert len(files) > 50
+    assert [path for path in files if token in path.read_bytes()] == []
+
+
+def test_the_versions_of_the_kubernetes_example_are_those_installed() -> None:
+    job = yaml.safe_load((ROOT / "docs" / "rayjob.yaml").read_text())
+    cluster = job["spec"]["rayClusterSpec"]
+    pods = [cluster["headGroupSpec"]["template"], *(group["template"] for group in cluster["workerGroupSpecs"])]
+    images = {container["image"] for pod in pods for container in pod["spec"]["containers"]}
+    assert images == {f"REGISTRY/petseg:{petseg.__version__}-ray{ray.__version__}"}
+    assert images <= set(re.findall(r"REGISTRY/\S+", PAGE))
+    assert cluster["rayVersion"] == ray.__version__
+    assert f"FROM rayproject/ray:{ray.__version__}-" in PAGE
+    assert [group["minReplicas"] for group in cluster["workerGroupSpecs"]] == [0, 0]
+    assert cluster["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
+    [script, *flags] = shlex.split(job["spec"]["entrypoint"].removeprefix("python petseg/"))
+    known = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(PredictConfig)}
+    assert script == "jobs/predict.py" and {flag for flag in flags if flag.startswith("--")} <= known
