@@ -22,6 +22,8 @@ from pathlib import Path
 
 import drawn
 
+from petseg import storage
+
 ROOT = Path(__file__).parent.parent
 TEMPORARY = ".petseg-tmp-"
 VICTIMS = {
@@ -144,13 +146,12 @@ def matching(ancestor: int, pattern: str) -> list[int]:
     return sorted(found)
 
 
-def contents(output: Path) -> dict[str, bytes]:
+def contents(output: Path | str) -> dict[str, bytes]:
     """Every file of an output, but for those that are being written, or were when something was killed."""
-    found = {}
-    for path in output.rglob("*"):
-        if path.is_file() and not path.name.startswith(TEMPORARY):
-            found[str(path.relative_to(output))] = path.read_bytes()
-    return found
+    if storage.is_local(str(output)) and not Path(output).exists():
+        return {}
+    names = list(storage.list_files(str(output)))  # which passes over hidden ones
+    return {name: storage.read(storage.join(str(output), name)) for name in names}
 
 
 def survey(output: Path) -> str:

@@ -78,7 +78,9 @@ def _run(plan: Plan, done: dict[int, Summary], model: ModelConfig, weights: byte
 
     cluster.connect()
     cluster.require_shared({"--images": storage.absolute(config.images), "--output": plan.target.output})
-    cluster.require({"GPU" if config.use_gpu else "CPU": 1}, config.num_workers, "--num-workers")
+    # What there is of the cluster by then decides how its work is cut.
+    bundle = ({"GPU": 1} if config.use_gpu else {}) | {"CPU": 1}
+    cluster.require(bundle, config.num_workers, "--num-workers", config.wait_min * 60)
     with storage.writing(plan.target.output):
         shards.begin(plan, overwrite=config.overwrite)
     before = shards.total(done)

@@ -95,6 +95,7 @@ def _do_shards(target: Target, pairs: pa.Table, done: dict[int, Summary], label_
     cluster.connect()
     settings = target.settings
     cluster.require_shared({"--images": settings.images, "--masks": settings.masks, "--output": target.output})
+    cluster.require({"CPU": 1}, 1, "shards")
     before = sum(_pairs_in(summary) for summary in done.values())
     failed = sum(len(summary.left_out) for summary in done.values())
     storage.remove_leftovers(target.output)

@@ -56,6 +56,8 @@ def main() -> None:
     cluster.connect()
     places = {"--storage": run, "--data": config.data, "--images": config.images, "--masks": config.masks}
     cluster.require_shared({flag: place for flag, place in places.items() if place})
+    if not config.use_gpu and not config.cpus_per_worker:  # their cores are shared once there are some
+        cluster.require({"CPU": 1}, config.min_workers, "--num-workers", config.wait_min * 60)
     cpus = config.cpus_per_worker or (1 if config.use_gpu else cluster.cpus_per_worker(config.max_workers))
     train.require_workers(config, cpus)
     sides = [pairs.sides["train"], pairs.sides["val"]]

@@ -126,8 +126,10 @@ def require(bundle: dict[str, int], count: int, flags: str, limit_s: float | Non
     have = capacity(bundle)
     if count <= have:
         return
-    each = " and ".join(f"{amount} {name}s" if amount > 1 else f"{name}s" for name, amount in bundle.items())
-    wanted = f"{count} {each}" if max(bundle.values()) == 1 else f"{count} × {each}"
+    alone = max(bundle.values()) == 1
+    names = [f"{name}s" if amount > 1 or (alone and count > 1) else name for name, amount in bundle.items()]
+    each = " and ".join(names if alone else [f"{n} {name}" for n, name in zip(bundle.values(), names, strict=True)])
+    wanted = f"{count} {each}" if alone else f"{count} × {each}"
     if _started_here():
         raise InputError(
             f"{flags} asks for {wanted}, but this machine has {have}; ask for fewer, or join a cluster with RAY_ADDRESS"

@@ -304,10 +304,14 @@ class PredictConfig:
     use_gpu: bool = False
     """One GPU per worker."""
 
+    wait_min: float = 30.0
+    """Minutes to wait for a cluster that has too little, but may grow."""
+
     def __post_init__(self) -> None:
         for flag in ("shard_size", "batch_size", "num_workers", "max_pixels", "limit"):
             value = getattr(self, flag)
             _require(value is None or value >= 1, f"--{flag.replace('_', '-')} {value}: give at least 1")
+        _require(0 <= self.wait_min < float("inf"), f"--wait-min {self.wait_min}: give 0 or more")
         _require(
             self.max_errors is None
             or 0 <= self.max_errors < 1

@@ -213,8 +213,8 @@ def begin(plan: Plan, *, overwrite: bool = False) -> None:
     """Make the output's folder and write the plan, or clear up after a start of the same plan that was killed; the
     output of another plan, which is to be overwritten, is deleted first.
 
-    Raises `InputError` where another job has begun there since `find_done` looked, and `OSError` where the folder cannot
-    be written.
+    Raises `InputError` where another job has begun there since `find_done` looked, and `OSError` where it cannot be
+    written.
     """
     output = plan.target.output
     location = storage.join(output, PLAN_FILE)

@@ -128,8 +128,8 @@ def local_ray(store_of_all: Store) -> Iterator[None]:
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A Ray of three nodes on this machine: a head that runs no tasks, and two that do."""
+def cluster(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A Ray of a head that runs no tasks, on this machine, to which a test adds nodes that do; they know the store."""
     from ray.cluster_utils import Cluster
 
     nodes = Cluster(

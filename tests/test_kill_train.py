@@ -13,21 +13,31 @@ from typing import Any
 import kill_predict
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, Store
 
-from petseg import checkpoint, runs
+from petseg import checkpoint, runs, storage
 
 TRAIN_WORKER = r"^ray::\w*TrainWorker"
+
+
+@pytest.fixture
+def pairs(drawn: tuple[Path, Path], store: Store) -> tuple[str, str]:
+    """The drawn set in the store."""
+    for folder in drawn:
+        for path in folder.iterdir():
+            storage.write(f"{store.url}/drawn/{folder.name}/{path.name}", path.read_bytes())
+    return f"{store.url}/drawn/{drawn[0].name}", f"{store.url}/drawn/{drawn[1].name}"
 
 
 class Job:
     """`jobs/train.py` on the drawn set, its output going to a file."""
 
-    def __init__(self, folder: Path, drawn: tuple[Path, Path], name: str, *flags: object) -> None:
-        self.run = folder / "runs" / name
+    def __init__(self, folder: Path, pairs: tuple[object, object], name: str, *flags: object, runs: str = "") -> None:
+        runs = runs or str(folder / "runs")
+        self.run = f"{runs}/{name}"
         self._log = folder / f"{name}.log"
-        command = [sys.executable, str(ROOT / "jobs" / "train.py"), "--images", drawn[0], "--masks", drawn[1]]
-        command += ["--name", name, "--image-size", 64, 64, "--val-count", 7, *flags]
+        command = [sys.executable, str(ROOT / "jobs" / "train.py"), "--images", pairs[0], "--masks", pairs[1]]
+        command += ["--storage", runs, "--name", name, "--image-size", 64, 64, "--val-count", 7, *flags]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(list(map(str, command)), cwd=folder, stdout=log, stderr=log)
 
@@ -35,7 +45,10 @@ class Job:
         return self._log.read_text()
 
     def epochs(self) -> int:
-        return len(runs.read_metrics(str(self.run)))
+        return len(self.metrics())
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return runs.read_metrics(self.run)
 
     def wait_until(self, happened: Callable[[], object], limit_s: float = 120) -> None:
         deadline = time.monotonic() + limit_s
@@ -47,9 +60,9 @@ class Job:
         assert self.process.wait(240) == 0, self.output()
 
 
-def last_weights(run: Path) -> dict[str, torch.Tensor]:
+def last_weights(run: str) -> dict[str, torch.Tensor]:
     """What the run has come to: the weights that are kept, and those that move."""
-    last = checkpoint.last(str(run))
+    last = checkpoint.last(run)
     assert last is not None
     moved = checkpoint.load_train_state(last).moved
     assert moved is not None
@@ -80,33 +93,63 @@ def test_killed_and_resumed_it_ends_with_the_weights_of_an_undisturbed_run(
     assert again.epochs() == 5
     expected, found = last_weights(whole.run), last_weights(job.run)
     assert [name for name, tensor in expected.items() if not torch.equal(tensor, found[name])] == []
-    losses = [[epoch["train_loss"] for epoch in runs.read_metrics(str(run))] for run in (whole.run, job.run)]
+    losses = [[epoch["train_loss"] for epoch in each.metrics()] for each in (whole, job)]
     assert losses[0] == losses[1]
 
 
 @pytest.mark.ray
 @pytest.mark.own_ray
 def test_a_node_that_goes_after_a_notice_leaves_a_checkpoint_and_one_worker_less(
-    cluster: Any, drawn: tuple[Path, Path], tmp_path: Path
+    cluster: Any, pairs: tuple[str, str], prefix: str, tmp_path: Path
 ) -> None:
     from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue] - compiled
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # pyright: ignore[reportAttributeAccessIssue]
 
     both = [cluster.add_node(num_cpus=2), cluster.add_node(num_cpus=2)]
     workers = ("--num-workers", 1, 2, "--cpus-per-worker", 2)
-    job = Job(tmp_path, drawn, "run", *workers, "--batch-size", 2, "--epochs", 8)
+    job = Job(tmp_path, pairs, "run", *workers, "--batch-size", 2, "--epochs", 8, runs=prefix)
     job.wait_until(lambda: job.epochs() >= 1)
     lost = both[1]
     preemption = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
     deadline_ms = int((time.time() + 120) * 1000)
     accepted, why = GcsClient(address=cluster.address).drain_node(lost.node_id, preemption, "spot", deadline_ms)
     assert accepted, why
-    checkpoints = job.run / "checkpoints"
-    job.wait_until(lambda: list(checkpoints.glob("epoch-*-step-*/metrics.json")))
+    job.wait_until(lambda: within_an_epoch(job.run))
     os.kill(lost.all_processes["raylet"][0].process.pid, signal.SIGKILL)
     job.end()
     assert "a worker has died" in job.output()
-    assert [epoch["epoch"] for epoch in runs.read_metrics(str(job.run))] == list(range(1, 9))
-    assert (
-        re.findall(r"epoch-\d+-step", " ".join(path.name for path in checkpoints.iterdir())) == []
-    )  # an epoch's end is after it
+    assert [epoch["epoch"] for epoch in job.metrics()] == list(range(1, 9))
+    assert within_an_epoch(job.run) == []  # an epoch's end is after it
+
+
+def within_an_epoch(run: str) -> list[str]:
+    """The whole checkpoints of a run that are not of an epoch's end."""
+    names = storage.list_files(f"{run}/checkpoints")
+    return [name for name in names if re.fullmatch(r"epoch-\d+-step-\d+/metrics.json", name)]
+
+
+@pytest.mark.ray
+@pytest.mark.own_ray
+def test_a_node_that_is_lost_is_waited_for_and_its_successor_taken(
+    cluster: Any, drawn: tuple[Path, Path], pairs: tuple[str, str], prefix: str, tmp_path: Path
+) -> None:
+    """Two workers on two nodes, no notice; all that outlives a node is in the store."""
+    both = [cluster.add_node(num_cpus=2), cluster.add_node(num_cpus=2)]
+    flags = ("--num-workers", 2, "--cpus-per-worker", 2, "--batch-size", 2, "--epochs", 5)
+    on_a_disk = Job(tmp_path, drawn, "refused", *flags)
+    assert on_a_disk.process.wait(120) == 2
+    [line] = on_a_disk.output().splitlines()[-1:]
+    assert line.startswith(
+        f"error: --storage {on_a_disk.run}: on the disk of one machine, and this cluster has several"
+    )
+    assert not Path(on_a_disk.run).exists()
+
+    job = Job(tmp_path, pairs, "run", *flags, runs=prefix)
+    job.wait_until(lambda: job.epochs() >= 1)
+    os.kill(both[1].all_processes["raylet"][0].process.pid, signal.SIGKILL)
+    job.wait_until(lambda: "waiting for 2 × 2 CPUs, have 1" in job.output())
+    cluster.add_node(num_cpus=2)
+    job.end()
+    assert "a worker has died" in job.output() and "waiting for 2 × 2 CPUs, have 2" in job.output()
+    assert [epoch["epoch"] for epoch in job.metrics()] == list(range(1, 6))
+    assert "going on after epoch" in job.output()

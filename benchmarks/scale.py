@@ -1,0 +1,109 @@
+"""What a photo, a key and a start cost, and whether the formula of docs/scale.md foretells how long a job takes.
+
+python benchmarks/scale.py --place s3://BUCKET/scale --counts 500 2000
+
+Costs are in core-milliseconds: the parts alone as `predict_rate.py` runs them, the store's as this process's CPU time.
+Then jobs of so many photos run as their user starts them, all places in the store, and the formula's time stands beside
+each.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import drawn
+import predict_rate
+from PIL import Image
+
+from petseg import storage
+
+SHARD = 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--place", required=True, help="where to put photos and masks; deleted at the end")
+    parser.add_argument("--counts", type=int, nargs="+", default=[500, 2000])
+    parser.add_argument("--images", type=Path, help="photos, used over and over; default: drawn ones of 500 × 375")
+    given = parser.parse_args()
+    place, cores = storage.absolute(given.place), len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory(prefix="petseg-scale-") as name:
+        folder = Path(name)
+        run = drawn.untrained(folder, (160, 160))
+        source, size = (given.images, None) if given.images else (drawn.photos(folder, 64), (500, 375))
+        local = drawn.repeated(folder, source, max(given.counts), size)
+        alone = predict_rate.alone(local, run, folder, cores, use_gpu=False)
+        costs = {part: 1000 * cores / rate for part, rate in alone.items() if part != "write"}
+        costs |= of_store(place, local, given.counts)
+        show("core-milliseconds per photo", costs)
+        per_photo_s = sum(cost for part, cost in costs.items() if part != "list") / 1000
+        print(f"\n{sum(costs.values()):.1f} core-milliseconds a photo in all, {cores} cores\n")
+        print("| photos | start-up, s | foretold, s | measured, s | measured ÷ foretold |\n|---|---|---|---|---|")
+        for count in given.counts:
+            start_s, whole_s = job(f"{place}/photos-{count}", run, f"{place}/out-{count}")
+            foretold_s = start_s + (count - SHARD) * per_photo_s / cores
+            print(
+                f"| {count} | {start_s:.0f} | {foretold_s:.0f} | {whole_s:.0f} | {whole_s / foretold_s:.2f} |",
+                flush=True,
+            )
+    storage.remove_folder(place)
+
+
+def of_store(place: str, local: Path, counts: list[int]) -> dict[str, float]:
+    """Put the photos of every job, then read and list them: core-milliseconds of each, of this process."""
+    contents = [path.read_bytes() for path in sorted(local.iterdir())]
+    names = [f"{number:06}.jpg" for number in range(len(contents))]
+
+    def put_all() -> None:
+        with ThreadPoolExecutor(16) as pool:
+            for count in counts:
+                folder = f"{place}/photos-{count}"
+                pairs = zip(names[:count], contents, strict=False)
+                list(pool.map(lambda pair, folder=folder: storage.write(f"{folder}/{pair[0]}", pair[1]), pairs))
+
+    largest = f"{place}/photos-{max(counts)}"
+    return {
+        "put": cpu_ms(put_all) / sum(counts),
+        "get": cpu_ms(lambda: list(storage.read_each(f"{largest}/{name}" for name in names))) / len(names),
+        "list": cpu_ms(lambda: list(storage.list_files(largest))) / len(names),
+    }
+
+
+def cpu_ms(work: Callable[[], object]) -> float:
+    started = time.process_time()
+    work()
+    return 1000 * (time.process_time() - started)
+
+
+def job(photos: str, run: Path, output: str) -> tuple[float, float]:
+    """Seconds from the command to the first shard, and to the end."""
+    command = [sys.executable, str(predict_rate.ROOT / "jobs" / "predict.py"), "--checkpoint", str(run)]
+    command += ["--images", photos, "--output", output, "--shard-size", str(SHARD)]
+    started = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    first_s = None
+    while process.poll() is None:
+        if first_s is None and any(name.startswith("part-") for name in storage.list_names(output)):
+            first_s = time.monotonic() - started
+        time.sleep(0.2)
+    whole_s = time.monotonic() - started
+    if process.returncode or first_s is None:
+        sys.exit(process.communicate()[1])
+    return first_s, whole_s
+
+
+def show(title: str, costs: dict[str, float]) -> None:
+    print(f"| {title} | |\n|---|---|")
+    for part, cost in costs.items():
+        print(f"| {part} | {cost:.3g} |")
+
+
+if __name__ == "__main__":
+    Image.init()
+    main()
