@@ -1,6 +1,7 @@
 """Kill a prediction job with SIGKILL at random moments until it has been killed often enough, and compare bytes.
 
 python benchmarks/kill_predict.py --kills 50
+python benchmarks/kill_predict.py --kills 20 --place s3://BUCKET/kill
 
 Each kill hits the driver, one of Ray's workers (a task's, the model's, any other) or the node (its raylet, or one of
 the agents whose death it shares), at a moment drawn from the whole of a start. Then, where the job has died of it, the
@@ -44,39 +45,45 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--photos", type=int, default=240, help="drawn photos")
+    parser.add_argument("--place", help="where photos and masks are; default: a folder of its own")
     parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=list(VICTIMS))
     given = parser.parse_args()
     generator = random.Random(given.seed)
     with tempfile.TemporaryDirectory(prefix="petseg-kill-") as folder:
-        ended, kills = run(Path(folder), given.kills, given.photos, given.victims, generator)
+        place = storage.absolute(given.place or folder)
+        ended, kills = run(Path(folder), place, given.kills, given.photos, given.victims, generator)
     by_victim = ", ".join(f"{kills.count(victim)} × {victim}" for victim in VICTIMS if victim in kills)
     print(f"{len(kills)} kills ({by_victim}), {ended} jobs ended, each with the bytes of the undisturbed one")
 
 
 def run(
-    folder: Path, num_kills: int, photos: int, victims: list[str], generator: random.Random
+    folder: Path, place: str, num_kills: int, photos: int, victims: list[str], generator: random.Random
 ) -> tuple[int, list[str]]:
     """Kill so often; how many jobs ended meanwhile, and what was killed."""
     checkpoint, images = drawn.untrained(folder), drawn.photos(folder, photos)
     (images / "broken.jpg").write_bytes(b"broken")
     (images / "pet_0003.jpg").unlink()
+    if not storage.is_local(place):
+        for path in images.iterdir():
+            storage.write(f"{place}/photos/{path.name}", path.read_bytes())
+    source = str(images) if storage.is_local(place) else f"{place}/photos"
     flags = ["--overlay", "--probabilities", "--coco-rle", "--shard-size", "4"]
     command = [sys.executable, str(ROOT / "jobs" / "predict.py"), "--checkpoint", str(checkpoint)]
-    command += ["--images", str(images), *flags, "--output"]
+    command += ["--images", source, *flags, "--output"]
 
     started = time.monotonic()
     log = folder / "log"
-    driver = start([*command, str(folder / "undisturbed")], log)
+    driver = start([*command, f"{place}/undisturbed"], log)
     check(driver.wait() == 0, f"the undisturbed job failed: {log.read_text()[-2000:]}")
     duration_s = time.monotonic() - started
-    expected = contents(folder / "undisturbed")
+    expected = contents(f"{place}/undisturbed")
     check(len([name for name in expected if name.endswith(".parquet")]) == 1 + -(-photos // 4), "shards are missing")
     print(f"undisturbed: {duration_s:.1f} s, {len(expected)} files", flush=True)
 
     kills: list[str] = []
-    ended, output = 0, folder / "killed-0"
+    ended, output = 0, f"{place}/killed-0"
     while True:
-        driver = start([*command, str(output)], log)
+        driver = start([*command, output], log)
         may_fail = False
         moment_s = generator.uniform(0, duration_s)
         while len(kills) < num_kills:
@@ -97,13 +104,13 @@ def run(
         code = driver.wait(END_S)
         if code == 0:
             check(contents(output) == expected, f"{output}: other files than the undisturbed job's")
-            leftovers = [path.name for path in output.iterdir() if path.name.startswith(TEMPORARY)]
+            leftovers = [name for name in storage.list_names(output) if name.startswith(TEMPORARY)]
             check(not leftovers, f"{output}: left over: {leftovers}")
             ended += 1
             print(f"     ended, job {ended}: the same {len(expected)} files", flush=True)
             if len(kills) >= num_kills:
                 return ended, kills
-            output = folder / f"killed-{ended}"
+            output = f"{place}/killed-{ended}"
         else:
             check(may_fail, f"exit code {code}: {log.read_text()[-4000:]}")
 
@@ -146,18 +153,20 @@ def matching(ancestor: int, pattern: str) -> list[int]:
     return sorted(found)
 
 
-def contents(output: Path | str) -> dict[str, bytes]:
+def contents(output: str) -> dict[str, bytes]:
     """Every file of an output, but for those that are being written, or were when something was killed."""
-    if storage.is_local(str(output)) and not Path(output).exists():
+    if not storage.list_names(output):
         return {}
-    names = list(storage.list_files(str(output)))  # which passes over hidden ones
-    return {name: storage.read(storage.join(str(output), name)) for name in names}
+    names = list(storage.list_files(output))  # which passes over hidden ones
+    found = dict(zip(names, storage.read_each(storage.join(output, name) for name in names), strict=True))
+    # What the orphans of a killed driver replace meanwhile is there in the next moment.
+    return {name: content for name, content in found.items() if isinstance(content, bytes)}
 
 
-def survey(output: Path) -> str:
-    if not output.exists():
-        return "nothing begun"
-    return f"{len(list(output.glob('part-*')))} shards, {len(list(output.glob(TEMPORARY + '*')))} half-written files"
+def survey(output: str) -> str:
+    names = storage.list_names(output)
+    written, half = (sum(name.startswith(begin) for name in names) for begin in ("part-", TEMPORARY))
+    return f"{written} shards, {half} half-written files" if names else "nothing begun"
 
 
 def check(held: bool, otherwise: str) -> None:

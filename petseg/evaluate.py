@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from petseg import images, metrics, storage
+from petseg import images, manifest, metrics, storage
 from petseg.config import ModelConfig
 from petseg.images import DecodeError, Photo
 from petseg.labels import IGNORE_ID, LabelMap
@@ -126,17 +126,18 @@ class Evaluator:
     def _each(self, pairs: pa.Table, finish: Callable[[tuple[_Pair, Prediction | None]], T]) -> Iterator[T]:
         ahead = 2 * self._threads
         with ThreadPoolExecutor(self._threads) as pool:
-            decoded = _in_order(pool, self._decode, pairs.to_pylist(), ahead)
+            contents = manifest.read_pairs(pairs, images.max_bytes(self._max_pixels))
+            decoded = _in_order(pool, self._decode, contents, ahead)
             yield from _in_order(pool, finish, self._predicted(decoded), ahead)
 
-    def _decode(self, row: dict[str, Any]) -> _Pair:
-        reading = row["image"]
+    def _decode(self, pair: tuple[dict[str, str], bytes, bytes, str]) -> _Pair:
+        row, photo_content, mask_content, error = pair
+        if error:
+            return _Pair(row, error=error)
         try:
-            photo_content = self._read(reading)
-            reading = row["mask"]
             photo, mask, truth = images.decode_pair_and_truth(
                 photo_content,
-                self._read(reading),
+                mask_content,
                 self._model.image_size,
                 self._label_map,
                 self._max_pixels,
@@ -144,8 +145,6 @@ class Evaluator:
             )
         except DecodeError as refused:
             return _Pair(row, error=f"the mask: {refused}" if refused.in_mask else str(refused))
-        except OSError as refused:
-            return _Pair(row, error=f"{reading}: cannot be read: {refused.strerror or refused}")
         return _Pair(row, photo, mask, truth)
 
     def _predicted(self, pairs: Iterable[_Pair]) -> Iterator[tuple[_Pair, Prediction | None]]:
@@ -173,11 +172,9 @@ class Evaluator:
         if prediction is None:
             return None
         assert pair.truth is not None
-        photo, palette = self._read(pair.row["image"]), self._model.palette
+        photo = storage.read(pair.row["image"], at_most=images.max_bytes(self._max_pixels))
+        palette = self._model.palette
         return images.comparison(photo, pair.truth, prediction.mask().class_ids, palette, self._max_pixels)
-
-    def _read(self, location: str) -> bytes:
-        return storage.read(location, at_most=images.max_bytes(self._max_pixels))
 
 
 def views(class_names: tuple[str, ...]) -> list[View]:

@@ -22,7 +22,7 @@ import ray.exceptions
 import torch
 from torch import Tensor
 
-from petseg import cluster, images, manifest, prepared, storage
+from petseg import cluster, images, manifest, prepared
 from petseg.config import InputError, JobError, Resize, UnavailableError
 from petseg.labels import LabelMap
 from petseg.prepared import Prepared
@@ -146,27 +146,21 @@ def decode_rows(
     """Rows of a manifest as `prepared.schema` has them, and `error`: where a pair is bad, the reason, and null in all
     else but `id`. Raises `UnavailableError` where storage does not answer."""
     schema = prepared.schema(image_size).append(pa.field("error", pa.string()))
-    locations = [row[of] for row in rows.to_pylist() for of in ("image", "mask")]
-    contents = storage.read_each(locations)
     decoded = [
-        _decode_pair(row, photo, mask, image_size, label_map, resize)
-        for row, photo, mask in zip(rows.to_pylist(), contents, contents, strict=True)
+        {"id": row["id"], "error": error} if error else _decode_pair(row, photo, mask, image_size, label_map, resize)
+        for row, photo, mask, error in manifest.read_pairs(rows)
     ]
     return pa.table({name: [row.get(name) for row in decoded] for name in schema.names}, schema=schema)
 
 
 def _decode_pair(
     row: dict[str, str],
-    photo_content: bytes | OSError,
-    mask_content: bytes | OSError,
+    photo_content: bytes,
+    mask_content: bytes,
     image_size: tuple[int, int],
     label_map: LabelMap,
     resize: Resize,
 ) -> dict[str, object]:
-    for of, content in (("image", photo_content), ("mask", mask_content)):
-        if isinstance(content, OSError):
-            return {"id": row["id"], "error": f"{row[of]}: cannot be read: {content.strerror or content}"}
-    assert isinstance(photo_content, bytes) and isinstance(mask_content, bytes)
     try:
         photo, class_ids = images.decode_pair(
             photo_content, mask_content, image_size, label_map, images.MAX_TRAINING_PIXELS, resize

@@ -152,6 +152,22 @@ def _without_ending(name: str) -> str:
     return stem if dot + ending.lower() in IMAGE_ENDINGS else name
 
 
+def read_pairs(pairs: pa.Table, at_most: int | None = None) -> Iterator[tuple[dict[str, str], bytes, bytes, str]]:
+    """Each row with the contents of its photo and its mask, and, where one of them cannot be read, which and why.
+
+    Raises `UnavailableError` where storage does not answer.
+    """
+    rows = pairs.to_pylist()
+    contents = storage.read_each((row[of] for row in rows for of in ("image", "mask")), at_most)
+    for row, photo, mask in zip(rows, contents, contents, strict=True):
+        if isinstance(photo, OSError):
+            yield row, b"", b"", f"{row['image']}: cannot be read: {photo.strerror or photo}"
+        elif isinstance(mask, OSError):
+            yield row, b"", b"", f"{row['mask']}: cannot be read: {mask.strerror or mask}"
+        else:
+            yield row, photo, mask, ""
+
+
 def refuse_bad(failures: list[str], remedy: str) -> InputError:
     """What is said of pairs that cannot be used."""
     shown = "; ".join(failures[:5]) + ("; …" if len(failures) > 5 else "")

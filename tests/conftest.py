@@ -5,6 +5,7 @@ import os
 import secrets
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,6 +35,10 @@ os.environ |= {
 }
 os.environ.pop("RAY_ADDRESS", None)
 
+# Ray notes in this folder which one was started on a machine: where tests run side by side, none may find another's.
+RAY_FOLDER = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
+os.environ["RAY_TMPDIR"] = RAY_FOLDER.name
+
 # Nor anything of the user's own AWS settings: the store of the tests is the only one there is.
 for name in [name for name in os.environ if name.startswith("AWS_")]:
     del os.environ[name]
@@ -45,6 +50,13 @@ os.environ |= {
 }
 
 PAIRS = 24
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start jobs come first: side by side, a long one begun last would be waited for alone."""
+    starting = {item.path for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: item.path not in starting)
+
 
 RunJob = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -74,20 +86,28 @@ class Store(NamedTuple):
     """The bucket."""
     proxy: stores.FaultyProxy
     """Through which all of it is reached."""
-    keys: dict[str, str]
+    keys: stores.Keys
     """Of one who may do everything; they are in the environment, too."""
-    reader: dict[str, str]
+    reader: stores.Keys
     """Of one who may read and list below open/, and nothing else."""
 
 
 @pytest.fixture(scope="session")
-def store_of_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """A real object store, and a proxy before it that does nothing to it yet."""
-    seaweed = stores.SeaweedFS(tmp_path_factory.mktemp("seaweedfs"))
-    proxy = stores.FaultyProxy(seaweed.port)
-    os.environ |= {"AWS_ENDPOINT_URL": proxy.endpoint, **seaweed.keys}
-    yield Store(f"s3://{stores.BUCKET}", proxy, seaweed.keys, seaweed.reader)
+def way_to_store() -> Iterator[Store]:
+    """Where the store will be, once a test wants it; what is started before then can be told."""
+    proxy = stores.FaultyProxy()
+    keys = stores.new_keys()
+    os.environ |= {"AWS_ENDPOINT_URL": proxy.endpoint, **keys}
+    yield Store(f"s3://{stores.BUCKET}", proxy, keys, stores.new_keys())
     proxy.stop()
+
+
+@pytest.fixture(scope="session")
+def store_of_all(way_to_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A real object store, and a proxy before it that does nothing to it yet."""
+    seaweed = stores.SeaweedFS(tmp_path_factory.mktemp("seaweedfs"), way_to_store.keys, way_to_store.reader)
+    way_to_store.proxy.upstream_port = seaweed.port
+    yield way_to_store
     seaweed.stop()
 
 
@@ -106,10 +126,10 @@ def prefix(store: Store, request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def local_ray(store_of_all: Store) -> Iterator[None]:
+def local_ray(way_to_store: Store) -> Iterator[None]:
     """One Ray for the whole session: 4 logical CPUs, since two workers and the data tasks need more than two.
 
-    The store comes first, since Ray's workers have the environment in which it was started.
+    Its workers have the environment in which it is started, so they know where the store is.
     """
     import ray
 

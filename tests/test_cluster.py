@@ -1,9 +1,10 @@
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from petseg import cluster
-from petseg.config import InputError, JobError
+from petseg import cluster, storage
+from petseg.config import InputError, JobError, UnavailableError
 
 
 def nodes(*cpus: int, alive: bool = True) -> list[dict[str, Any]]:
@@ -92,3 +93,33 @@ def test_waiting_for_a_cluster_has_a_limit(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr(cluster, "capacity", lambda bundle: next(cpus))
     cluster.require({"CPU": 1}, 9, "--num-workers", limit_s=60)
     assert capsys.readouterr().out.splitlines()[1:] == ["waiting for 9 CPUs, have 6", "waiting for 9 CPUs, have 9"]
+
+
+@pytest.mark.parametrize(
+    ("found", "cpus", "refused"),
+    [(nodes(4), 4, False), (nodes(4, 4), 8, True), (nodes(0), 0, True), (nodes(4) + nodes(4, alive=False), 4, False)],
+)
+def test_a_place_on_one_disk_is_refused_where_work_is_done_on_others(
+    found: list[dict[str, Any]], cpus: int, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several nodes; or none with cores yet, so that those with the cores are still to come."""
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: found)
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": float(cpus)})
+    monkeypatch.setattr(storage, "is_own_disk", lambda location: not location.startswith(("s3://", "/network")))
+    cluster.require_shared({"--storage": "s3://bucket/runs", "--images": "/network/photos"})
+    if not refused:
+        cluster.require_shared({"--storage": "/runs"})
+        return
+    with pytest.raises(
+        InputError, match=r"^--storage /runs: on the disk of one machine, .* such as s3://bucket/prefix"
+    ):
+        cluster.require_shared({"--images": "s3://bucket/photos", "--storage": "/runs"})
+
+
+def test_a_store_that_does_not_answer_is_told_as_a_table() -> None:
+    def fail() -> pa.Table:
+        raise UnavailableError("s3://bucket/a: no answer")
+
+    table = pa.table({"id": ["a"]})
+    assert cluster.or_refusal(lambda: table) is table and cluster.refusal(table) is None
+    assert cluster.refusal(cluster.or_refusal(fail)) == "s3://bucket/a: no answer"

@@ -22,19 +22,20 @@ PHOTOS = 80
 @pytest.mark.ray
 @pytest.mark.own_ray
 def test_killed_at_random_moments_and_started_again() -> None:
-    """The real command line: its driver and its workers; compared byte for byte after each kill."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "kill_predict.py"), "--kills", "2", "--photos", str(PHOTOS)]
+    """The real command line and the process with its network; that the driver is killed, tests/test_s3.py has."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "kill_predict.py"), "--kills", "1", "--photos", str(PHOTOS)]
     done = subprocess.run(
-        [*command, "--seed", "3", "--victims", "driver", "model"],
+        [*command, "--seed", "3", "--victims", "model"],
         capture_output=True,
         text=True,
         check=False,
         timeout=900,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1].startswith("2 kills (")
+    assert done.stdout.splitlines()[-1].startswith("1 kills (1 × model)")
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.own_ray
 def test_a_node_that_vanishes_takes_nothing_with_it(cluster: Any, prefix: str, tmp_path: Path) -> None:

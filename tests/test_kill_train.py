@@ -97,6 +97,7 @@ def test_killed_and_resumed_it_ends_with_the_weights_of_an_undisturbed_run(
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.own_ray
 def test_a_node_that_goes_after_a_notice_leaves_a_checkpoint_and_one_worker_less(
@@ -128,6 +129,7 @@ def within_an_epoch(run: str) -> list[str]:
     return [name for name in names if re.fullmatch(r"epoch-\d+-step-\d+/metrics.json", name)]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.own_ray
 def test_a_node_that_is_lost_is_waited_for_and_its_successor_taken(

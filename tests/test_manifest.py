@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from petseg import manifest
@@ -127,3 +128,17 @@ def test_many_names_are_sorted_by_id_across_chunks(tmp_path: Path, monkeypatch: 
     rows = manifest.discover(touch(tmp_path, *names))
     assert rows["image"].to_pylist() == sorted(f"{tmp_path}/{name}" for name in names)
     assert rows["id"].to_pylist() == sorted(name[:-4] for name in names)
+
+
+def test_pairs_are_read_in_order_and_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    rows = [{"id": str(n), "image": str(tmp_path / f"{n}.jpg"), "mask": str(tmp_path / f"{n}.png")} for n in range(4)]
+    for row in rows:
+        Path(row["image"]).write_text(f"photo {row['id']}")
+        Path(row["mask"]).write_text(f"mask {row['id']}")
+    Path(rows[1]["mask"]).unlink()
+    Path(rows[2]["image"]).unlink()
+    found = list(manifest.read_pairs(pa.Table.from_pylist(rows, manifest.SCHEMA)))
+    assert [row for row, *_ in found] == rows
+    assert found[0][1:] == (b"photo 0", b"mask 0", "") and found[3][1:] == (b"photo 3", b"mask 3", "")
+    assert found[1][1:] == (b"", b"", f"{rows[1]['mask']}: cannot be read: No such file or directory")
+    assert found[2][1:] == (b"", b"", f"{rows[2]['image']}: cannot be read: No such file or directory")

@@ -96,6 +96,7 @@ def test_five_classes_of_colours_are_learnt_predicted_and_scored(landscapes: Pat
     assert np.sum(scores["confusion"]) == pytest.approx(11 * 61 / 64 * 64 * 96)  # three of 64 rows are void
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_prepared_set_trains_to_the_same_numbers(landscapes: Path) -> None:
     """From the files and from shards of them: not a bit differs."""
@@ -172,6 +173,7 @@ def test_the_manifest_of_a_run_is_a_list(landscapes: Path, tmp_path: Path) -> No
     assert (sides["train"]["id"].to_pylist(), sides["test"]["id"].to_pylist()) == (["a/03"], ["a/04"])
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_run_begins_with_the_weights_of_another(run_job: RunJob, drawn: tuple[Path, Path], tmp_path: Path) -> None:
     """Two classes instead of three; the last layer is made anew, and the line says so."""

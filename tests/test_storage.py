@@ -207,3 +207,34 @@ def test_require_writable_asks_for_permission(tmp_path: Path) -> None:
 def test_a_scheme_that_is_not_known_is_refused() -> None:
     with pytest.raises(InputError, match="nosuch://bucket: cannot be opened"):
         list(storage.list_files("nosuch://bucket/prefix"))
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ("s3://bucket/a", False),
+        ("/runs", True),
+        ("/mnt/efs", False),
+        ("/mnt/efs/deep/file", False),
+        ("/mnt/efs2/file", True),
+        ("/mnt/my disk/file", False),
+        ("/mnt/bucket/file", False),
+        ("/mnt/efs/scratch/file", True),
+        ("/twice/file", False),
+    ],
+)
+def test_a_disk_is_told_from_a_network_file_system(
+    location: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts = """\
+22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+23 22 0:40 / /mnt/efs rw shared:2 - nfs4 server:/ rw
+24 22 0:41 / /mnt/my\\040disk rw - cifs //server/share rw
+25 22 0:42 / /mnt/bucket rw - fuse.juicefs JuiceFS rw
+26 23 8:2 / /mnt/efs/scratch rw - xfs /dev/sdb rw
+27 22 8:3 / /twice rw - ext4 /dev/sdc rw
+28 27 0:43 / /twice rw master:1 shared:3 - lustre server:/ rw
+"""
+    monkeypatch.setattr(Path, "read_text", lambda path: mounts if str(path) == "/proc/self/mountinfo" else "")
+    monkeypatch.setattr(os.path, "realpath", lambda path: path)
+    assert storage.is_own_disk(location) is expected
