@@ -1,10 +1,11 @@
 """What a photo, a key and a start cost, and whether the formula of docs/scale.md foretells how long a job takes.
 
-python benchmarks/scale.py --place s3://BUCKET/scale --counts 500 2000
+python benchmarks/scale.py --place s3://BUCKET/scale --counts 500 2000 4000 --store-pid PID
 
-Costs are in core-milliseconds: the parts alone as `predict_rate.py` runs them, the store's as this process's CPU time.
-Then jobs of so many photos run as their user starts them, all places in the store, and the formula's time stands beside
-each.
+Costs are in core-milliseconds: the parts alone as `predict_rate.py` runs them, what asking a store takes as this
+process's CPU time. Then jobs of so many photos run as their user starts them, all places in the store. The first gives
+what a start and an end take and, where the store runs on this machine, what its own process takes; for the others the
+formula's time stands beside theirs.
 """
 
 import argparse
@@ -30,6 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--place", required=True, help="where to put photos and masks; deleted at the end")
     parser.add_argument("--counts", type=int, nargs="+", default=[500, 2000])
+    parser.add_argument("--store-pid", type=int, help="of a store that shares these cores, so that its part is counted")
     parser.add_argument("--images", type=Path, help="photos, used over and over; default: drawn ones of 500 × 375")
     given = parser.parse_args()
     place, cores = storage.absolute(given.place), len(os.sched_getaffinity(0))
@@ -41,17 +43,23 @@ def main() -> None:
         alone = predict_rate.alone(local, run, folder, cores, use_gpu=False)
         costs = {part: 1000 * cores / rate for part, rate in alone.items() if part != "write"}
         costs |= of_store(place, local, given.counts)
-        show("core-milliseconds per photo", costs)
-        per_photo_s = sum(cost for part, cost in costs.items() if part != "list") / 1000
-        print(f"\n{sum(costs.values()):.1f} core-milliseconds a photo in all, {cores} cores\n")
-        print("| photos | start-up, s | foretold, s | measured, s | measured ÷ foretold |\n|---|---|---|---|---|")
-        for count in given.counts:
-            start_s, whole_s = job(f"{place}/photos-{count}", run, f"{place}/out-{count}")
-            foretold_s = start_s + (count - SHARD) * per_photo_s / cores
-            print(
-                f"| {count} | {start_s:.0f} | {foretold_s:.0f} | {whole_s:.0f} | {whole_s / foretold_s:.2f} |",
-                flush=True,
-            )
+        smallest, *others = sorted(given.counts)
+        before_s = cpu_s(given.store_pid)
+        start_s, work_s, end_s = job(f"{place}/photos-{smallest}", run, f"{place}/out-{smallest}")
+        costs["the store itself"] = 1000 * (cpu_s(given.store_pid) - before_s) / smallest
+        per_photo_s = sum(costs.values()) / 1000
+        print("| core-milliseconds per photo | |\n|---|---|")
+        for part, cost in costs.items():
+            print(f"| {part} | {cost:.3g} |")
+        print(f"| all | {1000 * per_photo_s:.1f} |")
+        print(
+            f"\n{smallest} photos: {start_s:.1f} s to the first shard, {work_s:.1f} s to the last, {end_s:.1f} s after"
+        )
+        print("\n| photos | foretold, s | measured, s | measured ÷ foretold |\n|---|---|---|---|")
+        for count in others:
+            foretold_s = start_s + (count - SHARD) * per_photo_s / cores + end_s
+            whole_s = sum(job(f"{place}/photos-{count}", run, f"{place}/out-{count}"))
+            print(f"| {count} | {foretold_s:.1f} | {whole_s:.1f} | {whole_s / foretold_s:.2f} |", flush=True)
     storage.remove_folder(place)
 
 
@@ -81,27 +89,32 @@ def cpu_ms(work: Callable[[], object]) -> float:
     return 1000 * (time.process_time() - started)
 
 
-def job(photos: str, run: Path, output: str) -> tuple[float, float]:
-    """Seconds from the command to the first shard, and to the end."""
+def cpu_s(pid: int | None) -> float:
+    """CPU seconds that a process has taken so far."""
+    if pid is None:
+        return 0.0
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def job(photos: str, run: Path, output: str) -> tuple[float, float, float]:
+    """Seconds from the command to the first shard, from there to the last, and from there to the end."""
     command = [sys.executable, str(predict_rate.ROOT / "jobs" / "predict.py"), "--checkpoint", str(run)]
     command += ["--images", photos, "--output", output, "--shard-size", str(SHARD)]
     started = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    first_s = None
+    times = []  # at which a look has found more shards than before
+    there = 0
     while process.poll() is None:
-        if first_s is None and any(name.startswith("part-") for name in storage.list_names(output)):
-            first_s = time.monotonic() - started
+        now = sum(name.startswith("part-") for name in storage.list_names(output))
+        if now > there:
+            times.append(time.monotonic() - started)
+        there = now
         time.sleep(0.2)
     whole_s = time.monotonic() - started
-    if process.returncode or first_s is None:
+    if process.returncode or not times:
         sys.exit(process.communicate()[1])
-    return first_s, whole_s
-
-
-def show(title: str, costs: dict[str, float]) -> None:
-    print(f"| {title} | |\n|---|---|")
-    for part, cost in costs.items():
-        print(f"| {part} | {cost:.3g} |")
+    return times[0], times[-1] - times[0], whole_s - times[-1]
 
 
 if __name__ == "__main__":

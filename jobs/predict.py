@@ -10,12 +10,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from petseg import cli, isolate, manifest, rows, shards, storage
-from petseg.config import InputError, JobError, ModelConfig, PredictConfig
+from petseg.config import InputError, JobError, ModelConfig, PredictConfig, UnavailableError
 from petseg.progress import Progress
 from petseg.shards import Outputs, Plan, Summary, Target
 
@@ -77,10 +78,12 @@ def _run(plan: Plan, done: dict[int, Summary], model: ModelConfig, weights: byte
     from petseg import cluster
 
     cluster.connect()
-    cluster.require_shared({"--images": storage.absolute(config.images), "--output": plan.target.output})
+    places = {"--images": storage.absolute(config.images), "--output": plan.target.output}
+    cluster.require_shared(places)
     # What there is of the cluster by then decides how its work is cut.
     bundle = ({"GPU": 1} if config.use_gpu else {}) | {"CPU": 1}
     cluster.require(bundle, config.num_workers, "--num-workers", config.wait_min * 60)
+    cluster.require_shared(places)  # nodes may have come
     with storage.writing(plan.target.output):
         shards.begin(plan, overwrite=config.overwrite)
     before = shards.total(done)
@@ -120,6 +123,7 @@ def _predicted(
     whole_blocks: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None, "zero_copy_batch": True}
     read = partial(
         _read,
+        images=storage.absolute(config.images),
         manifest=ray.put(plan.manifest),
         shard_size=plan.shard_size,
         target=plan.target,
@@ -156,7 +160,7 @@ def _predicted(
         yield row["shard"], Summary(row["rows"], row["failed"], list(row["first_errors"]))
 
 
-def _read(numbers: pa.Table, manifest: Any, shard_size: int, target: Target, **settings: Any) -> pa.Table:
+def _read(numbers: pa.Table, images: str, manifest: Any, shard_size: int, target: Target, **settings: Any) -> pa.Table:
     """The manifest travels once to each machine, not once a shard."""
     import ray
 
@@ -165,7 +169,14 @@ def _read(numbers: pa.Table, manifest: Any, shard_size: int, target: Target, **s
     shard = numbers["shard"][0].as_py()
     table = shards.rows_of(ray.get(manifest), shard, shard_size)
     with isolate.attempt(_attempt_name(target, shard, "read")) as died_before:
-        return cluster.or_refusal(lambda: rows.read_shard(table, **settings, apart=died_before))
+        return cluster.or_refusal(lambda: _read_below(images, table, **settings, apart=died_before))
+
+
+def _read_below(images: str, table: pa.Table, **settings: Any) -> pa.Table:
+    """On a machine that came late and does not have the folder, no photo is to blame."""
+    if storage.is_local(images) and not Path(images).is_dir():
+        raise UnavailableError(f"--images {images}: not on every machine; give a place that all of them reach")
+    return rows.read_shard(table, **settings)
 
 
 def _attempt_name(target: Target, shard: int, stage: str) -> str:

@@ -55,11 +55,13 @@ def main() -> None:
         model, weights = checkpoint.begin_from(config.init_from, model)
     cluster.connect()
     places = {"--storage": run, "--data": config.data, "--images": config.images, "--masks": config.masks}
-    cluster.require_shared({flag: place for flag, place in places.items() if place})
+    places = {flag: place for flag, place in places.items() if place}
+    cluster.require_shared(places)
     if not config.use_gpu and not config.cpus_per_worker:  # their cores are shared once there are some
         cluster.require({"CPU": 1}, config.min_workers, "--num-workers", config.wait_min * 60)
     cpus = config.cpus_per_worker or (1 if config.use_gpu else cluster.cpus_per_worker(config.max_workers))
     train.require_workers(config, cpus)
+    cluster.require_shared(places)  # nodes may have come
     sides = [pairs.sides["train"], pairs.sides["val"]]
     if pairs.dataset is not None:
         train_rows, val_rows = feed.load(pairs.dataset, sides)
@@ -188,10 +190,12 @@ class _Progress:
     def __enter__(self) -> None:
         self._watcher.start()
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._ended.set()
         self._watcher.join()
-        self._show()
+        # What has gone wrong already is what the user is told.
+        with contextlib.suppress(OSError, InputError) if kind else contextlib.nullcontext():
+            self._show()
 
     def _watch(self) -> None:
         while not self._ended.wait(timeout=1):

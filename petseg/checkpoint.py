@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from petseg import storage
-from petseg.config import InputError, ModelConfig, from_json, to_json
+from petseg.config import InputError, ModelConfig, UnavailableError, from_json, to_json
 from petseg.unet import UNet
 
 History = list[dict[str, Any]]
@@ -292,5 +292,7 @@ def _from_bytes(content: bytes, source: str) -> dict[str, Any]:
 def _read(location: str) -> bytes:
     try:
         return storage.read(location)
+    except UnavailableError:
+        raise
     except OSError as error:
         raise InputError(f"{location}: cannot be read: {error.strerror or error}") from error

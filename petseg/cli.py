@@ -71,6 +71,9 @@ def run(main: Callable[[], None]) -> NoReturn:
     except (JobError, UnavailableError) as error:
         print(f"stopped: {error}", file=sys.stderr)
         sys.exit(1)
+    except PermissionError as error:
+        print(f"error: {error.filename}: {error.strerror}; give the right to it, or another place", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

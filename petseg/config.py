@@ -39,6 +39,10 @@ class UnavailableError(OSError):
     """
 
 
+class NoSuchPlaceError(UnavailableError, InputError):
+    """Storage that refuses everything until the user mends what he gave: the bucket, the credentials, the region."""
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise InputError(message)

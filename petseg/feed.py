@@ -148,7 +148,7 @@ def decode_rows(
     schema = prepared.schema(image_size).append(pa.field("error", pa.string()))
     decoded = [
         {"id": row["id"], "error": error} if error else _decode_pair(row, photo, mask, image_size, label_map, resize)
-        for row, photo, mask, error in manifest.read_pairs(rows)
+        for row, photo, mask, error in manifest.read_pairs(rows, images.max_bytes(images.MAX_TRAINING_PIXELS))
     ]
     return pa.table({name: [row.get(name) for row in decoded] for name in schema.names}, schema=schema)
 
@@ -298,6 +298,8 @@ class Share:
         block_of_row = np.searchsorted(self._starts, rows + self._first, side="right") - 1
         for number in np.unique(block_of_row):
             block: pa.Table = ray.get(self._decoded.blocks[number])
+            if refusal := cluster.refusal(block):  # lost with its node, and decoded again while storage was away
+                raise UnavailableError(refusal)
             places = np.flatnonzero(block_of_row == number)
             inside = rows[places] + self._first - self._starts[number]
             photos[places] = images.from_column(block["image"], (height, width, 3))[inside]

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from petseg import storage
-from petseg.config import InputError
+from petseg.config import InputError, UnavailableError
 
 IMAGE_ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 """Endings of the files that are taken for images. What a file really is, its content decides."""
@@ -114,6 +114,8 @@ def _listed(location: str, side: str, ids: set[str]) -> Iterator[tuple[str, str]
     """The ids in a list, each with its side; `side` where the list is all of one."""
     try:
         content = storage.read(storage.absolute(location))
+    except UnavailableError:
+        raise
     except OSError as error:
         raise InputError(f"--split-file {location}: cannot be read: {error.strerror or error}") from error
     if content.startswith(b"PAR1"):
@@ -199,6 +201,7 @@ def _images_by_id(folder: str, flag: str, apart_from: str | None) -> pa.Table:
         found = f"{others} files of other kinds" if others else "nothing"
         endings = ", ".join(sorted(ending[1:] for ending in IMAGE_ENDINGS))
         raise InputError(f"{flag} {folder}: no image in it ({endings}), but {found}; is it the right folder?")
+    storage.require_readable([storage.join(folder, some) for some in names.some()], f"{flag} {folder}")
     files = pa.table({"id": ids.array(), "image": names.array()}).sort_by([("id", "ascending"), ("image", "ascending")])
     _refuse_twice(files, folder, flag)
     _refuse_nested(files, folder, nested)
@@ -222,6 +225,10 @@ class _Strings:
         self._last.append(value)
         if len(self._last) == _CHUNK:
             self._close()
+
+    def some(self) -> list[str]:
+        """A few values, one of each part of the whole."""
+        return [chunk[0].as_py() for chunk in self._chunks[:2]] + self._last[:1] + self._last[-1:]
 
     def array(self) -> pa.ChunkedArray:
         self._close()

@@ -15,13 +15,13 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from petseg.config import InputError, UnavailableError
+from petseg.config import NoSuchPlaceError, UnavailableError
 
 CONNECTIONS = 64
 """Of one process to S3 at a time: more than its threads."""
@@ -31,7 +31,7 @@ _TRIES = 6
 
 _LONGEST_WAIT_S = 20.0
 _GOOGLE_LIMIT = datetime.timedelta(minutes=1)
-_TAIL_BYTES = 2**16
+_TAIL_BYTES = 2**17
 """What the first request of a file opened for reading here and there brings: the footer of a Parquet file, mostly."""
 
 _MULTIPART_BYTES = 64 * 2**20
@@ -53,7 +53,8 @@ class S3Store:
     """One bucket. Paths are keys, without a slash at either end; a folder is what has its path and a slash before it.
 
     Every method raises `FileNotFoundError` where there is no such object, `PermissionError` where access is denied,
-    `UnavailableError` where the bucket is missing, the credentials are refused or nothing answers, and `OSError` else.
+    `UnavailableError` where nothing answers, `NoSuchPlaceError` (which is one, too) where the bucket is missing or the
+    credentials are refused, and `OSError` else.
     """
 
     def __init__(self, bucket: str) -> None:
@@ -93,7 +94,15 @@ class S3Store:
                 _client().upload_fileobj(io.BytesIO(content), self._bucket, path)
 
     def create(self, path: str, content: bytes) -> None:
-        """Put an object that must not be there yet: of two that try, one gets `FileExistsError`."""
+        """Put an object that must not be there yet: of two that try, one gets `FileExistsError`.
+
+        It is looked for first, as a store may not know conditional writes, and then not say so.
+        """
+        # By listing: who may get and list what is below a prefix is denied a HEAD of what is not there.
+        for page in self._pages(Prefix=path):
+            if any(found["Key"] == path for found in page.get("Contents", ())):
+                raise FileExistsError(errno.EEXIST, "it is there already", self._name(path))
+            break
         mark = {"petseg-writer": uuid.uuid4().hex}
         put = functools.partial(_client().put_object, Bucket=self._bucket, Key=path, Body=content, Metadata=mark)
         for pause in _pauses():
@@ -108,14 +117,10 @@ class S3Store:
                 if self._head(path).get("Metadata") != mark:
                     raise
                 return
-            except NotImplementedError:  # a store that has no such thing: there it is looked for first
-                try:
-                    self._head(path)
-                except FileNotFoundError:
-                    with self._errors(path):
-                        put()
-                    return
-                raise FileExistsError(errno.EEXIST, "it is there already", self._name(path)) from None
+            except _UnsupportedError:
+                with self._errors(path):
+                    put()
+                return
         raise UnavailableError(f"{self._name(path)}: others keep writing it")
 
     def remove_file(self, path: str) -> None:
@@ -126,22 +131,38 @@ class S3Store:
     def remove_folder(self, path: str) -> None:
         """Delete all below a folder, the objects that stand for empty folders included."""
         for page in self._pages(Prefix=f"{path}/"):
-            keys = [{"Key": found["Key"]} for found in page.get("Contents", ())]
-            if keys:
-                with self._errors(path):
-                    done = _client().delete_objects(Bucket=self._bucket, Delete={"Objects": keys, "Quiet": True})
-                for refusal in done.get("Errors", ()):
-                    raise PermissionError(errno.EACCES, f"cannot be deleted: {refusal['Code']}", refusal["Key"])
+            self._delete([found["Key"] for found in page.get("Contents", ())])
 
     def require_writable(self, folder: str) -> None:
         """Raise as the others do where nothing can be put into `folder`; nothing appears there.
 
-        An upload in parts is begun, for which one needs what one needs for a put, and called off.
+        An upload in parts is begun, for which one needs what one needs for a put, and called off. A store that has no
+        such thing is told by the first write.
         """
         place = {"Bucket": self._bucket, "Key": f"{folder}/.petseg-probe" if folder else ".petseg-probe"}
-        with self._errors(folder):
-            upload = _client().create_multipart_upload(**place)
-            _client().abort_multipart_upload(**place, UploadId=upload["UploadId"])
+        with suppress(_UnsupportedError):
+            with self._errors(folder):
+                upload = _client().create_multipart_upload(**place)
+            with suppress(FileNotFoundError), self._errors(folder):  # its answer was lost, and it was asked again
+                _client().abort_multipart_upload(**place, UploadId=upload["UploadId"])
+
+    def _delete(self, keys: list[str]) -> None:
+        """Delete at most 1,000 objects. What fails of them comes in a good answer, which boto3 does not try again."""
+        refusal = {}
+        for pause in _pauses():
+            if not keys:
+                return
+            wanted = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+            with self._errors(keys[0]):
+                refusals = _client().delete_objects(Bucket=self._bucket, Delete=wanted).get("Errors", ())
+            for refusal in refusals:
+                if refusal["Code"] == "AccessDenied":
+                    raise PermissionError(errno.EACCES, "access denied (AccessDenied)", self._name(refusal["Key"]))
+            keys = [refusal["Key"] for refusal in refusals]
+            if keys:
+                time.sleep(pause)
+        if keys:
+            raise UnavailableError(f"{self._name(keys[0])}: cannot be deleted: {refusal.get('Code')}")
 
     def _get(self, path: str, wanted: str | None = None, at_most: int | None = None) -> tuple[bytes, int]:
         """The bytes of the range `wanted`, or all, and the size of the whole object."""
@@ -194,9 +215,10 @@ class S3Store:
         try:
             yield
         except boto.ClientError as error:
-            raise _as_os_error(error.response, name, f"s3://{self._bucket}") from error
+            is_head = error.operation_name == "HeadObject"
+            raise _as_os_error(error.response, name, f"s3://{self._bucket}", is_head) from error
         except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
-            raise UnavailableError(
+            raise NoSuchPlaceError(
                 f"s3://{self._bucket}: no credentials found; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY, or give the machine a role"
             ) from error
@@ -206,36 +228,42 @@ class S3Store:
             raise UnavailableError(f"{name}: {_without_secrets(error)}") from error
 
 
-class _ConflictError(Exception):
+class _ConflictError(OSError):
     """Two writes of one object at a time."""
 
 
-class _NoSuchRangeError(Exception):
+class _NoSuchRangeError(OSError):
     """The object is shorter."""
 
 
-def _as_os_error(response: dict[str, Any], name: str, bucket: str) -> Exception:
+class _UnsupportedError(OSError):
+    """The store has no such operation."""
+
+
+def _as_os_error(response: dict[str, Any], name: str, bucket: str, is_head: bool) -> OSError:
     """What the answer of S3, other than the one that was wanted, means."""
     told = response.get("Error", {})
     metadata = response.get("ResponseMetadata", {})
     status, code = metadata.get("HTTPStatusCode", 0), told.get("Code", "")
     if code == "NoSuchBucket":
-        return UnavailableError(f"{bucket}: no such bucket; is the name right, and AWS_ENDPOINT_URL?")
+        return NoSuchPlaceError(f"{bucket}: no such bucket; is the name right, and AWS_ENDPOINT_URL?")
     if code in _REFUSED_CREDENTIALS:
-        return UnavailableError(f"{bucket}: the credentials are refused ({code}); see AWS_PROFILE or AWS_ACCESS_KEY_ID")
+        return NoSuchPlaceError(f"{bucket}: the credentials are refused ({code}); see AWS_PROFILE or AWS_ACCESS_KEY_ID")
     if code in _WRONG_REGION or status == 301:
         region = told.get("Region") or metadata.get("HTTPHeaders", {}).get("x-amz-bucket-region", "its own")
-        return UnavailableError(f"{bucket}: it is in another region; set AWS_REGION to {region}")
+        return NoSuchPlaceError(f"{bucket}: it is in another region; set AWS_REGION to {region}")
     if code == "ConditionalRequestConflict" or (code == "OperationAborted" and status == 409):
-        return _ConflictError()
+        return _ConflictError(errno.EAGAIN, "another write of it is under way", name)
     if status == 416:
-        return _NoSuchRangeError(name)
+        return _NoSuchRangeError(errno.EINVAL, "it is shorter", name)
     if status == 412:
         return FileExistsError(errno.EEXIST, "it is there already", name)
     if status == 501:
-        return NotImplementedError(name)
-    if status == 404:
+        return _UnsupportedError(errno.ENOSYS, "the store cannot do that", name)
+    if code in ("NoSuchKey", "NoSuchUpload", "NoSuchVersion") or (status == 404 and is_head):
         return FileNotFoundError(errno.ENOENT, "no such object", name)
+    if status == 404:  # not from S3, but from what stands before it
+        return UnavailableError(f"{name}: no answer from a store, but a 404; see AWS_ENDPOINT_URL")
     if status == 403:
         return PermissionError(errno.EACCES, f"access denied ({code})", name)
     if status >= 500 or code in ("SlowDown", "RequestTimeout", "Throttling", "RequestLimitExceeded"):
@@ -245,13 +273,14 @@ def _as_os_error(response: dict[str, Any], name: str, bucket: str) -> Exception:
 
 def _without_secrets(error: Exception) -> str:
     """One line; an address in it that has a password is shown without."""
-    return re.sub(r"(://)[^/@\s]*@", r"\1", " ".join(str(error).split()))
+    return re.sub(r"(://)\S*@", r"\1", " ".join(str(error).split()))
 
 
 def _pauses() -> Iterator[float]:
     """Seconds to wait after each of `_TRIES`: random, so that a thousand clients do not come back at once."""
-    for number in range(_TRIES):
+    for number in range(_TRIES - 1):
         yield random.uniform(0, min(_LONGEST_WAIT_S, 2.0**number))
+    yield 0.0
 
 
 _client_lock = threading.Lock()
@@ -279,7 +308,7 @@ def _new_client() -> Any:
         session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=lambda text: text)
         return boto3.Session(botocore_session=session).client("s3", config=config)
     except (botocore.exceptions.BotoCoreError, ValueError) as error:  # a profile that there is not, a bad endpoint
-        raise InputError(f"s3://: {_without_secrets(error)}; see AWS_PROFILE and AWS_ENDPOINT_URL") from error
+        raise NoSuchPlaceError(f"s3://: {_without_secrets(error)}; see AWS_PROFILE and AWS_ENDPOINT_URL") from error
 
 
 class _Ranges(io.RawIOBase):
@@ -331,7 +360,7 @@ class ArrowStore:
             else:
                 self._filesystem = pafs.FileSystem.from_uri(self._place)[0]
         except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{self._place}: cannot be opened: {_without_secrets(error)}") from error
+            raise NoSuchPlaceError(f"{self._place}: cannot be opened: {_without_secrets(error)}") from error
 
     def list_files(self, folder: str) -> Iterator[str]:
         path = self._path(folder)
@@ -392,6 +421,8 @@ class ArrowStore:
         except (OSError, pa.ArrowException) as error:
             if isinstance(error, FileNotFoundError) or getattr(error, "errno", None) is not None:
                 raise  # pyarrow numbers those that it knows
+            if "PERMISSION_DENIED" in str(error):
+                raise PermissionError(errno.EACCES, "access denied", f"{self._place}/{path}") from error
             raise UnavailableError(f"{self._place}/{path}: {_without_secrets(error)}") from error
 
 
@@ -400,5 +431,5 @@ Store = S3Store | ArrowStore
 
 @functools.cache
 def store(scheme: str, bucket: str) -> Store:
-    """The store that a URI begins with. Raises `InputError` where there is none of that scheme."""
+    """The store that a URI begins with. Raises `NoSuchPlaceError` where there is none of that scheme."""
     return S3Store(bucket) if scheme == "s3" else ArrowStore(scheme, bucket)

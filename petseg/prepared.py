@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from petseg import storage
-from petseg.config import DatasetConfig, InputError, from_json, to_json
+from petseg.config import DatasetConfig, InputError, UnavailableError, from_json, to_json
 
 DATASET_FILE = "dataset.json"
 MANIFEST_FILE = "manifest.parquet"
@@ -128,26 +128,32 @@ def locate(prepared: Prepared, rows: pa.Table) -> pa.Table:
 
 def read_rows(located: pa.Table, image_size: tuple[int, int]) -> pa.Table:
     """The pairs that `locate` found, in that order: `image`, `mask` as in `schema`, and `error`, null in all rows or,
-    where a file could not be read, in none."""
+    where a file could not be read, in none. Raises `UnavailableError` where storage does not answer."""
     files, rows = located["file"].to_numpy(), located["row"].to_numpy()
     of_set = schema(image_size)
     wanted = pa.schema([of_set.field("image"), of_set.field("mask")])
-    parts, places, refusals = [wanted.empty_table()], [np.arange(0)], []
-    for file in dict.fromkeys(files):
-        at = np.flatnonzero(files == file)
+    places = {file: np.flatnonzero(files == file) for file in dict.fromkeys(files)}
+
+    def read(file: str) -> pa.Table | str:
         try:
             with storage.open_file(file) as content:
                 # The checksums see what zstd does not.
                 shard = pq.ParquetFile(content, pre_buffer=True, page_checksum_verification=True)
-                parts.append(shard.read_row_groups(rows[at].tolist(), columns=wanted.names))
-            places.append(at)
+                return shard.read_row_groups(rows[places[file]].tolist(), columns=wanted.names)
+        except UnavailableError:
+            raise
         except (OSError, pa.ArrowException) as error:
-            refusals.append(f"{file}: cannot be read: {_reason(error)}")
+            return f"{file}: cannot be read: {_reason(error)}"
+
+    with ThreadPoolExecutor(_IO_THREADS) as pool:
+        found = list(pool.map(read, places))
+    parts = [wanted.empty_table(), *(part for part in found if isinstance(part, pa.Table))]
+    refusals = [part for part in found if isinstance(part, str)]
     if refusals:
         error = pa.array(["; ".join(refusals)] * located.num_rows)
         nulls = {name: pa.nulls(located.num_rows, kind) for name, kind in zip(wanted.names, wanted.types, strict=True)}
         return pa.table({**nulls, "error": error})
-    order = np.argsort(np.concatenate(places))
+    order = np.argsort(np.concatenate([np.arange(0), *places.values()]))
     found = pa.concat_tables(parts).combine_chunks().take(pa.array(order))
     return found.append_column("error", pa.nulls(found.num_rows, pa.string()))
 
@@ -163,6 +169,8 @@ def footer(location: str) -> tuple[pq.FileMetaData | None, str]:
     try:
         with storage.open_file(location) as file:
             return pq.read_metadata(file), ""
+    except UnavailableError:
+        raise
     except (OSError, pa.ArrowException) as error:
         return None, _reason(error)
 
@@ -187,6 +195,8 @@ def _refusal(target: Target, shard: int, name: str, rows: int) -> str:
 def _read(location: str) -> bytes:
     try:
         return storage.read(location)
+    except UnavailableError:
+        raise
     except OSError as error:
         raise InputError(f"{location}: cannot be read: {error.strerror or error}") from error
 

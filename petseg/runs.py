@@ -72,8 +72,8 @@ def resolve(config: TrainConfig, first: TrainConfig | None) -> TrainConfig:
         split_file=tuple(_absolute_list(entry) for entry in config.split_file),
     )
     run = folder(config)
+    storage.require_writable(run, "--storage")
     if first is None:
-        storage.require_writable(run, "--storage")
         names = storage.list_names(run)
         if names:
             remedy = "--resume goes on with it" if "config.json" in names else "it holds other files"
@@ -128,11 +128,12 @@ def begin(config: TrainConfig, sides: dict[str, pa.Table]) -> None:
 
 def read_metrics(run: str) -> list[dict[str, Any]]:
     """The epochs so far, from `metrics.jsonl`; none where it is not there yet."""
+    # Listed first: who may read what is below a prefix is denied what is not there, instead of told so.
+    if "metrics.jsonl" not in storage.list_names(run):
+        return []
     location = storage.join(run, "metrics.jsonl")
     try:
         return [json.loads(line) for line in storage.read(location).splitlines()]
-    except FileNotFoundError:
-        return []
     except ValueError as error:
         raise InputError(f"{location}: a line of it is not JSON ({error}); was it edited?") from error
 

@@ -37,6 +37,7 @@ _FORMAT = 2
 
 _SHARD_FILE = re.compile(r"part-\d{5,}-of-\d{5,}\.parquet")
 _IO_THREADS = 16
+_CHUNK = 10_000
 _NAMES_SHOWN = 5
 _PLAN_KEY, _SUMMARY_KEY = b"petseg.plan", b"petseg.summary"
 
@@ -139,17 +140,20 @@ def make_plan(manifest: pa.Table, output: str, *, shard_size: int, outputs: Outp
     return Plan(manifest, shard_size, description, target)
 
 
-def _fingerprint(description: dict[str, Any]) -> str:
+def _fingerprint(description: Any) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
 def require_plan(target: Target) -> None:
     """Raise `OSError` where the output is another job's by now: one that has begun while this one was still alive."""
+    location = storage.join(target.output, PLAN_FILE)
     try:
-        is_ours = _fingerprint(_read_plan(target.output)) == target.fingerprint
-    except InputError:
-        is_ours = False
-    if not is_ours:
+        there = json.loads(storage.read(location))
+    except FileNotFoundError as error:
+        raise OSError(errno.ENOENT, f"no {PLAN_FILE} there any more, or not on every machine") from error
+    except ValueError:
+        there = None
+    if _fingerprint(there) != target.fingerprint:
         raise OSError(errno.EEXIST, "another job has taken it over")
 
 
@@ -224,13 +228,13 @@ def begin(plan: Plan, *, overwrite: bool = False) -> None:
     storage.remove_leftovers(output)
     if before is not None and before != plan.description:
         _clear(output, before)
-    buffer = io.BytesIO()
-    pq.write_table(plan.manifest.select(["id", "image"]), buffer, compression="zstd")
-    storage.write(storage.join(output, MANIFEST_FILE), buffer.getvalue())
     content = (json.dumps(plan.description, indent=2) + "\n").encode()
     if before is None:
         storage.create(location, content, "--output")
-    elif before != plan.description:
+    buffer = io.BytesIO()
+    pq.write_table(plan.manifest.select(["id", "image"]), buffer, compression="zstd")
+    storage.write(storage.join(output, MANIFEST_FILE), buffer.getvalue())
+    if before is not None and before != plan.description:
         storage.write(location, content)
 
 
@@ -315,23 +319,27 @@ def _clear(output: str, before: dict[str, Any]) -> None:
     """Delete what a job of the plan `before` has written, but for the plan, which goes last, when it is replaced: if
     this is killed, the next start knows the rest for what it is.
     """
+    names = storage.list_names(output)
     storage.remove_file(storage.join(output, SUCCESS_FILE))
-    for name in storage.list_names(output):
+    for name in names:
         if _SHARD_FILE.fullmatch(name):
             storage.remove_file(storage.join(output, name))
-    folders = _outputs_of(before).files()
+    folders = {folder: ending for folder, ending in _outputs_of(before).files().items() if folder in names}
     if not folders:
         return
     location = storage.join(output, MANIFEST_FILE)
     try:
         with storage.open_file(location) as file:
             ids = pq.read_table(file, columns=["id"])["id"].to_pylist()
+    except UnavailableError:
+        raise
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{location}: cannot be read, so what to overwrite is not known; delete {output}") from error
     for folder, ending in folders.items():
-        written = [storage.join(output, folder, row_id + ending) for row_id in ids]
         with ThreadPoolExecutor(_IO_THREADS) as pool:
-            list(pool.map(storage.remove_file, written))
+            for start in range(0, len(ids), _CHUNK):
+                some = ids[start : start + _CHUNK]
+                list(pool.map(storage.remove_file, (storage.join(output, folder, row_id + ending) for row_id in some)))
         storage.remove_empty_folders(storage.join(output, folder))
 
 

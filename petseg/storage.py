@@ -6,8 +6,6 @@ whole files are here, of a local disk all of it, of object stores what `objects`
 
 import contextlib
 import errno
-import functools
-import itertools
 import json
 import os
 import re
@@ -16,14 +14,14 @@ import urllib.parse
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from petseg import objects
-from petseg.config import InputError, JobError, UnavailableError
+from petseg.config import InputError, JobError, NoSuchPlaceError, UnavailableError
 
 T = TypeVar("T")
 
@@ -57,6 +55,8 @@ def absolute(location: str) -> str:
                 f"{parts.scheme}://…: scheme://bucket/prefix is expected, without credentials or options; they come "
                 "from the environment (AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL, …)"
             )
+        if {".", ".."} & set(parts.path.split("/")):
+            raise InputError(f"{location}: a key with . or .. for a part; give the place itself")
         return parts.scheme + location[len(parts.scheme) :].rstrip("/")
     return os.path.abspath(os.path.expanduser(location))  # noqa: PTH100, PTH111 - as text: ".." must go too
 
@@ -73,11 +73,11 @@ def is_own_disk(location: str) -> bool:
     path, kind, longest = os.path.realpath(location), "", -1
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
-        mounted = before.split(" ")[4].encode().decode("unicode_escape")  # a space is \\040 there
+        mounted = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), before.split(" ")[4])
         inside = f"{path}/".startswith(mounted.rstrip("/") + "/")
         if inside and len(mounted) >= longest:  # the last of equals lies over the others
             kind, longest = after.split(" ")[0], len(mounted)
-    return not (kind in _NETWORK_FILE_SYSTEMS or kind.startswith("fuse."))
+    return not (kind in _NETWORK_FILE_SYSTEMS or kind.startswith("fuse"))
 
 
 def join(location: str, *parts: str) -> str:
@@ -97,12 +97,10 @@ def list_files(folder: str) -> Iterator[str]:
         yield from _list_local(folder)
         return
     store, path = _remote(folder)
-    try:
+    with _refused(f"{folder}: cannot be listed"):
         for below in store.list_files(path):
             if not any(part.startswith(".") for part in below.split("/")):
                 yield below
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be listed: {_reason(error)}") from error
 
 
 def _list_local(folder: str) -> Iterator[str]:
@@ -130,15 +128,13 @@ def list_names(folder: str) -> list[str]:
 
     Raises `InputError` where it cannot be listed.
     """
-    try:
-        if is_local(folder):
+    with _refused(f"{folder}: cannot be listed"):
+        if not is_local(folder):
+            store, path = _remote(folder)
+            return sorted(store.list_names(path))
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             return sorted(os.listdir(folder))  # noqa: PTH208
-        store, path = _remote(folder)
-        return sorted(store.list_names(path))
-    except (FileNotFoundError, NotADirectoryError):
         return []
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be listed: {_reason(error)}") from error
 
 
 def read(location: str, at_most: int | None = None) -> bytes:
@@ -158,27 +154,22 @@ def read(location: str, at_most: int | None = None) -> bytes:
 def read_each(locations: Iterable[str], at_most: int | None = None) -> Iterator[bytes | OSError]:
     """The contents of files, in order; of one that cannot be read, why.
 
-    An object store takes long to answer, and answers many at once: it is asked ahead. Raises `UnavailableError` where
-    it does not answer at all, which is not the fault of one file.
+    Storage may take long to answer, and answers many at once: it is asked ahead. Raises `UnavailableError` where it
+    does not answer at all, which is not the fault of one file.
     """
-    waiting: deque[Callable[[], bytes]] = deque()
-    with contextlib.ExitStack() as stack:
-        pool = None
-        for location in itertools.chain(locations, itertools.repeat(None, _AHEAD)):
-            if location is None:
-                pass
-            elif is_local(location):
-                waiting.append(functools.partial(read, location, at_most))
-            else:
-                pool = pool or stack.enter_context(ThreadPoolExecutor(_AHEAD))
-                waiting.append(pool.submit(read, location, at_most).result)
-            if waiting and (location is None or len(waiting) > _AHEAD):
-                yield _or_error(waiting.popleft())
+    waiting: deque[Future[bytes]] = deque()
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        for location in locations:
+            waiting.append(pool.submit(read, location, at_most))
+            if len(waiting) > _AHEAD:
+                yield _content(waiting.popleft())
+        while waiting:
+            yield _content(waiting.popleft())
 
 
-def _or_error(read: Callable[[], bytes]) -> bytes | OSError:
+def _content(reading: Future[bytes]) -> bytes | OSError:
     try:
-        return read()
+        return reading.result()
     except UnavailableError:
         raise
     except OSError as error:
@@ -195,6 +186,16 @@ def read_json(location: str) -> Any:
         raise InputError(f"{location}: not JSON ({error}); was it edited, or cut short?") from error
     except OSError as error:
         raise InputError(f"{location}: cannot be read: {error.strerror or error}") from error
+
+
+def require_readable(locations: Iterable[str], what: str) -> None:
+    """Raise `InputError`, beginning with `what`, where access to each of some files in an object store is denied: then
+    it is the right to read that is missing, and not one file's fault. A disk has rights of its own for each.
+    """
+    remote = [location for location in locations if not is_local(location)]
+    denied = [content for content in read_each(remote) if isinstance(content, PermissionError)]
+    if remote and len(denied) == len(remote):
+        raise InputError(f"{what}: its files cannot be read: {_reason(denied[0])}; is s3:GetObject allowed?")
 
 
 def open_file(location: str) -> pa.NativeFile:
@@ -251,6 +252,8 @@ def create(location: str, content: bytes, flag: str) -> None:
             temporary.unlink(missing_ok=True)
     except FileExistsError as error:
         raise InputError(f"{flag}: {location} is there already; was another job started just now?") from error
+    except UnavailableError:
+        raise
     except OSError as error:
         raise InputError(f"{flag}: {location} cannot be written: {_reason(error)}") from error
 
@@ -351,6 +354,17 @@ def _remote(location: str) -> tuple[objects.Store, str]:
     return objects.store(scheme, bucket), path
 
 
+@contextlib.contextmanager
+def _refused(what: str) -> Iterator[None]:
+    """Errors that the user has to mend as `InputError`; that storage is away is left as it is."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, UnavailableError) and not isinstance(error, NoSuchPlaceError):
+            raise
+        raise InputError(f"{what}: {_reason(error)}") from error
+
+
 def _reason(error: OSError) -> str:
     return " ".join(str(error.strerror or error).split())
 
@@ -375,11 +389,9 @@ def cannot_write(output: str, error: OSError, flag: str = "--output") -> str:
 def require_writable(folder: str, flag: str) -> None:
     """Raise `InputError`, naming `flag`, where a folder could not be made or written to; makes nothing."""
     if not is_local(folder):
-        store, path = _remote(folder)
-        try:
+        with _refused(f"{flag} {folder}: cannot be written"):
+            store, path = _remote(folder)
             store.require_writable(path)
-        except OSError as error:
-            raise InputError(f"{flag} {folder}: cannot be written: {_reason(error)}") from error
         return
     parent = Path(folder)
     while not os.path.lexists(parent):

@@ -126,25 +126,22 @@ def _fit_once(setup: WorkerSetup) -> None:
     resources = {"CPU": setup.cpus} | ({"GPU": 1} if config.use_gpu else {})
     # Ray Train wants a place for notes of its own. Nothing of ours is in it, and workers never look there, so it need
     # not be one that all machines reach.
-    notes = tempfile.mkdtemp(prefix="petseg-ray-")
-    trainer = ray.train.torch.TorchTrainer(
-        _train_worker,
-        train_loop_config={"setup": setup},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=(config.min_workers, config.max_workers) if config.elastic else config.min_workers,
-            use_gpu=config.use_gpu,
-            resources_per_worker=resources,
-        ),
-        run_config=ray.train.RunConfig(
-            name="notes",
-            storage_path=notes,
-            failure_config=ray.train.FailureConfig(max_failures=0, max_preemption_failures=0),  # `fit` starts again
-        ),
-    )
-    try:
-        trainer.fit()
-    finally:
-        storage.remove_folder(notes)
+    with tempfile.TemporaryDirectory(prefix="petseg-ray-", ignore_cleanup_errors=True) as notes:
+        ray.train.torch.TorchTrainer(
+            _train_worker,
+            train_loop_config={"setup": setup},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=(config.min_workers, config.max_workers) if config.elastic else config.min_workers,
+                use_gpu=config.use_gpu,
+                resources_per_worker=resources,
+            ),
+            run_config=ray.train.RunConfig(
+                name="notes",
+                storage_path=notes,
+                # `fit` starts again
+                failure_config=ray.train.FailureConfig(max_failures=0, max_preemption_failures=0),
+            ),
+        ).fit()
 
 
 def _train_worker(loop_config: dict[str, WorkerSetup]) -> None:

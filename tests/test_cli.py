@@ -3,7 +3,15 @@ import sys
 import pytest
 
 from petseg import cli
-from petseg.config import InputError, JobError, OxfordConfig, ShardsConfig, TrainConfig
+from petseg.config import (
+    InputError,
+    JobError,
+    NoSuchPlaceError,
+    OxfordConfig,
+    ShardsConfig,
+    TrainConfig,
+    UnavailableError,
+)
 
 
 def raising(error: BaseException) -> None:
@@ -15,6 +23,13 @@ def raising(error: BaseException) -> None:
     [
         (InputError("--epochs 0: give at least 1"), 2, "error: --epochs 0: give at least 1\n"),
         (JobError("no space left"), 1, "stopped: no space left\n"),
+        (UnavailableError("s3://a/b: no answer"), 1, "stopped: s3://a/b: no answer\n"),
+        (NoSuchPlaceError("s3://a: no such bucket"), 2, "error: s3://a: no such bucket\n"),
+        (
+            PermissionError(13, "access denied", "s3://a/b"),
+            2,
+            "error: s3://a/b: access denied; give the right to it, or another place\n",
+        ),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )

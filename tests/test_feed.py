@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from petseg import feed, manifest, prepare, prepared
-from petseg.config import InputError, ShardsConfig
+from petseg import cluster, feed, manifest, prepare, prepared
+from petseg.config import InputError, ShardsConfig, UnavailableError
 from petseg.feed import Decoded, Share
 from petseg.labels import LabelMap
 
@@ -64,6 +64,17 @@ def test_every_row_is_validated_once_on_one_rank(world_size: int, budget: float)
         assert all(len(batch) == 4 for batch in batches[:-1])
         seen += itertools.chain.from_iterable(batches)
     assert seen == list(range(17))
+
+
+@pytestmark_share
+def test_a_block_that_was_made_anew_while_storage_was_away_is_known() -> None:
+    def away() -> pa.Table:
+        raise UnavailableError("s3://bucket/a: no answer")
+
+    decoded = make_decoded(3, 3)
+    decoded.blocks[1] = cluster.or_refusal(away)
+    with pytest.raises(UnavailableError, match="s3://bucket/a: no answer"):
+        Share(decoded, 0, 1, CPU, EVERYTHING)
 
 
 @pytestmark_share

@@ -16,7 +16,7 @@ import pytest
 import stores
 from conftest import Store
 
-from petseg import objects, storage
+from petseg import manifest, objects, storage
 from petseg.config import InputError, UnavailableError
 
 
@@ -175,6 +175,80 @@ def test_a_store_without_conditional_writes_is_asked_first(
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_store_that_passes_the_condition_over_is_asked_first(
+    store: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = objects._client().put_object
+    monkeypatch.setattr(objects._client(), "put_object", lambda IfNoneMatch="", **given: put(**given))  # noqa: N803
+    storage.create(f"{prefix}/a", b"first", "--name")
+    storage.create(f"{prefix}/", b"a folder's marker", "--name")
+    with pytest.raises(InputError, match=r"--name: .* is there already"):
+        storage.create(f"{prefix}/a", b"second", "--name")
+    assert storage.read(f"{prefix}/a") == b"first"
+
+
+def test_a_404_of_what_stands_before_the_store_is_no_empty_folder(store: Store) -> None:
+    """Training would begin anew, and delete what it had."""
+    store.proxy.answer = (404, "<html>no such service</html>")
+    for ask in (storage.list_names, storage.read, lambda place: list(storage.list_files(place))):
+        with pytest.raises(UnavailableError, match="no answer from a store, but a 404"):
+            ask(f"{store.url}/runs")
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_was_not_deleted_is_asked_for_again(store: Store, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abc":
+        storage.write(f"{prefix}/{name}", b"x")
+    delete, asked = objects._client().delete_objects, []
+
+    def refuse(Delete: dict, **given: object) -> dict:  # noqa: N803
+        keys = [found["Key"] for found in Delete["Objects"]]
+        asked.append(len(keys))
+        delete(Delete={"Objects": [{"Key": key} for key in keys[1:]]} if keys[1:] else Delete, **given)
+        return {"Errors": [{"Key": keys[0], "Code": code}]} if len(asked) < 3 else {}
+
+    monkeypatch.setattr(objects._client(), "delete_objects", refuse)
+    code = "SlowDown"
+    storage.remove_folder(prefix)
+    assert asked == [3, 1, 1] and list(storage.list_files(prefix)) == []
+    storage.write(f"{prefix}/a", b"x")
+    asked, code = [], "AccessDenied"
+    with pytest.raises(PermissionError, match=r"access denied"):
+        storage.remove_folder(prefix)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_store_without_uploads_in_parts_is_told_by_the_first_write(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.proxy.answer = (501, "<Error><Code>NotImplemented</Code></Error>")
+    storage.require_writable(f"{store.url}/out", "--output")
+    with pytest.raises(OSError, match="the store cannot do that"):
+        storage.write(f"{store.url}/out/a", b"x")
+
+
+def test_photos_that_may_be_listed_but_not_read_are_refused_at_the_start(
+    store: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        storage.write(f"{prefix}/{number}.jpg", b"x")
+    assert manifest.discover(prefix).num_rows == 3
+    read = storage.read
+
+    def denied(location: str, at_most: int | None = None) -> bytes:
+        if location.endswith(tuple(closed)):
+            raise PermissionError(errno.EACCES, "access denied (AccessDenied)", location)
+        return read(location, at_most)
+
+    monkeypatch.setattr(storage, "read", denied)
+    closed = ["0.jpg"]
+    assert manifest.discover(prefix).num_rows == 3  # which is that one's own
+    closed = [".jpg"]
+    with pytest.raises(InputError, match=r"--images s3://.*: its files cannot be read: access denied .*s3:GetObject"):
+        manifest.discover(prefix)
+
+
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("fault", ["refuse", "drop", "lose", "truncate"])
 def test_what_passes_is_tried_again(fault: str, store: Store, prefix: str) -> None:
     store.proxy.reset(5, **{fault: 0.3})
@@ -281,7 +355,7 @@ def test_settings_that_are_wrong_are_one_line(
 ) -> None:
     for name, value in changes.items():
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises((InputError, UnavailableError)) as caught:
         list(storage.list_files(f"{store.url}/photos"))
     line = str(caught.value)
     assert message in line and "\n" not in line and "user:pass" not in line

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, RunJob
 
-from petseg import feed, manifest, prepare, prepared
-from petseg.config import ShardsConfig
+from petseg import feed, manifest, prepare, prepared, storage
+from petseg.config import ShardsConfig, UnavailableError
 from petseg.labels import LabelMap
+from petseg.prepared import Target
 
 FLAGS = ("shards", "--images", "images", "--masks", "masks", "--output", "set")
 SETTINGS = ("--image-size", "32", "48", "--shard-size", "5")
@@ -105,3 +106,22 @@ def test_refusals(flags: tuple[str, ...], message: str, source: Path, run_job: R
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert done.stderr.startswith("error: ") and message in done.stderr
     assert not (source / "set").exists()
+
+
+def test_a_store_that_is_away_is_not_another_set(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which it would be said that one may delete it."""
+    make(source, tmp_path / "set")
+    opened = prepared.open_set(str(tmp_path / "set"))
+    located = prepared.locate(opened, opened.manifest)
+
+    def away(location: str) -> object:
+        raise UnavailableError(f"{location}: no answer")
+
+    monkeypatch.setattr(storage, "open_file", away)
+    for look in (
+        lambda: prepare.find_done(Target(str(tmp_path / "set"), 5, opened.settings)),
+        lambda: prepared.open_set(str(tmp_path / "set")),
+        lambda: prepared.read_rows(located, (32, 48)),
+    ):
+        with pytest.raises(UnavailableError, match="no answer"):
+            look()

@@ -146,6 +146,31 @@ def test_what_another_job_has_begun_since_one_looked_is_left_to_it(photos: Path,
     assert content(tmp_path / "out") == before
 
 
+def test_who_loses_the_race_changes_nothing(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the list of the other's photos, by which they would be found."""
+    (photos / "late.jpg").touch()
+    late = make_plan(photos, tmp_path / "out")
+    (photos / "late.jpg").unlink()
+    create, early = storage.create, {}
+
+    def another_is_first(location: str, written: bytes, flag: str) -> None:
+        monkeypatch.setattr(storage, "create", create)
+        start(make_plan(photos, tmp_path / "out"))
+        early.update(content(tmp_path / "out"))
+        create(location, written, flag)
+
+    monkeypatch.setattr(storage, "create", another_is_first)
+    with pytest.raises(InputError, match=r"--output: .* is there already"):
+        shards.begin(late)
+    assert early and content(tmp_path / "out") == early
+
+
+def test_a_machine_that_does_not_have_the_output_says_so(photos: Path, tmp_path: Path) -> None:
+    plan = make_plan(photos, tmp_path / "out")
+    with pytest.raises(OSError, match=r"no _plan.json there any more, or not on every machine"):
+        shards.require_plan(plan.target)
+
+
 def test_overwriting_leaves_nothing_of_the_other_job(photos: Path, tmp_path: Path) -> None:
     output, own = tmp_path / "out", tmp_path / "out" / "notes.txt"
     finished(photos, output, shard_size=2, outputs=Outputs(overlay=True))

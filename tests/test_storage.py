@@ -28,6 +28,11 @@ def test_a_uri_without_bucket_or_with_credentials_is_refused_without_showing_the
     assert "secret" not in str(caught.value)
 
 
+def test_a_key_that_climbs_is_refused() -> None:
+    with pytest.raises(InputError, match=r"s3://bucket/a/\.\./c: a key with \. or \.\."):
+        storage.absolute("s3://bucket/a/../c")
+
+
 def test_file_uris_are_decoded(tmp_path: Path) -> None:
     assert storage.absolute(f"FILE://{tmp_path}/a%20b") == f"{tmp_path}/a b"
 
