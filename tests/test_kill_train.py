@@ -135,7 +135,7 @@ def within_an_epoch(run: str) -> list[str]:
 def test_a_node_that_is_lost_is_waited_for_and_its_successor_taken(
     cluster: Any, drawn: tuple[Path, Path], pairs: tuple[str, str], prefix: str, tmp_path: Path
 ) -> None:
-    """Two workers on two nodes, no notice; all that outlives a node is in the store."""
+    """Two workers on two nodes, no notice; then the driver is killed as well. All that outlives it is in the store."""
     both = [cluster.add_node(num_cpus=2), cluster.add_node(num_cpus=2)]
     flags = ("--num-workers", 2, "--cpus-per-worker", 2, "--batch-size", 2, "--epochs", 5)
     on_a_disk = Job(tmp_path, drawn, "refused", *flags)
@@ -151,7 +151,12 @@ def test_a_node_that_is_lost_is_waited_for_and_its_successor_taken(
     os.kill(both[1].all_processes["raylet"][0].process.pid, signal.SIGKILL)
     job.wait_until(lambda: "waiting for 2 × 2 CPUs, have 1" in job.output())
     cluster.add_node(num_cpus=2)
-    job.end()
+    before = job.epochs()
+    job.wait_until(lambda: job.epochs() > before)
     assert "a worker has died" in job.output() and "waiting for 2 × 2 CPUs, have 2" in job.output()
+    job.process.kill()
+    job.process.wait()
+    assert job.epochs() < 5
+    Job(tmp_path, pairs, "run", "--resume", runs=prefix).end()
     assert [epoch["epoch"] for epoch in job.metrics()] == list(range(1, 6))
     assert "going on after epoch" in job.output()
