@@ -151,15 +151,15 @@ def test_who_loses_the_race_changes_nothing(photos: Path, tmp_path: Path, monkey
     (photos / "late.jpg").touch()
     late = make_plan(photos, tmp_path / "out")
     (photos / "late.jpg").unlink()
-    create, early = storage.create, {}
+    remove_leftovers, early = storage.remove_leftovers, {}
 
-    def another_is_first(location: str, written: bytes, flag: str) -> None:
-        monkeypatch.setattr(storage, "create", create)
+    def another_begins(output: str) -> None:
+        """Once this job has looked for a plan, and before it writes anything."""
+        monkeypatch.setattr(storage, "remove_leftovers", remove_leftovers)
         start(make_plan(photos, tmp_path / "out"))
         early.update(content(tmp_path / "out"))
-        create(location, written, flag)
 
-    monkeypatch.setattr(storage, "create", another_is_first)
+    monkeypatch.setattr(storage, "remove_leftovers", another_begins)
     with pytest.raises(InputError, match=r"--output: .* is there already"):
         shards.begin(late)
     assert early and content(tmp_path / "out") == early
