@@ -36,6 +36,7 @@ class Head:
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
             "RAY_TMPDIR": str(folder),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "PYTHONUNBUFFERED": "1",  # `ray job submit` keeps the job's lines back where its output is no terminal
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "2",  # actors that outlive their job are no reason to stay
             "AUTOSCALER_METRIC_PORT": str(others[2]),
             "DASHBOARD_METRIC_PORT": str(others[3]),
