@@ -166,6 +166,7 @@ def test_a_ci_ends_with_one_line_on_a_wrong_flag(submitter: Submitter) -> None:
     assert code == 0 and re.findall("^error: .*", log, re.MULTILINE) == ["error: --shard-size 0: give at least 1"]
 
 
+@pytest.mark.usefixtures("trained")
 def test_a_ci_ends_where_a_job_was_stopped_though_its_exit_code_is_0(submitter: Submitter, tmp_path: Path) -> None:
     """A job that waits for a cluster which does not grow, so that it cannot end before it is stopped."""
     changes = {"masks-of-all": "stopped", "\nray job status": "\necho ray job submit exits with $?\nray job status"}
