@@ -32,7 +32,7 @@ SUCCESS_FILE = "_SUCCESS.json"
 MASK_FOLDER = "masks"
 OVERLAY_FOLDER = "overlays"
 
-_FORMAT = 2
+_FORMAT = 3
 """Raised when the same settings would give other bytes than before, so that one output is not made by two versions."""
 
 _SHARD_FILE = re.compile(r"part-\d{5,}-of-\d{5,}\.parquet")

@@ -100,6 +100,20 @@ def test_forward_is_keras_s(training: bool) -> None:
         torch.testing.assert_close(model(x), expected, rtol=1e-9, atol=1e-9)
 
 
+def test_a_convolution_of_what_is_doubled_and_its_gradients() -> None:
+    torch.manual_seed(0)
+    conv = unet.DoubledConv2d(4, 3).double()
+    x = torch.randn(2, 4, 3, 5, dtype=torch.double, requires_grad=True)
+    inputs = [x, *conv.parameters()]
+    doubled = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), conv.weight, conv.bias, padding=1)
+    found = conv(x)
+    torch.testing.assert_close(found, doubled)
+    of_output = torch.randn_like(found)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, inputs, of_output), torch.autograd.grad(doubled, inputs, of_output)
+    )
+
+
 def test_batch_norm_statistics_move_as_keras_s() -> None:
     model = UNet(3).train()
     x = torch.from_numpy(np.random.default_rng(2).uniform(0, 255, (2, 3, 32, 32))).float()
