@@ -343,6 +343,13 @@ def _class_ids(mask: ImageFile.ImageFile, stretch: int, label_map: LabelMap) -> 
         if (class_ids == labels.UNKNOWN_ID).any():
             raise DecodeError(label_map.refusal(np.unique(raw[class_ids == labels.UNKNOWN_ID]).tolist()))
         return class_ids
+    if mask.mode in ("L", "P"):  # most masks; Pillow counts and looks up in a tenth of the time
+        values = np.arange(256) // stretch
+        found = np.unique(values[np.flatnonzero(mask.histogram())])
+        unknown = found[label_map.table[found] == labels.UNKNOWN_ID]
+        if unknown.size:
+            raise DecodeError(label_map.refusal(unknown.tolist(), has_255=255 in found))
+        return np.asarray(mask.point(label_map.table[values].tolist()))
     raw = np.asarray(mask) // stretch if stretch > 1 else np.asarray(mask)
     if raw.ndim != 2 or raw.dtype.kind not in "bui":
         raise DecodeError(
