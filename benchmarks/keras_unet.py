@@ -1,7 +1,8 @@
-"""The program that `train_cpu.py` compares with: the Keras example this project's network is from, written anew.
+"""What `train_cpu.py` and `predict_peers.py` compare with: the Keras example this network is from, written anew.
 
 python keras_unet.py train --pairs FILE          from files, as the example trains; FILE has photo TAB trimap per line
 python keras_unet.py steps                       training and inference on a fixed array, without files
+python keras_unet.py predict --photos FOLDER --output FOLDER      masks of all photos, as the example predicts
 
 It runs in an environment of its own, with TensorFlow and without petseg. The last line that it prints is JSON; its
 epochs have the names of a run's `metrics.jsonl`.
@@ -20,6 +21,7 @@ import keras  # pyright: ignore[reportMissingImports]
 import numpy as np
 import tensorflow as tf  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
 from keras import layers  # pyright: ignore[reportMissingImports]
+from PIL import Image
 
 SIZE = (160, 160)
 NUM_CLASSES = 3
@@ -29,8 +31,10 @@ LEARNING_RATE = 1e-3
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train", "steps"])
+    parser.add_argument("what", choices=["train", "steps", "predict"])
     parser.add_argument("--pairs", type=Path)
+    parser.add_argument("--photos", type=Path)
+    parser.add_argument("--output", type=Path)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 32], help="sizes of the batches of `steps`")
     parser.add_argument("--steps", type=int, default=10, help="how many of each `steps` takes the time of")
@@ -44,6 +48,10 @@ def main() -> None:
             parser.error("train needs --pairs")
         lines = [line.split("\t") for line in given.pairs.read_text().splitlines()]
         result = train([(photo, trimap) for photo, trimap in lines], given.epochs)
+    elif given.what == "predict":
+        if given.photos is None or given.output is None:
+            parser.error("predict needs --photos and --output")
+        result = predict(sorted(given.photos.iterdir()), given.output)
     else:
         result = steps(given.batches, given.steps)
     print(json.dumps({"tensorflow": tf.__version__, "keras": keras.__version__} | result))
@@ -96,6 +104,21 @@ class Pairs(keras.utils.PyDataset):
         return photos, trimaps - 1  # 1 pet, 2 background, 3 border
 
 
+class Photos(keras.utils.PyDataset):
+    """Batches of photos, read from their files when they are asked for; the last may be shorter."""
+
+    def __init__(self, photos: list[Path]) -> None:
+        super().__init__()
+        self._photos = photos
+
+    def __len__(self) -> int:
+        return -(-len(self._photos) // BATCH)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        some = self._photos[index * BATCH : (index + 1) * BATCH]
+        return np.stack([np.asarray(keras.utils.load_img(photo, target_size=SIZE), np.float32) for photo in some])
+
+
 class Epochs(keras.callbacks.Callback):
     """What each epoch took."""
 
@@ -128,6 +151,24 @@ def train(pairs: list[tuple[str, str]], epochs: int) -> dict[str, object]:
     watch = Epochs(len(data) * BATCH)
     model.fit(data, epochs=epochs, callbacks=[watch], verbose=0)
     return {"parameters": model.count_params(), "epochs": watch.done}
+
+
+def predict(photos: list[Path], output: Path) -> dict[str, object]:
+    """Probabilities of all photos, then their masks one by one, each enlarged to its photo's size and saved.
+
+    The example shows a few at the network's size; whoever needs masks adds the last two steps. The graph is made
+    before, by one batch: it belongs to the start-up. The network has learnt nothing, which takes as long.
+    """
+    model = compiled()
+    model.predict(Photos(photos[:BATCH]), verbose=0)
+    output.mkdir()
+    started = time.perf_counter()
+    probabilities = model.predict(Photos(photos), verbose=0)
+    for photo, of_photo in zip(photos, probabilities, strict=True):
+        mask = Image.fromarray(of_photo.argmax(-1).astype(np.uint8))
+        with Image.open(photo) as original:
+            mask.resize(original.size, Image.Resampling.NEAREST).save(output / f"{photo.stem}.png")
+    return {"seconds": time.perf_counter() - started}
 
 
 def steps(batches: list[int], count: int) -> dict[str, object]:

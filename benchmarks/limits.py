@@ -1,60 +1,76 @@
-"""How near a prediction job comes to what its parts can do alone.
+"""How near the jobs come to what their parts can do alone on the same cores.
 
-python benchmarks/predict_rate.py --images FOLDER --checkpoint runs/first
+python benchmarks/limits.py --images FOLDER
 
-Each round runs every part alone, on all cores, then the job as its user starts it. The job's rate is that between the
-commit of its first shard and of its last; from the command to the first commit is start-up, shown apart.
+Each round runs every part alone, on all cores, then both jobs as their user starts them. The rate of the prediction job
+is that between the commit of its first shard and of its last; from the command to the first is start-up, shown apart.
+The rate of the training job is that of its later epochs, without their validation.
+
+The network's operations are counted by PyTorch, as they are computed here (for one photo 1.72 GFLOP if what is doubled
+were convolved at its full size). Beside them stands what one large convolution reaches on this machine, in the same
+arithmetic and with nothing else to do.
 """
 
 import argparse
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
+import beside
 import drawn
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import torch.nn.functional as F
+import train_gpu
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
-from petseg import checkpoint, images, labels, manifest, rows, shards
-from petseg.config import PredictConfig
+from petseg import checkpoint, demo, images, labels, manifest, precision, recipes, rows, runs, shards
+from petseg.config import PredictConfig, TrainConfig
 from petseg.images import Photo
+from petseg.learner import Learner
 from petseg.predict import Predictor
 from petseg.shards import Outputs
 
-ROOT = Path(__file__).parent.parent
 SHARD = 256
+FORWARD, STEP, PEAK = "model", "training step", "convolution"
+PREDICT, TRAIN = "prediction job", "training job"
+STEPS = 10
+BATCH = 32
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, help="photos, used over and over; default: drawn ones of 500 × 375")
     parser.add_argument("--checkpoint", type=Path, help="default: a network that has learnt nothing, at 160 × 160")
-    parser.add_argument("--count", type=int, default=3000)
+    parser.add_argument("--count", type=int, default=3000, help="photos of the prediction job")
+    parser.add_argument("--pairs", type=int, default=480, help="drawn pairs of the training job")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--use-gpu", action="store_true")
     given = parser.parse_args()
-    cores = len(os.sched_getaffinity(0))
+    print(beside.about(), flush=True)
+    beside.quiet_ray()
+    cores = len(beside.cores())
     measured: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory(prefix="petseg-rate-") as name:
+    with tempfile.TemporaryDirectory(prefix="petseg-limits-") as name:
         folder = Path(name)
         run = given.checkpoint or drawn.untrained(folder, (160, 160))
         source, size = (given.images, None) if given.images else (drawn.photos(folder, 64), (500, 375))
         photos = drawn.repeated(folder, source, given.count, size)
+        pairs = demo.draw_set(str(folder / "pairs"), count=given.pairs, seed=1)
         for number in range(given.rounds):
-            for part, rate in alone(photos, run, folder, cores, given.use_gpu).items():
+            found = alone(photos, run, folder, cores, given.use_gpu) | step(cores, given.use_gpu)
+            start_s, found[PREDICT] = predict_job(photos, run, folder / f"out-{number}", given.use_gpu)
+            found[TRAIN] = train_job(pairs, folder / "runs", f"round-{number}", given.use_gpu)
+            for part, rate in (found | {"start_s": start_s}).items():
                 measured.setdefault(part, []).append(rate)
-            start_s, rate = job(photos, run, folder / f"out-{number}", given.use_gpu)
-            measured.setdefault("job", []).append(rate)
-            measured.setdefault("start_s", []).append(start_s)
             print(f"round {number + 1}: " + ", ".join(f"{k} {v[-1]:.1f}" for k, v in measured.items()), flush=True)
     report(measured, given.count, cores)
 
@@ -89,7 +105,7 @@ def alone(photos: Path, run: Path, folder: Path, cores: int, use_gpu: bool) -> d
     ]
     list(predictor(small[:64]))
     predictions = []
-    rates["model"] = len(small) / timed(lambda: predictions.extend(predictor(small)))
+    rates[FORWARD] = len(small) / timed(lambda: predictions.extend(predictor(small)))
 
     palette = labels.palette(found.model.num_classes)
     with ThreadPoolExecutor(cores) as pool:
@@ -120,21 +136,69 @@ def alone(photos: Path, run: Path, folder: Path, cores: int, use_gpu: bool) -> d
     return rates
 
 
-def job(photos: Path, run: Path, output: Path, use_gpu: bool) -> tuple[float, float]:
+def step(cores: int, use_gpu: bool) -> dict[str, float]:
+    """Images per second of a training step, and GFLOP per second of a convolution."""
+    device = torch.device("cuda" if use_gpu else "cpu")
+    torch.set_num_threads(cores)
+    config = recipes.resolve(TrainConfig(recipe="keras", batch_size=BATCH, use_gpu=use_gpu))
+    arithmetic = precision.resolve("auto", device)
+    learner = Learner(config, train_gpu.MODEL, device, arithmetic)
+    height, width = train_gpu.SIZE
+    photos = torch.randint(0, 256, (BATCH, height, width, 3), dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
+    masks = torch.randint(0, 3, (BATCH, height, width), dtype=torch.uint8, device=device)
+    batches = iter(lambda: (photos, masks), None)
+    rate = STEPS * BATCH / train_gpu.seconds(learner, batches, STEPS, device)
+    return {STEP: rate, PEAK: convolution(device)}
+
+
+@torch.inference_mode()
+def convolution(device: torch.device) -> float:
+    """GFLOP per second of one 3×3 convolution of 256 to 256 channels."""
+    x = torch.ones(8, 256, 40, 40, device=device).contiguous(memory_format=torch.channels_last)
+    weight = torch.ones(256, 256, 3, 3, device=device).contiguous(memory_format=torch.channels_last)
+    flop = 2 * x.numel() * 256 * 9
+
+    def some() -> None:
+        for _ in range(STEPS):
+            F.conv2d(x, weight, padding=1)
+        train_gpu.synchronize(device)
+
+    with precision.autocast(precision.resolve("auto", device), device):
+        x, weight = (tensor.to(torch.get_autocast_dtype(device.type)) for tensor in (x, weight))
+        some()
+        return STEPS * flop / timed(some) / 1e9
+
+
+def gflop() -> float:
+    """Operations of the network for one photo, forward, in 10⁹."""
+    learner = Learner(recipes.resolve(TrainConfig(recipe="keras")), train_gpu.MODEL, torch.device("cpu"), "fp32")
+    with FlopCounterMode(display=False) as counted:
+        learner.model(torch.zeros(1, 3, *train_gpu.SIZE))
+    return counted.get_total_flops() / 1e9
+
+
+def predict_job(photos: Path, run: Path, output: Path, use_gpu: bool = False) -> tuple[float, float]:
     """Seconds to the first commit, and photos per second from there to the last."""
-    command = [sys.executable, str(ROOT / "jobs" / "predict.py"), "--checkpoint", str(run), "--images", str(photos)]
-    command += ["--output", str(output), "--shard-size", str(SHARD)] + (["--use-gpu"] if use_gpu else [])
+    command = [sys.executable, str(beside.ROOT / "jobs" / "predict.py"), "--checkpoint", str(run)]
+    command += ["--images", str(photos), "--output", str(output), "--shard-size", str(SHARD)]
     started = time.time()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr)
+    beside.run(command + ["--use-gpu"] * use_gpu)
     files = sorted(output.glob("part-*"), key=lambda file: file.stat().st_mtime)
     times = [file.stat().st_mtime for file in files]
     counts = [pq.read_metadata(file).num_rows for file in files]
     return times[0] - started, sum(counts[1:]) / (times[-1] - times[0])
 
 
-def timed(work) -> float:
+def train_job(pairs: tuple[str, str], storage: Path, name: str, use_gpu: bool) -> float:
+    """Images per second of the later epochs of three."""
+    command = [sys.executable, str(beside.ROOT / "jobs" / "train.py"), "--images", pairs[0], "--masks", pairs[1]]
+    command += ["--recipe", "keras", "--val-count", str(BATCH), "--epochs", "3"]
+    beside.run([*command, "--storage", str(storage), "--name", name] + ["--use-gpu"] * use_gpu)
+    epochs = runs.read_metrics(str(storage / name))
+    return statistics.median(epoch["train_images_per_s"] for epoch in epochs[1:])
+
+
+def timed(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
@@ -142,20 +206,30 @@ def timed(work) -> float:
 
 def report(measured: dict[str, list[float]], count: int, cores: int) -> None:
     median = {name: statistics.median(values) for name, values in measured.items()}
-    parts = [name for name in measured if name not in ("job", "start_s")]
-    slower = min(median["decode"], median["model"])
+    parts = [name for name in measured if name not in (PREDICT, TRAIN, STEP, PEAK, "start_s")]
+    slower = min(median["decode"], median[FORWARD])
     together = 1 / sum(1 / median[name] for name in parts)
-    print(f"\n{count} photos, {cores} cores, medians of {len(measured['job'])} rounds (lowest to highest)\n")
-    print("| photos per second | median | spread | the job's share of it |\n|---|---|---|---|")
-    for name in [*parts, "job"]:
-        spread = f"{min(measured[name]):.0f} to {max(measured[name]):.0f}"
-        print(
-            f"| {name if name == 'job' else name + ' alone'} | {median[name]:.0f} | {spread} | "
-            f"{median['job'] / median[name]:.0%} |"
-        )
-    print(f"| the slower of decode and model | {slower:.0f} | | {median['job'] / slower:.0%} |")
-    print(f"| all parts on the same cores | {together:.0f} | | {median['job'] / together:.0%} |")
-    print(f"\nstart-up, from the command to the first shard of {SHARD}: {median['start_s']:.1f} s")
+    print(f"\n{count} photos, {cores} cores, medians of {len(measured[PREDICT])} rounds (lowest to highest)\n")
+    rows = [
+        [f"{name} alone", beside.cell(measured[name]), beside.ratio(measured[PREDICT], measured[name])]
+        for name in parts
+    ]
+    rows.append(["the slower of decode and model", f"{slower:.0f}", f"{median[PREDICT] / slower:.2f}"])
+    rows.append(["all parts on the same cores", f"{together:.0f}", f"{median[PREDICT] / together:.2f}"])
+    rows.append([PREDICT, beside.cell(measured[PREDICT]), ""])
+    print(beside.table(["prediction, photos/s", "", f"{PREDICT} ÷ it"], rows))
+    print(f"\nstart-up, from the command to the first shard of {SHARD}: {beside.cell(measured['start_s'], 1)} s\n")
+    rows = [
+        [f"{STEP} alone", beside.cell(measured[STEP], 1), beside.ratio(measured[TRAIN], measured[STEP])],
+        [TRAIN, beside.cell(measured[TRAIN], 1), ""],
+    ]
+    print(beside.table([f"training in batches of {BATCH}, images/s", "", f"{TRAIN} ÷ it"], rows) + "\n")
+    rows = [
+        [name, f"{per_photo:.2f}", beside.cell([rate * per_photo for rate in measured[name]])]
+        for name, per_photo in ((FORWARD, gflop()), (STEP, 3 * gflop()))  # backward, each product is two
+    ]
+    rows.append(["one large convolution", "", beside.cell(measured[PEAK])])
+    print(beside.table(["operations", "GFLOP a photo", "GFLOP/s"], rows))
 
 
 if __name__ == "__main__":

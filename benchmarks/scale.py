@@ -2,7 +2,7 @@
 
 python benchmarks/scale.py --place s3://BUCKET/scale --counts 500 2000 4000 --store-pid PID
 
-Costs are in core-milliseconds: the parts alone as `predict_rate.py` runs them, what asking a store takes as this
+Costs are in core-milliseconds: the parts alone as `limits.py` runs them, what asking a store takes as this
 process's CPU time. Then jobs of so many photos run as their user starts them, all places in the store. The first gives
 what a start and an end take and, where the store runs on this machine, what its own process takes; for the others the
 formula's time stands beside theirs.
@@ -18,8 +18,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import beside
 import drawn
-import predict_rate
+import limits
 from PIL import Image
 
 from petseg import storage
@@ -40,7 +41,7 @@ def main() -> None:
         run = drawn.untrained(folder, (160, 160))
         source, size = (given.images, None) if given.images else (drawn.photos(folder, 64), (500, 375))
         local = drawn.repeated(folder, source, max(given.counts), size)
-        alone = predict_rate.alone(local, run, folder, cores, use_gpu=False)
+        alone = limits.alone(local, run, folder, cores, use_gpu=False)
         costs = {part: 1000 * cores / rate for part, rate in alone.items() if part != "write"}
         costs |= of_store(place, local, given.counts)
         smallest, *others = sorted(given.counts)
@@ -99,7 +100,7 @@ def cpu_s(pid: int | None) -> float:
 
 def job(photos: str, run: Path, output: str) -> tuple[float, float, float]:
     """Seconds from the command to the first shard, from there to the last, and from there to the end."""
-    command = [sys.executable, str(predict_rate.ROOT / "jobs" / "predict.py"), "--checkpoint", str(run)]
+    command = [sys.executable, str(beside.ROOT / "jobs" / "predict.py"), "--checkpoint", str(run)]
     command += ["--images", photos, "--output", output, "--shard-size", str(SHARD)]
     started = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -13,14 +13,11 @@ graph of the other. The job validates after each epoch, which is in the whole on
 """
 
 import argparse
-import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import venv
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -28,6 +25,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import beside
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,12 +33,10 @@ from torch import Tensor
 from petseg import demo, labels, manifest, precision, runs, unet
 from petseg.config import Precision, TrainConfig
 
-ROOT = Path(__file__).parent.parent
 VARIANTS = {"keras recipe": ["--recipe", "keras"], "best recipe": ["--recipe", "best"]}
 """What of ours is measured, and the flags that make `jobs/train.py` it."""
 
 PEER = "Keras"
-PEER_NEEDS = ["tensorflow-cpu", "pillow"]
 BATCHES = (16, 32)
 ARITHMETIC: tuple[Precision, ...] = ("fp32", "bf16")
 
@@ -61,22 +57,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10, help="how many the step alone is timed over")
     parser.add_argument("--threads", type=int, help="cores and threads of every program; default: all cores")
-    parser.add_argument(
-        "--keras-env",
-        type=Path,
-        default=Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "petseg" / "keras-env",
-        help="virtual environment of the Keras program, made on first use (1.5 GB); default: %(default)s",
-    )
     given = parser.parse_args()
     if (given.images is None) != (given.masks is None):
         parser.error("--images and --masks belong together: give both, or neither")
     if given.epochs < 2:
         parser.error("--epochs: the first one and later ones are measured, so give at least 2")
-    cores = sorted(os.sched_getaffinity(0))[: given.threads]
+    cores = beside.cores()[: given.threads]
     os.sched_setaffinity(0, cores)  # what is started from here on may use no others
-    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    os.environ.pop("RAY_ADDRESS", None)  # a Ray of its own
-    python = keras_python(given.keras_env)
+    print(beside.about(), flush=True)
+    beside.quiet_ray()
+    python = beside.peer_python("keras-env", beside.KERAS_NEEDS)
 
     measured: Measured = {}
     versions = ""
@@ -103,7 +93,7 @@ def main() -> None:
             )
     print(
         f"\n{count - val_count} photos to train on and {val_count} to validate, {given.epochs} epochs, {len(cores)} "
-        f"cores, {versions}, torch {torch.__version__}; medians of {given.rounds} rounds (lowest to highest)\n"
+        f"cores, {versions}; medians of {given.rounds} rounds (lowest to highest)\n"
     )
     print("\n\n".join(tables(measured)))
 
@@ -121,7 +111,7 @@ def one_round(
     listed.write_text("".join(f"{pair['image']}\t{pair['mask']}\n" for pair in train_pairs.to_pylist()))
     # -E: a PYTHONPATH is meant for this environment, not for that one.
     keras = [str(python), "-E", str(Path(__file__).parent / "keras_unet.py"), "--threads", str(threads)]
-    job = [sys.executable, str(ROOT / "jobs" / "train.py"), "--images", config.images, "--masks", config.masks]
+    job = [sys.executable, str(beside.ROOT / "jobs" / "train.py"), "--images", config.images, "--masks", config.masks]
     job += ["--val-count", str(config.val_count), "--epochs", str(config.epochs), "--cpus-per-worker", str(threads)]
     job += ["--seed", str(config.seed), "--storage", str(folder)]
 
@@ -132,18 +122,18 @@ def one_round(
     for program in programs:
         started = time.perf_counter()
         if program == PEER:
-            result = json.loads(run([*keras, "train", "--pairs", str(listed), "--epochs", str(config.epochs)]))
+            result = beside.answer([*keras, "train", "--pairs", str(listed), "--epochs", str(config.epochs)])
             found = figures(result["epochs"], train_pairs.num_rows, 0.0, time.perf_counter() - started)
         else:
             name = program.replace(" ", "-")
-            run([*job, "--name", name, *VARIANTS[program]])
+            beside.run([*job, "--name", name, *VARIANTS[program]])
             whole_s = time.perf_counter() - started
             found = figures(runs.read_metrics(str(folder / name)), train_pairs.num_rows, decode_s, whole_s)
         for row, value in found.items():
             done.setdefault(row, {})[program] = value
 
     ours = alone(steps, count, threads)
-    theirs = json.loads(run([*keras, "steps", "--steps", str(count), "--batches", *map(str, BATCHES)]))
+    theirs = beside.answer([*keras, "steps", "--steps", str(count), "--batches", *map(str, BATCHES)])
     for what in ("training", "inference"):
         for batch in BATCHES:
             row = f"{what} alone, batches of {batch}, {RATE}"
@@ -166,25 +156,16 @@ def figures(epochs: list[dict[str, Any]], images: int, decode_s: float, whole_s:
 
 def tables(measured: Measured) -> list[str]:
     """One table for the rows of each set of columns."""
-    found: dict[tuple[str, ...], list[str]] = {}
+    found: dict[tuple[str, ...], list[list[str]]] = {}
     for row, columns in measured.items():
         ours = [column for column in columns if column != PEER]
-        head = ["", *ours, PEER, *(f"{column} ÷ {PEER}" for column in ours)]
-        lines = found.setdefault(tuple(ours), [line(head), "|" + "---|" * len(head)])
-        ratios = [[a / b for a, b in zip(columns[column], columns[PEER], strict=True)] for column in ours]
-        digits = 3 if row == LOSS else 1
-        cells = [cell(columns[column], digits) for column in [*ours, PEER]]
-        lines.append(line([row, *cells, *(cell(ratio, 2) if row.endswith(RATE) else "" for ratio in ratios)]))
-    return ["\n".join(lines) for lines in found.values()]
-
-
-def line(cells: list[str]) -> str:
-    return "|" + "|".join(f" {text} " if text else " " for text in cells) + "|"
-
-
-def cell(values: list[float], digits: int) -> str:
-    """Median (lowest to highest)."""
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+        cells = [beside.cell(columns[column], 3 if row == LOSS else 1) for column in [*ours, PEER]]
+        ratios = [beside.ratio(columns[column], columns[PEER]) if row.endswith(RATE) else "" for column in ours]
+        found.setdefault(tuple(ours), []).append([row, *cells, *ratios])
+    return [
+        beside.table(["", *ours, PEER, *(f"{column} ÷ {PEER}" for column in ours)], rows)
+        for ours, rows in found.items()
+    ]
 
 
 def link_pairs(folder: Path, images: str, masks: str, count: int) -> tuple[str, str, int]:
@@ -197,24 +178,6 @@ def link_pairs(folder: Path, images: str, masks: str, count: int) -> tuple[str, 
             link.parent.mkdir(exist_ok=True)
             link.symlink_to(target)
     return str(folder / "images"), str(folder / "masks"), pairs.num_rows
-
-
-def keras_python(env: Path) -> Path:
-    """The Python of an environment that has what the peer needs, made where there is none."""
-    python = env / "bin" / "python"
-    if not python.exists():
-        print(f"making {env}: {', '.join(PEER_NEEDS)}", flush=True)
-        venv.create(env, with_pip=True)
-    run([str(python), "-m", "pip", "install", *PEER_NEEDS])  # nothing, and no network, where they are there
-    return python
-
-
-def run(command: list[str]) -> str:
-    """The last line that a program prints."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-    return done.stdout.splitlines()[-1]
 
 
 def alone(work: Callable[..., Any], *given: object) -> Any:

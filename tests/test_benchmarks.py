@@ -1,7 +1,12 @@
-"""What the benchmarks make of their figures: the sums behind the table, without running anything."""
+"""What the benchmarks make of their figures: the sums behind the tables; and, if slow ones are asked for, that each
+script runs to its end."""
 
+import subprocess
+import sys
 from pathlib import Path
 
+import beside
+import picture
 import pytest
 import train_cpu
 
@@ -51,3 +56,48 @@ def test_links_are_pairs_of_what_is_one_pair_in_the_folders(drawn: tuple[Path, P
         photo = Path(pair["image"]).resolve()
         assert photo.parent == drawn[0] and Path(pair["mask"]).resolve() == drawn[1] / f"{photo.stem}.png"
     assert len({Path(pair["image"]).resolve() for pair in linked}) == 5
+
+
+def test_a_cell_has_the_median_and_the_spread() -> None:
+    assert beside.cell([3.0, 1000.0, 2.0], 1) == "3.0 (2.0 to 1,000.0)"
+
+
+def test_a_ratio_is_of_the_same_round() -> None:
+    assert beside.ratio([10.0, 60.0, 30.0], [10.0, 20.0, 15.0]) == "2.00 (1.00 to 3.00)"
+
+
+def test_the_picture_is_of_the_figures_in_the_results() -> None:
+    assert picture.PICTURE.read_text() == picture.draw(picture.RESULTS.read_text()), "run benchmarks/picture.py"
+
+
+def test_a_figure_is_found_by_its_section_row_and_column() -> None:
+    results = (
+        "## One\n| | a |\n|---|---|\n| x | 1 |\n\n## Two\n| | a | b |\n|---|---|---|\n| y | 3 | 1,200 (1,100 to 2) |\n"
+    )
+    assert picture.value(results, "Two", "y", "b") == 1200
+    for heading, row, column in [("Two", "x", "a"), ("One", "x", "b")]:
+        with pytest.raises(LookupError):
+            picture.value(results, heading, row, column)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    "command",
+    [
+        "growth.py --counts 16 32 --shard-size 8 --shard-photos 16 --pairs 64 --epochs 2 --steps 1 --rounds 1",
+        "ingest.py --pairs 16 --epochs 2 --rounds 1",
+        "limits.py --count 600 --pairs 96 --rounds 1",
+        "predict_memory.py --counts 20 --names 1000",
+        "startup.py --rounds 1",
+        "train_gpu.py --device cpu --pairs 64 --batches 8 --steps 3 --rounds 1 --epochs 1",
+    ],
+)
+def test_a_script_prints_a_table(command: str) -> None:
+    """Those with a peer are left out: they install it."""
+    script, *flags = command.split()
+    done = subprocess.run(
+        [sys.executable, str(beside.ROOT / "benchmarks" / script), *flags], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "|---|" in done.stdout

@@ -1,0 +1,109 @@
+"""The three figures that matter as one picture, docs/speed.svg, drawn from the tables of RESULTS.md.
+
+python benchmarks/picture.py
+"""
+
+import html
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import beside
+
+RESULTS = beside.ROOT / "benchmarks" / "RESULTS.md"
+PICTURE = beside.ROOT / "docs" / "speed.svg"
+
+_WIDTH, _LABEL, _BAR, _ROW, _TITLE = 760, 190, 430, 24, 40
+_OURS, _PEER, _TEXT, _FAINT = "#2f6fde", "#b8bec8", "#1f2328", "#59636e"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A row of a table, as bars."""
+
+    title: str
+    heading: str
+    """Of the section in RESULTS.md."""
+    row: str
+    """What stands in the first column of the table's row."""
+    bars: dict[str, str]
+    """By the column's name, what to call it; the first is ours."""
+
+
+PANELS = (
+    Panel(
+        "Training on two CPU cores, later epochs: images per second",
+        "Training on a CPU, beside Keras",
+        "later epochs, images/s",
+        {"keras recipe": "petseg", "Keras": "Keras"},
+    ),
+    Panel(
+        "From files to batches, 500 × 375, later epochs: pairs per second",
+        "Ingest",
+        "later epochs, pairs/s",
+        {
+            "ours": "petseg",
+            "DataLoader": "torch DataLoader",
+            "DataLoader, torchvision": "… with torchvision",
+            "read_images": "ray.data.read_images",
+        },
+    ),
+    Panel(
+        "A folder of 3,000 photos to masks, after the start: photos per second",
+        "Prediction, beside a plain script and Keras",
+        "after it, photos/s",
+        {"jobs/predict.py": "petseg", "plain PyTorch": "plain PyTorch", "Keras": "Keras"},
+    ),
+)
+
+
+def main() -> None:
+    PICTURE.write_text(draw(RESULTS.read_text()))
+    print(PICTURE)
+
+
+def draw(results: str) -> str:
+    """The SVG. White behind it, so that it can be read on a dark page, too."""
+    parts, y = [], 8
+    for panel in PANELS:
+        parts.append(_text(16, y + 24, panel.title, f'font-weight="600" fill="{_TEXT}"'))
+        y += _TITLE
+        values = {name: value(results, panel.heading, panel.row, column) for column, name in panel.bars.items()}
+        ours, highest = next(iter(values.values())), max(values.values())
+        for number, (name, rate) in enumerate(values.items()):
+            width = max(2, round(_BAR * rate / highest))
+            colour = _OURS if number == 0 else _PEER
+            parts.append(_text(_LABEL - 10, y + 16, name, f'text-anchor="end" fill="{_TEXT}"'))
+            parts.append(f'<rect x="{_LABEL}" y="{y + 3}" width="{width}" height="18" rx="3" fill="{colour}"/>')
+            times = "" if number == 0 else f"  (petseg {ours / rate:.{0 if ours / rate > 10 else 1}f}×)"
+            parts.append(_text(_LABEL + width + 8, y + 16, f"{rate:,.0f}{times}", f'fill="{_FAINT}"'))
+            y += _ROW
+        y += 10
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{y}" viewBox="0 0 {_WIDTH} {y}"'
+    head += ' font-family="system-ui, sans-serif" font-size="13">'
+    return "\n".join([head, '<rect width="100%" height="100%" fill="#ffffff"/>', *parts, "</svg>\n"])
+
+
+def value(results: str, heading: str, row: str, column: str) -> float:
+    """The median that stands in the first table of a section that has such a row and column."""
+    section = re.split(r"^## ", results, flags=re.MULTILINE)
+    lines = next(text for text in section if text.startswith(f"{heading}\n")).splitlines()
+    names: list[str] = []
+    for line in lines:
+        if not line.startswith("|"):
+            names = []
+            continue
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not names:
+            names = cells
+        elif cells[0] == row and column in names:
+            return float(cells[names.index(column)].split()[0].replace(",", ""))
+    raise LookupError(f"{RESULTS.name}: no row {row!r} with a column {column!r} under {heading!r}")
+
+
+def _text(x: int, y: int, text: str, attributes: str) -> str:
+    return f'<text x="{x}" y="{y}" {attributes}>{html.escape(text)}</text>'
+
+
+if __name__ == "__main__":
+    main()
