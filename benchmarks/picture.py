@@ -6,7 +6,6 @@ python benchmarks/picture.py
 import html
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import beside
 

@@ -138,6 +138,7 @@ def _fit_once(setup: WorkerSetup) -> None:
             run_config=ray.train.RunConfig(
                 name="notes",
                 storage_path=notes,
+                worker_runtime_env={"env_vars": cluster.KEEP_MEMORY},
                 # `fit` starts again
                 failure_config=ray.train.FailureConfig(max_failures=0, max_preemption_failures=0),
             ),
