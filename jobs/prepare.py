@@ -124,7 +124,9 @@ def _written(
     """
     import ray.data
 
-    ray.data.DataContext.get_current().target_max_block_size = None
+    context = ray.data.DataContext.get_current()
+    context.target_max_block_size = None
+    context.op_resource_reservation_enabled = False  # for those who take the blocks; with two cores only one worked
     work = partial(
         _write,
         pairs=ray.put(pairs),  # travels once to each machine, not once a shard

@@ -110,6 +110,7 @@ def _in_blocks(
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.target_max_block_size = None  # one piece becomes one block, however large a pair is
+    context.op_resource_reservation_enabled = False  # for those who take the blocks; with two cores only one worked
     decoded = ray.data.from_arrow([piece for of_part in pieces for piece in of_part]).map_batches(
         functools.partial(_read_or_refusal, read=read),
         batch_format="pyarrow",
