@@ -15,8 +15,8 @@ batches of 32 pairs of 160 × 160, uint8, on the CPU. Medians of the rounds (low
 - read_images: Ray Data's own, with two tasks per core (by default it takes one for each file or few, and is several
   times slower). It pairs no masks, so it does half of the work: photos alone, unshuffled, read again in every epoch.
 
-The best peer is the one with the highest median in the row. Whoever takes the batches has as many torch threads as there
-are cores, as a training worker has. They put ours together; where neighbours want the cores, they wait for each other.
+The best peer is the one with the highest median in the row. Whoever takes the batches has one torch thread: two put
+ours together twice as fast on idle cores, but wait for each other, many times slower, where neighbours have the cores.
 
 Not measured: start-up. Ray, all workers and what they import are there before the clock starts, since a few pairs went
 through each way before, and so is the list of the files. Nor disks: the files are links to a few originals, soon in
@@ -123,6 +123,7 @@ def table(rounds: list[dict[str, dict[str, float]]]) -> str:
 
 def measure(epoch: Epoch, count: int, epochs: int) -> dict[str, float]:
     """Pairs per second of the first epoch and, in the median, of later ones."""
+    torch.set_num_threads(1)
     rates = []
     for number in range(epochs):
         started = time.perf_counter()
