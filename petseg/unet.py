@@ -121,8 +121,7 @@ class UpBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, *, doubles: bool) -> None:
         super().__init__()
-        conv1 = DoubledConv2d(in_channels, out_channels) if doubles else _conv3x3(in_channels, out_channels)
-        self.conv1 = conv1
+        self.conv1 = (DoubledConv2d if doubles else _conv3x3)(in_channels, out_channels)
         self.bn1 = _batch_norm(out_channels)
         self.conv2 = _conv3x3(out_channels, out_channels)
         self.bn2 = _batch_norm(out_channels)
