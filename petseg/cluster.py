@@ -24,6 +24,10 @@ default glibc gives them back and the system clears them anew each time, which c
 threads other than the first, where Ray runs what is ours, it does so whatever the thresholds are, unless all share one
 arena; which then grows by 64 MB at a time."""
 
+_PATIENCE = {"idle_worker_killing_time_threshold_ms": 60_000}
+"""Of a local Ray: by default it ends a process that has had no task for a second, unless cores are idle, too, and begins
+another (a second of a core, to import) for the next task. Writing a shard is such a task, every two seconds or so."""
+
 _LOOK_S = 1.0
 _REFUSAL = "petseg refusal"
 
@@ -51,7 +55,8 @@ def connect() -> None:
             "one has crashed) to start a local one"
         )
     # Ray's own lines and its workers' output would bury ours; errors reach the driver as exceptions.
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    settings = {"_system_config": _PATIENCE} if address is None else {}  # others' Ray has its own
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **settings)
     quieten()
 
 
