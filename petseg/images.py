@@ -332,31 +332,32 @@ def _decode_mask(mask: ImageFile.ImageFile, photo: _Header, label_map: LabelMap)
         size, orientation = photo.size, photo.orientation
     if size != photo.size:
         raise DecodeError(f"its size {size[0]} × {size[1]} differs from its photo's {photo.size[0]} × {photo.size[1]}")
-    return _Truth(Image.fromarray(_class_ids(mask, stretch, label_map)), orientation)
+    return _Truth(_class_ids(mask, stretch, label_map), orientation)
 
 
-def _class_ids(mask: ImageFile.ImageFile, stretch: int, label_map: LabelMap) -> np.ndarray:
+def _class_ids(mask: ImageFile.ImageFile, stretch: int, label_map: LabelMap) -> Image.Image:
     """Raw values to class ids at the stored size, so that no value escapes the check by being resized away."""
     if label_map.colours:
         raw = _colours(mask)
         class_ids = label_map.table[raw]
         if (class_ids == labels.UNKNOWN_ID).any():
             raise DecodeError(label_map.refusal(np.unique(raw[class_ids == labels.UNKNOWN_ID]).tolist()))
-        return class_ids
-    if mask.mode in ("L", "P"):  # most masks; Pillow counts and looks up in a tenth of the time
-        values = np.arange(256) // stretch
-        found = np.unique(values[np.flatnonzero(mask.histogram())])
-        unknown = found[label_map.table[found] == labels.UNKNOWN_ID]
-        if unknown.size:
+        return Image.fromarray(class_ids)
+    table = label_map.table
+    if mask.mode in ("L", "P"):  # most masks: as bytes they are looked up and searched in a tenth of the time
+        of_byte = table[np.arange(256) // stretch].astype(np.uint8).tobytes()
+        mapped = mask.tobytes().translate(of_byte)
+        if labels.UNKNOWN_ID in mapped:
+            found = np.unique(np.asarray(mask) // stretch)
+            unknown = found[table[found] == labels.UNKNOWN_ID]
             raise DecodeError(label_map.refusal(unknown.tolist(), has_255=255 in found))
-        return np.asarray(mask.point(label_map.table[values].tolist()))
+        return Image.frombytes("L", mask.size, mapped)
     raw = np.asarray(mask) // stretch if stretch > 1 else np.asarray(mask)
     if raw.ndim != 2 or raw.dtype.kind not in "bui":
         raise DecodeError(
             f"it is a colour image (mode {mask.mode}), where one number per pixel is expected, as grey or indexed "
             f"colour; pass --label-map with its colours, as in {_example(mask)}"
         )
-    table = label_map.table
     raw = raw.astype(np.uint8) if raw.dtype == bool else raw
     # Values outside the table are clipped to look them up, but stay unknown.
     unknown = (raw < 0) | (raw >= len(table)) if raw.dtype.itemsize > 2 else np.False_
@@ -364,7 +365,7 @@ def _class_ids(mask: ImageFile.ImageFile, stretch: int, label_map: LabelMap) -> 
     unknown = unknown | (class_ids == labels.UNKNOWN_ID)
     if unknown.any():
         raise DecodeError(label_map.refusal(np.unique(raw[unknown]).tolist(), has_255=bool((raw == 255).any())))
-    return class_ids
+    return Image.fromarray(class_ids)
 
 
 def _colours(mask: Image.Image) -> np.ndarray:
