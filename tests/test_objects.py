@@ -16,7 +16,7 @@ import pytest
 import stores
 from conftest import Store
 
-from petseg import manifest, objects, storage
+from petseg import manifest, objects, s3, s3_client, storage
 from petseg.config import InputError, UnavailableError
 
 
@@ -30,16 +30,16 @@ def quick(monkeypatch: pytest.MonkeyPatch, new_client: None) -> None:
 @pytest.fixture
 def new_client() -> Iterator[None]:
     """A client of the environment as the test has changed it."""
-    objects._new_client.cache_clear()
+    s3_client._new_client.cache_clear()
     yield
-    objects._new_client.cache_clear()
+    s3_client._new_client.cache_clear()
 
 
 def test_what_is_written_is_listed_and_read(store: Store, prefix: str) -> None:
     contents = {"a.txt": b"one", "b/c d+ü%.txt": b"two", "b/e/f": b"", ".hidden": b"x", "b/.git/y": b"x"}
     for name, content in contents.items():
         storage.write(storage.join(prefix, name), content)
-    objects._client().put_object(Bucket=stores.BUCKET, Key=prefix.removeprefix(f"{store.url}/") + "/b/empty/")
+    s3_client.client().put_object(Bucket=stores.BUCKET, Key=prefix.removeprefix(f"{store.url}/") + "/b/empty/")
     assert sorted(storage.list_files(prefix)) == ["a.txt", "b/c d+ü%.txt", "b/e/f"]
     assert storage.list_names(prefix) == [".hidden", "a.txt", "b"]
     assert storage.list_names(f"{prefix}/b") == [".git", "c d+ü%.txt", "e", "empty"]
@@ -112,7 +112,7 @@ def test_the_footer_of_a_shard_is_one_request(store: Store, prefix: str) -> None
 
 
 def test_a_large_write_is_put_in_parts(store: Store, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objects, "_MULTIPART_BYTES", 2**20)
+    monkeypatch.setattr(s3, "_MULTIPART_BYTES", 2**20)
     content = secrets.token_bytes(17 * 2**20)
     storage.write(f"{prefix}/large", content)
     assert store.proxy.requests["PUT"] == 3 and store.proxy.requests["POST"] == 2
@@ -157,7 +157,7 @@ def test_a_creation_whose_answer_was_lost_is_known_for_its_own(store: Store, pre
 def test_a_store_without_conditional_writes_is_asked_first(
     store: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put = objects._client().put_object
+    put = s3_client.client().put_object
 
     def old_put(**given: object) -> None:
         if "IfNoneMatch" in given:
@@ -167,7 +167,7 @@ def test_a_store_without_conditional_writes_is_asked_first(
             raise ClientError(answer, "PutObject")  # pyright: ignore[reportArgumentType]
         put(**given)
 
-    monkeypatch.setattr(objects._client(), "put_object", old_put)
+    monkeypatch.setattr(s3_client.client(), "put_object", old_put)
     storage.create(f"{prefix}/a", b"first", "--name")
     with pytest.raises(InputError, match=r"--name: .* is there already"):
         storage.create(f"{prefix}/a", b"second", "--name")
@@ -178,8 +178,8 @@ def test_a_store_without_conditional_writes_is_asked_first(
 def test_a_store_that_passes_the_condition_over_is_asked_first(
     store: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put = objects._client().put_object
-    monkeypatch.setattr(objects._client(), "put_object", lambda IfNoneMatch="", **given: put(**given))  # noqa: N803
+    put = s3_client.client().put_object
+    monkeypatch.setattr(s3_client.client(), "put_object", lambda IfNoneMatch="", **given: put(**given))  # noqa: N803
     storage.create(f"{prefix}/a", b"first", "--name")
     storage.create(f"{prefix}/", b"a folder's marker", "--name")
     with pytest.raises(InputError, match=r"--name: .* is there already"):
@@ -199,7 +199,7 @@ def test_a_404_of_what_stands_before_the_store_is_no_empty_folder(store: Store) 
 def test_what_was_not_deleted_is_asked_for_again(store: Store, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in "abc":
         storage.write(f"{prefix}/{name}", b"x")
-    delete, asked = objects._client().delete_objects, []
+    delete, asked = s3_client.client().delete_objects, []
 
     def refuse(Delete: dict, **given: object) -> dict:  # noqa: N803
         keys = [found["Key"] for found in Delete["Objects"]]
@@ -207,7 +207,7 @@ def test_what_was_not_deleted_is_asked_for_again(store: Store, prefix: str, monk
         delete(Delete={"Objects": [{"Key": key} for key in keys[1:]]} if keys[1:] else Delete, **given)
         return {"Errors": [{"Key": keys[0], "Code": code}]} if len(asked) < 3 else {}
 
-    monkeypatch.setattr(objects._client(), "delete_objects", refuse)
+    monkeypatch.setattr(s3_client.client(), "delete_objects", refuse)
     code = "SlowDown"
     storage.remove_folder(prefix)
     assert asked == [3, 1, 1] and list(storage.list_files(prefix)) == []
@@ -378,7 +378,7 @@ def test_a_profile_may_tell_all(store: Store, prefix: str, tmp_path: Path, monke
     monkeypatch.setenv("AWS_PROFILE", "lab")
     storage.write(f"{prefix}/a", b"x")
     assert storage.read(f"{prefix}/a") == b"x"
-    assert objects._client().meta.region_name == "eu-west-1"
+    assert s3_client.client().meta.region_name == "eu-west-1"
 
 
 def test_looking_whether_one_may_write_leaves_nothing(store: Store, prefix: str) -> None:
@@ -386,7 +386,7 @@ def test_looking_whether_one_may_write_leaves_nothing(store: Store, prefix: str)
     storage.require_writable(store.url, "--output")
     assert storage.list_names(prefix) == []
     assert store.proxy.requests["POST"] == store.proxy.requests["DELETE"] == 2
-    uploads = objects._client().list_multipart_uploads(Bucket=stores.BUCKET)
+    uploads = s3_client.client().list_multipart_uploads(Bucket=stores.BUCKET)
     assert [upload["Key"] for upload in uploads.get("Uploads", ()) if "probe" in upload["Key"]] == []
 
 
@@ -439,7 +439,7 @@ def test_google_s_store_is_pyarrow_s() -> None:
 def test_who_may_only_read_is_told_before_anything_is_done(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     storage.write(f"{store.url}/open/a.jpg", b"x")
     storage.write(f"{store.url}/closed/a.jpg", b"x")
-    objects._new_client.cache_clear()
+    s3_client._new_client.cache_clear()
     for name, key in store.reader.items():
         monkeypatch.setenv(name, key)
     assert list(storage.list_files(f"{store.url}/open")) == ["a.jpg"]

@@ -1,0 +1,112 @@
+"""boto3's client for S3, and what its refusals mean: connections, tries and waits, errors. Only `s3` uses it."""
+
+import errno
+import functools
+import random
+import re
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from petseg.config import NoSuchPlaceError, UnavailableError
+
+CONNECTIONS = 64
+"""Of one process to S3 at a time: more than its threads."""
+
+TRIES = 6
+"""Of each request, with longer and longer waits between them: 15 s in all, as a rule. AWS_MAX_ATTEMPTS changes it."""
+
+_LONGEST_WAIT_S = 20.0
+_REFUSED_CREDENTIALS = {
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+}
+_WRONG_REGION = {"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect"}
+
+
+class ConflictError(OSError):
+    """Two writes of one object at a time."""
+
+
+class NoSuchRangeError(OSError):
+    """The object is shorter."""
+
+
+class UnsupportedError(OSError):
+    """The store has no such operation."""
+
+
+def as_os_error(response: dict[str, Any], name: str, bucket: str, is_head: bool) -> OSError:
+    """What the answer of S3, other than the one that was wanted, means."""
+    told = response.get("Error", {})
+    metadata = response.get("ResponseMetadata", {})
+    status, code = metadata.get("HTTPStatusCode", 0), told.get("Code", "")
+    if code == "NoSuchBucket":
+        return NoSuchPlaceError(f"{bucket}: no such bucket; is the name right, and AWS_ENDPOINT_URL?")
+    if code in _REFUSED_CREDENTIALS:
+        return NoSuchPlaceError(f"{bucket}: the credentials are refused ({code}); see AWS_PROFILE or AWS_ACCESS_KEY_ID")
+    if code in _WRONG_REGION or status == 301:
+        region = told.get("Region") or metadata.get("HTTPHeaders", {}).get("x-amz-bucket-region", "its own")
+        return NoSuchPlaceError(f"{bucket}: it is in another region; set AWS_REGION to {region}")
+    if code == "ConditionalRequestConflict" or (code == "OperationAborted" and status == 409):
+        return ConflictError(errno.EAGAIN, "another write of it is under way", name)
+    if status == 416:
+        return NoSuchRangeError(errno.EINVAL, "it is shorter", name)
+    if status == 412:
+        return FileExistsError(errno.EEXIST, "it is there already", name)
+    if status == 501:
+        return UnsupportedError(errno.ENOSYS, "the store cannot do that", name)
+    if code in ("NoSuchKey", "NoSuchUpload", "NoSuchVersion") or (status == 404 and is_head):
+        return FileNotFoundError(errno.ENOENT, "no such object", name)
+    if status == 404:  # not from S3, but from what stands before it
+        return UnavailableError(f"{name}: no answer from a store, but a 404; see AWS_ENDPOINT_URL")
+    if status == 403:
+        return PermissionError(errno.EACCES, f"access denied ({code})", name)
+    if status >= 500 or code in ("SlowDown", "RequestTimeout", "Throttling", "RequestLimitExceeded"):
+        return UnavailableError(f"{name}: refused {1 + metadata.get('RetryAttempts', 0)} times: {code or status}")
+    return OSError(errno.EIO, f"{code or status}: {told.get('Message', 'no reason given')}", name)
+
+
+def without_secrets(error: Exception) -> str:
+    """One line; an address in it that has a password is shown without."""
+    return re.sub(r"(://)\S*@", r"\1", " ".join(str(error).split()))
+
+
+def pauses() -> Iterator[float]:
+    """Seconds to wait after each of `TRIES`: random, so that a thousand clients do not come back at once."""
+    for number in range(TRIES - 1):
+        yield random.uniform(0, min(_LONGEST_WAIT_S, 2.0**number))
+    yield 0.0
+
+
+_client_lock = threading.Lock()
+
+
+def client() -> Any:
+    with _client_lock:  # to make two at once is not safe
+        return _new_client()
+
+
+@functools.cache
+def _new_client() -> Any:
+    import boto3
+    import botocore.exceptions
+    import botocore.session
+    from botocore.config import Config
+
+    session = botocore.session.get_session()
+    try:
+        tries = {} if session.get_config_variable("max_attempts") else {"total_max_attempts": TRIES}
+        config = Config(
+            max_pool_connections=CONNECTIONS, connect_timeout=10, read_timeout=60, retries=tries, tcp_keepalive=True
+        )
+        # A listing spends a third of its time on reading when each file was changed, which nobody asks here.
+        session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=lambda text: text)
+        return boto3.Session(botocore_session=session).client("s3", config=config)
+    except (botocore.exceptions.BotoCoreError, ValueError) as error:  # a profile that there is not, a bad endpoint
+        raise NoSuchPlaceError(f"s3://: {without_secrets(error)}; see AWS_PROFILE and AWS_ENDPOINT_URL") from error
