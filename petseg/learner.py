@@ -1,6 +1,7 @@
 """One worker's network and all that moves it: a step at a time, from a batch on the device. No Ray, no files."""
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from petseg import losses, optim, precision
+from petseg import losses, metrics, optim, precision
 from petseg.augment import augment
 from petseg.checkpoint import TrainState
 from petseg.config import ModelConfig, Precision, TrainConfig
@@ -151,3 +152,33 @@ def all_reduce(tensor: Tensor) -> None:
     """Sum over the ranks, in place; on one rank alone it is the sum already."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(tensor)
+
+
+def validate(
+    model: UNet,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    config: ModelConfig,
+    arithmetic: Precision,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Loss and scores over the rows of all ranks together, each row once; equal on every rank.
+
+    A score that is not defined, such as the IoU of a class that nowhere occurs, is None.
+    """
+    confusion = torch.zeros((config.num_classes, config.num_classes), dtype=torch.int64, device=device)
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    model.eval()
+    with torch.inference_mode():
+        for photos, masks in batches:
+            with precision.autocast(arithmetic, device):
+                logits = model(photos)
+            loss_sum += losses.cross_entropy_sum(logits, masks)
+            confusion += metrics.confusion_matrix(logits.argmax(1), masks, config.num_classes)
+    all_reduce(confusion)
+    all_reduce(loss_sum)
+    return {
+        "val_loss": metrics.defined((loss_sum / confusion.sum()).item()),
+        "val_pixel_accuracy": metrics.defined(metrics.pixel_accuracy(confusion)),
+        "val_miou": metrics.defined(metrics.mean_iou(confusion)),
+        "val_iou": dict(zip(config.class_names, map(metrics.defined, metrics.iou(confusion)), strict=True)),
+    }

@@ -138,6 +138,12 @@ def read_metrics(run: str) -> list[dict[str, Any]]:
         raise InputError(f"{location}: a line of it is not JSON ({error}); was it edited?") from error
 
 
+def write_metrics(run: str, history: list[dict[str, Any]]) -> None:
+    """Write `metrics.jsonl`, one object per epoch, whole: an object store cannot append."""
+    lines = "".join(json.dumps(epoch) + "\n" for epoch in history)
+    storage.write(storage.join(run, "metrics.jsonl"), lines.encode())
+
+
 def describe(epoch: dict[str, Any], epochs: int) -> str:
     """One line for one epoch."""
     by_class = " ".join(f"{name} {score(value)}" for name, value in epoch["val_iou"].items())

@@ -6,7 +6,6 @@ is started again, a driver that is started again with --resume, and a job that n
 
 import contextlib
 import dataclasses
-import json
 import math
 import tempfile
 import time
@@ -22,10 +21,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from petseg import checkpoint, cluster, feed, losses, metrics, precision, storage
+from petseg import checkpoint, cluster, feed, precision, runs
 from petseg.checkpoint import TrainState
 from petseg.config import InputError, JobError, ModelConfig, Precision, TrainConfig, UnavailableError
-from petseg.learner import Learner, all_reduce
+from petseg.learner import Learner, validate
 from petseg.logs import Logs, sample_sheet
 from petseg.recipes import RECIPES
 from petseg.unet import UNet
@@ -163,26 +162,7 @@ def _train(setup: WorkerSetup) -> None:
     device = ray.train.torch.get_device()
     assert isinstance(device, torch.device) and config.batch_size is not None
     torch.set_num_threads(setup.cpus)
-    resumed_from = checkpoint.last(run)
-    state = checkpoint.load_train_state(resumed_from) if resumed_from else None
-    learner = Learner(config, setup.model, device, _arithmetic(config, state, device), setup.class_weights)
-    history: checkpoint.History = []
-    from_step, of_steps = 0, 1
-    if resumed_from is not None and state is not None:
-        learner.restore(checkpoint.load_model(resumed_from), state)
-        history, from_step, of_steps = resumed_from.history, resumed_from.step, max(1, state.epoch_steps)
-        if rank == 0:  # a kill between the two writes at an epoch's end left this one behind
-            write_metrics(run, history)
-    elif setup.init_from is not None:
-        learner.begin_from(setup.init_from)
-    if config.compile == "on" or (config.compile == "auto" and config.use_gpu):
-        learner.model.compile()
-    learner.join(
-        ray.train.torch.prepare_model(
-            learner.model, move_to_device=False, parallel_strategy_kwargs={"broadcast_buffers": False}
-        ),
-        world_size,
-    )
+    learner, history, (from_step, of_steps) = _begin(setup, device, rank, world_size)
 
     batch_size = config.batch_size // world_size
     train_share = feed.Share(setup.train, rank, world_size, device, config.feed_budget_gb * 1e9)
@@ -195,19 +175,17 @@ def _train(setup: WorkerSetup) -> None:
     with logs or contextlib.nullcontext():
         for epoch in range(len(history) + 1, config.epochs + 1):
             started = time.perf_counter()
-            for number, (photos, masks) in enumerate(
-                train_share.train_batches(batch_size, config.seed, epoch, skip=skip, keep_batches=keep_batches), skip
-            ):
+            batches = train_share.train_batches(batch_size, config.seed, epoch, skip=skip, keep_batches=keep_batches)
+            for number, (photos, masks) in enumerate(batches, skip):
                 done = (epoch - 1) * steps + number
                 if done % NOTICE_STEPS == NOTICE_STEPS - 1 and number > skip and _preempted():
                     learner.agree()
                     if rank == 0:
-                        with _writing(run):
-                            _save(setup, learner, history, number, steps)
-                draws = (config.seed, rank, epoch, number)
-                learner.step(photos, masks, done, steps, draws)
+                        _save(setup, learner, history, number, steps)
+                learner.step(photos, masks, done, steps, draws=(config.seed, rank, epoch, number))
             train_loss = learner.mean_loss()
-            trained_s = time.perf_counter() - started
+            rate = (steps - skip) * batch_size * world_size / (time.perf_counter() - started)
+            skip = 0
             if not math.isfinite(train_loss):
                 raise InputError(f"the training loss of epoch {epoch} is {train_loss}; lower --learning-rate")
 
@@ -215,21 +193,42 @@ def _train(setup: WorkerSetup) -> None:
             scores = validate(
                 learner.judged, val_share.eval_batches(batch_size), setup.model, learner.arithmetic, device
             )
-            history.append(
-                {"epoch": epoch, "train_loss": train_loss}
-                | scores
-                | {
-                    "train_images_per_s": (steps - skip) * batch_size * world_size / trained_s,
-                    "seconds": time.perf_counter() - started,
-                }
-            )
-            skip = 0
+            of_epoch: dict[str, Any] = {"epoch": epoch, "train_loss": train_loss, **scores}
+            history.append(of_epoch | {"train_images_per_s": rate, "seconds": time.perf_counter() - started})
             if logs is not None:
                 with _writing(run):
                     logs.epoch(history[-1], _sheet(learner.judged, val_share, setup.model))
-                    _save(setup, learner, history)
-                    write_metrics(run, history)
+                _save(setup, learner, history)
+                with _writing(run):
+                    runs.write_metrics(run, history)
             ray.train.report({key: value for key, value in history[-1].items() if isinstance(value, int | float)})
+
+
+def _begin(
+    setup: WorkerSetup, device: torch.device, rank: int, world_size: int
+) -> tuple[Learner, checkpoint.History, tuple[int, int]]:
+    """The network as the last checkpoint left it, or new, joined with those of the other workers; the epochs so far;
+    and how many steps, of how many, the next one has had.
+    """
+    config = setup.config
+    resumed_from = checkpoint.last(setup.run)
+    state = checkpoint.load_train_state(resumed_from) if resumed_from else None
+    learner = Learner(config, setup.model, device, _arithmetic(config, state, device), setup.class_weights)
+    history, done = [], (0, 1)
+    if resumed_from is not None and state is not None:
+        learner.restore(checkpoint.load_model(resumed_from), state)
+        history, done = resumed_from.history, (resumed_from.step, max(1, state.epoch_steps))
+        if rank == 0:  # a kill between the two writes at an epoch's end left this one behind
+            runs.write_metrics(setup.run, history)
+    elif setup.init_from is not None:
+        learner.begin_from(setup.init_from)
+    if config.compile == "on" or (config.compile == "auto" and config.use_gpu):
+        learner.model.compile()
+    # Statistics of batch norms are each rank's own within an epoch: `agree` averages them.
+    settings = {"broadcast_buffers": False}
+    joined = ray.train.torch.prepare_model(learner.model, move_to_device=False, parallel_strategy_kwargs=settings)
+    learner.join(joined, world_size)
+    return learner, history, done
 
 
 def _arithmetic(config: TrainConfig, state: TrainState | None, device: torch.device) -> Precision:
@@ -253,7 +252,8 @@ def _save(
     setup: WorkerSetup, learner: Learner, history: checkpoint.History, step: int = 0, epoch_steps: int = 0
 ) -> None:
     state = dataclasses.replace(learner.state(), epoch_steps=epoch_steps)
-    checkpoint.save(setup.run, learner.judged, state, setup.model, history, step)
+    with _writing(setup.run):
+        checkpoint.save(setup.run, learner.judged, state, setup.model, history, step)
 
 
 @contextlib.contextmanager
@@ -277,39 +277,3 @@ def _sheet(model: UNet, val_share: feed.Share, config: ModelConfig) -> np.ndarra
         predicted = model(photos).argmax(1)
     hwc = photos.permute(0, 2, 3, 1)
     return sample_sheet(hwc.cpu().numpy(), masks.cpu().numpy(), predicted.to(torch.uint8).cpu().numpy(), config.palette)
-
-
-def validate(
-    model: UNet,
-    batches: Iterator[feed.Batch],
-    config: ModelConfig,
-    arithmetic: Precision,
-    device: torch.device,
-) -> dict[str, Any]:
-    """Loss and scores over the rows of all ranks together, each row once; equal on every rank.
-
-    A score that is not defined, such as the IoU of a class that nowhere occurs, is None.
-    """
-    confusion = torch.zeros((config.num_classes, config.num_classes), dtype=torch.int64, device=device)
-    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-    model.eval()
-    with torch.inference_mode():
-        for photos, masks in batches:
-            with precision.autocast(arithmetic, device):
-                logits = model(photos)
-            loss_sum += losses.cross_entropy_sum(logits, masks)
-            confusion += metrics.confusion_matrix(logits.argmax(1), masks, config.num_classes)
-    all_reduce(confusion)
-    all_reduce(loss_sum)
-    return {
-        "val_loss": metrics.defined((loss_sum / confusion.sum()).item()),
-        "val_pixel_accuracy": metrics.defined(metrics.pixel_accuracy(confusion)),
-        "val_miou": metrics.defined(metrics.mean_iou(confusion)),
-        "val_iou": dict(zip(config.class_names, map(metrics.defined, metrics.iou(confusion)), strict=True)),
-    }
-
-
-def write_metrics(run: str, history: checkpoint.History) -> None:
-    """Write `metrics.jsonl`, one object per epoch, whole: an object store cannot append."""
-    lines = "".join(json.dumps(epoch) + "\n" for epoch in history)
-    storage.write(storage.join(run, "metrics.jsonl"), lines.encode())

@@ -20,7 +20,7 @@ import torch
 from conftest import PAIRS, ROOT, RunJob
 from PIL import Image
 
-from petseg import checkpoint, evaluate, images, labels, manifest, metrics, predict, train
+from petseg import checkpoint, evaluate, images, labels, learner, manifest, metrics, predict
 from petseg.config import InputError, ModelConfig
 from petseg.evaluate import Counts, Evaluator, View
 from petseg.labels import IGNORE_ID, LabelMap
@@ -149,7 +149,7 @@ def test_at_the_network_s_size_the_scores_are_those_of_validation(drawn: tuple[P
     ]
     photos = torch.from_numpy(np.stack([photo.pixels for photo, _ in decoded])).permute(0, 3, 1, 2)
     masks = torch.from_numpy(np.stack([mask for _, mask in decoded]))
-    expected = train.validate(model, iter([(photos[:20], masks[:20]), (photos[20:], masks[20:])]), MODEL, "fp32", CPU)
+    expected = learner.validate(model, iter([(photos[:20], masks[:20]), (photos[20:], masks[20:])]), MODEL, "fp32", CPU)
     results = list(evaluator(model).results(pairs))
     found = evaluate.scores(total(results, View(False, ALL)), MODEL.class_names)
     assert min(expected["val_iou"].values()) > 0.02

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from petseg import checkpoint, feed, labels, manifest, metrics, recipes, runs, train
+from petseg import checkpoint, feed, labels, learner, manifest, metrics, recipes, runs, train
 from petseg.config import InputError, ModelConfig, TrainConfig
 from petseg.labels import IGNORE_ID, LabelMap
 from petseg.unet import UNet
@@ -30,7 +30,7 @@ def test_validate_divides_sums_once() -> None:
     masks[4] = IGNORE_ID
     masks[4, 0, 0] = 1
     batches = [(photos[:4], masks[:4]), (photos[4:], masks[4:])]
-    scores = train.validate(model, iter(batches), MODEL, "fp32", CPU)
+    scores = learner.validate(model, iter(batches), MODEL, "fp32", CPU)
     with torch.no_grad():
         logits = model(photos)
     expected = nn.functional.cross_entropy(logits, masks.long(), ignore_index=IGNORE_ID)
@@ -47,10 +47,10 @@ def test_a_score_that_is_not_defined_is_null() -> None:
         model.head.bias.copy_(torch.tensor([100.0, 0, 0]))  # pyright: ignore[reportOptionalMemberAccess]
         model.head.weight.zero_()
     masks = torch.zeros((1, 32, 32), dtype=torch.uint8)
-    scores = train.validate(model, iter([(torch.zeros(1, 3, 32, 32), masks)]), MODEL, "fp32", CPU)
+    scores = learner.validate(model, iter([(torch.zeros(1, 3, 32, 32), masks)]), MODEL, "fp32", CPU)
     assert scores["val_iou"] == {"pet": 1, "background": None, "border": None}
     assert scores["val_miou"] == 1
-    scores = train.validate(model, iter([(torch.zeros(1, 3, 32, 32), masks + IGNORE_ID)]), MODEL, "fp32", CPU)
+    scores = learner.validate(model, iter([(torch.zeros(1, 3, 32, 32), masks + IGNORE_ID)]), MODEL, "fp32", CPU)
     assert scores["val_loss"] is None and scores["val_miou"] is None
 
 
@@ -101,7 +101,7 @@ def test_what_the_ranks_validate_is_what_one_process_would(
     last = checkpoint.last(str(run))
     assert last is not None
     share = feed.Share(decoded[1], 0, 1, CPU, 1e9)
-    scores = train.validate(checkpoint.load_model(last), share.eval_batches(3), MODEL, "fp32", CPU)
+    scores = learner.validate(checkpoint.load_model(last), share.eval_batches(3), MODEL, "fp32", CPU)
     assert last.history[-1]["val_loss"] == pytest.approx(scores["val_loss"], rel=1e-4)
     assert last.history[-1]["val_pixel_accuracy"] == pytest.approx(scores["val_pixel_accuracy"], abs=1e-3)
 
