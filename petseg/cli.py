@@ -1,48 +1,106 @@
-"""Flags to settings, and errors to exit codes: the edge of every job, and the only file that knows tyro."""
+"""The command line to settings, and errors to exit codes: the edge of every job. No torch, no Ray."""
 
 import argparse
 import contextlib
-import io
+import dataclasses
+import errno
+import inspect
 import sys
-from collections.abc import Callable, Mapping
-from typing import NoReturn, TypeVar
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn
 
-import tyro
+from petseg import flags, storage
+from petseg.config import Config, ConfigT, InputError, JobError, TrainConfig, UnavailableError, to_json, typed_values
 
-from petseg.config import Config, EvaluateConfig, InputError, JobError, PredictConfig, TrainConfig, UnavailableError
+_OF_ONE_RUN = ("name", "resume", "overwrite")
+"""Settings that --config does not take over: which run it was, and what may be lost."""
 
-JobConfigT = TypeVar("JobConfigT", TrainConfig, PredictConfig, EvaluateConfig)
-AnyConfigT = TypeVar("AnyConfigT", bound=Config)
+CONFIG_FILE = "config.json"
+"""What a job calls its resolved settings, which --config takes."""
+
+_DEFECT = 70
+"""Exit code where the fault is ours: EX_SOFTWARE of sysexits.h."""
 
 
-def parse(cls: type[JobConfigT], default: JobConfigT | None = None) -> JobConfigT:
-    """The settings of `sys.argv`; where a flag is not given, those of `default` or of the class.
+def parse(cls: type[ConfigT], default: ConfigT | None = None, *, about: str | None = None) -> ConfigT:
+    """The settings of `sys.argv`; where a flag is not given, those of the file that --config names, of `default` or of
+    the class. `about` is what --help begins with.
 
-    Raises `InputError` where a value cannot be. Exits with code 2, and tyro's message, on a flag that is not known, and
-    with 0 after `--help`.
+    Raises `InputError` on a flag that is not known, a value that cannot be, or one that is missing. Exits with code 0
+    after --help.
     """
-    return _one_line(lambda: tyro.cli(cls) if default is None else tyro.cli(cls, default=default))
+    return _parse(cls, sys.argv[1:], f"python {sys.argv[0]}", about, default)
 
 
-def parse_subcommand(commands: Mapping[str, type[AnyConfigT]]) -> AnyConfigT:
+def parse_subcommand(commands: Mapping[str, type[ConfigT]], *, about: str | None = None) -> ConfigT:
     """As `parse`, where the first word of `sys.argv` chooses the settings class."""
-    return _one_line(lambda: tyro.extras.subcommand_cli_from_dict(dict(commands)))
+    prog, words = f"python {sys.argv[0]}", sys.argv[1:]
+    if words and words[0] in commands:
+        lines = [line for line in (about or "").splitlines() if f" {words[0]} " in line]
+        about = "\n".join([inspect.getdoc(commands[words[0]]) or "", *([""] if lines else []), *lines])
+        return _parse(commands[words[0]], words[1:], f"{prog} {words[0]}", about)
+    if {"-h", "--help"} & set(words):
+        parser = flags.Parser(f"{prog} COMMAND [FLAGS]", about)
+        group = parser.add_argument_group("commands, each with a --help of its own")
+        for name, cls in commands.items():
+            group.add_argument(name, help=inspect.getdoc(cls))
+        parser.print_help()
+        sys.exit(0)
+    known = f"the commands are {', '.join(commands)} (--help tells more)"
+    if not words or words[0].startswith("-"):
+        raise InputError(f"a command must come first; {known}")
+    raise InputError(f"{words[0]}: there is no such command{flags.did_you_mean(words[0], commands)}; {known}")
 
 
-def _one_line(parse: Callable[[], AnyConfigT]) -> AnyConfigT:
-    boxed = io.StringIO()
+def _parse(
+    cls: type[ConfigT], words: list[str], prog: str, about: str | None, default: ConfigT | None = None
+) -> ConfigT:
+    parser = flags.parser_of(cls, prog, about)
+    _add_own(parser, [name for name in _OF_ONE_RUN if name in cls.__dataclass_fields__])
+    given = parser.given(words)
+    file = given.pop("config", None)
+    given.pop("debug", None)  # `run` looks for it itself: there may be an error before this line
+    of_file = _read(cls, file) if file else {}
+    before = {} if default is None else {field.name: getattr(default, field.name) for field in dataclasses.fields(cls)}
+    values = before | of_file | given
+    missing = [flags.flag(name) for name in flags.required(cls) if name not in values]
+    if missing:
+        raise InputError(f"{', '.join(missing)}: must be given (--help tells more)")
     try:
-        with contextlib.redirect_stderr(boxed):
-            return parse()
-    except SystemExit as exit:
-        # tyro draws a box around what a settings class says of its values; ours is one line, like every other.
-        cause = exit.__context__
-        while cause is not None and not isinstance(cause, InputError):
-            cause = cause.__context__
-        if cause is not None:
-            raise cause from None
-        sys.stderr.write(boxed.getvalue())
-        raise
+        return cls(**values)
+    except InputError as error:
+        if not of_file:
+            raise
+        raise InputError(f"{error} (with the settings of {file}; a flag's value None undoes one)") from error
+
+
+def _add_own(parser: argparse.ArgumentParser, not_taken: list[str]) -> None:
+    group = parser.add_argument_group("this command")
+    but = f" Not taken: {', '.join(map(flags.flag, not_taken))}." if not_taken else ""
+    group.add_argument(
+        "--config",
+        metavar="FILE",
+        help="Take the settings in a config.json that this job has left (path or URI), to do the same again. Flags go "
+        f"over them; the value None undoes one.{but}",
+    )
+    group.add_argument("--debug", action="store_true", help="Show the traceback of what went wrong.")
+    group.add_argument("-h", "--help", action="help", help="Show this.")
+
+
+def _read(cls: type[Config], file: str) -> dict[str, Any]:
+    """The settings that a job has left in a file, but for those that were its alone."""
+    location = storage.absolute(file)
+    values = typed_values(cls, storage.read_json(location), location)
+    return {name: value for name, value in values.items() if name not in _OF_ONE_RUN}
+
+
+def as_file(config: Config) -> bytes:
+    """The settings as `CONFIG_FILE` holds them: with absolute locations, so that they mean the same elsewhere."""
+    places = {name: getattr(config, name, None) for name in flags.PLACES}
+    absolute = {name: storage.absolute(place) for name, place in places.items() if place}
+    return to_json(dataclasses.replace(config, **absolute)).encode()
 
 
 def peek_resume() -> tuple[str, str] | None:
@@ -50,31 +108,68 @@ def peek_resume() -> tuple[str, str] | None:
 
     They are needed before the rest can be parsed: the settings of the run that they name are its defaults.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = flags.Parser("", None)
     parser.add_argument("--storage", default=TrainConfig.storage)
-    parser.add_argument("--name")
-    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--name", default="")
+    parser.add_argument("--resume", action="store_true", default=False)
     given, _ = parser.parse_known_args()
     return (given.storage, given.name) if given.resume and given.name else None
 
 
-def run(main: Callable[[], None]) -> NoReturn:
-    """Run a job's `main` and exit: 0, 2 with one line on bad input, 1 with one line where it had to stop.
+@contextlib.contextmanager
+def on_interrupt(remedy: str) -> Iterator[None]:
+    """Where Ctrl-C ends what is done within, `run` tells this remedy."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if not _is_interrupt(error):
+            raise
+        raise KeyboardInterrupt(remedy) from error
 
-    Ctrl-C is 130. A defect keeps its traceback.
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Also where what was interrupted has made an error of it, as an import does."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Run a job's `main` and exit: 0, 2 with one line on bad input, 1 with one line where it had to stop, 130 after
+    Ctrl-C, and 70 with one line on a defect of ours. With --debug the traceback comes before the line.
     """
     try:
         main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (JobError, UnavailableError) as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        sys.exit(1)
-    except PermissionError as error:
-        print(f"error: {error.filename}: {error.strerror}; give the right to it, or another place", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except (Exception, KeyboardInterrupt) as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        line, code = _verdict(error)
+        if code == _DEFECT and "--debug" not in sys.argv:  # after hours nobody wants to see it once more to show it
+            with tempfile.NamedTemporaryFile("w", prefix="petseg-defect-", suffix=".txt", delete=False) as file:
+                traceback.print_exc(file=file)
+            line += f"; please report it with the traceback in {file.name}"
+        print(line, file=sys.stderr)
+        sys.exit(code)
     sys.exit(0)
+
+
+def _verdict(error: BaseException) -> tuple[str, int]:
+    """What the user is told of what ended a job, and its exit code."""
+    match error:
+        case InputError():
+            return f"error: {error}", 2
+        case JobError() | UnavailableError():
+            return f"stopped: {error}", 1
+        case PermissionError():
+            return f"error: {error.filename}: {error.strerror}; give the right to it, or another place", 2
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return f"stopped: {error.filename or 'a disk'}: {error.strerror}; make room, and give the command again", 1
+        case MemoryError():
+            return "stopped: too little memory; lower --batch-size or --num-workers, or take a larger machine", 1
+        case KeyboardInterrupt(args=[_]):
+            return f"interrupted; {error}", 130
+    if _is_interrupt(error):
+        return "interrupted; the same command begins again", 130
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    what = ": ".join([type(error).__name__, *lines[:1]])
+    return f"defect: {what}", _DEFECT

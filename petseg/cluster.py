@@ -1,15 +1,21 @@
 """Starting or joining Ray, what it has to give, and what it does not carry. Nothing here knows what that is for."""
 
+import contextlib
 import logging
 import os
+import re
+import signal
 import socket
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
-from ray._private import services, worker  # Ray has no public words for the two things asked of them
+from ray._private import services, worker  # Ray has no public words for what is asked of them
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from petseg import storage
@@ -25,17 +31,19 @@ threads other than the first, where Ray runs what is ours, it does so whatever t
 arena; which then grows by 64 MB at a time."""
 
 _PATIENCE = {"idle_worker_killing_time_threshold_ms": 60_000}
-"""Of a local Ray: by default it ends a process that has had no task for a second, unless cores are idle, too, and begins
-another (a second of a core, to import) for the next task. Writing a shard is such a task, every two seconds or so."""
+"""Of a local Ray: by default it ends a process that has had no task for a second, unless cores are idle, too, and
+begins another (a second of a core, to import) for the next task. Writing a shard is one,
+every two seconds or so."""
 
 _LOOK_S = 1.0
+_TELL_S = 60.0
 _REFUSAL = "petseg refusal"
 
 
 def connect() -> None:
     """Join the cluster in RAY_ADDRESS or the one started on this machine, else start a local Ray without a dashboard.
 
-    Raises `InputError` where the cluster to join does not answer, or its address is none.
+    Raises `InputError` where the cluster to join does not answer or has another version, or its address is none.
     """
     given = os.environ.get("RAY_ADDRESS", "")
     try:
@@ -55,9 +63,75 @@ def connect() -> None:
             "one has crashed) to start a local one"
         )
     # Ray's own lines and its workers' output would bury ours; errors reach the driver as exceptions.
-    settings = {"_system_config": _PATIENCE} if address is None else {}  # others' Ray has its own
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **settings)
+    settings: dict[str, Any] = {"_system_config": _PATIENCE} if address is None else {}  # others' Ray has its own
+    try:
+        with _uninterrupted() if address is None else contextlib.nullcontext():
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **settings)
+    except RuntimeError as error:
+        if "Version mismatch" not in str(error):
+            raise
+        raise _other_version(given or str(address), str(error)) from error
+    _divert_lines_of_c()
+    if "--debug" not in sys.argv:
+        worker.print_worker_logs = _tell_of_memory()
     quieten()
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Put Ctrl-C off: a Ray that is half started leaves processes behind."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _divert_lines_of_c() -> None:
+    """Let what is not Python write its lines to Ray's log folder, and Python to the terminal as before.
+
+    Ray's core warns on stderr, whatever the levels say, of things that nobody here can change.
+    """
+    node = worker._global_node
+    if node is None or sys.stderr is not sys.__stderr__:  # in a test
+        return
+    sys.stderr = sys.__stderr__ = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
+    log = Path(node.get_logs_dir_path()) / f"petseg-{os.getpid()}.err"
+    log.parent.mkdir(parents=True, exist_ok=True)  # of a cluster that keeps its own elsewhere
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 2)
+
+
+def _tell_of_memory() -> Callable[..., None]:
+    """What to call in place of Ray's own printing, which shows a page for each task that it tries again.
+
+    Where memory is full it tries for ever, so that is told, once a minute; all else ends as an exception, if it ends.
+    """
+    told_s = -float("inf")
+
+    def tell(data: dict[str, Any], *_: object, **__: object) -> None:
+        nonlocal told_s
+        for line in data.get("lines", ()):
+            full = re.search(r"low on memory.* was (\S+) used / (\S+) limit", line)
+            if full and time.monotonic() - told_s > _TELL_S:
+                told_s = time.monotonic()
+                print(
+                    f"note: too little memory ({full[1]} of {full[2]} used), so Ray has stopped a process and tries "
+                    "again; if nothing goes on, stop, and ask for less (--num-workers, --batch-size)",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+    return tell
+
+
+def _other_version(address: str, mismatch: str) -> InputError:
+    """`mismatch` is Ray's own page, with four lines such as "Ray: 2.60.0"; those of the cluster come first."""
+    there_ray, there_python, here_ray, here_python = re.findall(r"(?:Ray|Python): (\S+)", mismatch)
+    return InputError(
+        f"the Ray at {address} has version {there_ray} on Python {there_python}, and this environment {here_ray} on "
+        f"Python {here_python}; install the same here, hand the job over with `ray job submit`, or unset RAY_ADDRESS"
+    )
 
 
 def _answers(host: str, port: int) -> bool:
@@ -70,9 +144,11 @@ def _answers(host: str, port: int) -> bool:
 
 
 def quieten() -> None:
-    """Keep the progress of Ray's own libraries off the terminal; their files in Ray's log folder have it."""
+    """Keep what Ray's own libraries say off the terminal: their progress, and, unless --debug is given, the tracebacks
+    that they show of what is raised as well.
+    """
     for name in ("ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.ERROR if "--debug" in sys.argv else logging.CRITICAL)
     ray.data.DataContext.get_current().enable_progress_bars = False
 
 
@@ -145,6 +221,11 @@ def require(bundle: dict[str, int], count: int, flags: str, limit_s: float | Non
     each = " and ".join(names if alone else [f"{n} {name}" for n, name in zip(bundle.values(), names, strict=True)])
     wanted = f"{count} {each}" if alone else f"{count} × {each}"
     if _started_here():
+        if "GPU" in bundle and not total("GPU"):
+            raise InputError(
+                "--use-gpu: Ray finds no GPU on this machine; leave it out, or join a cluster that has one with "
+                "RAY_ADDRESS"
+            )
         raise InputError(
             f"{flags} asks for {wanted}, but this machine has {have}; ask for fewer, or join a cluster with RAY_ADDRESS"
         )

@@ -18,6 +18,8 @@ Switch = Literal["auto", "on", "off"]
 
 RecipeName = Literal["best", "keras"]
 
+ExportFormat = Literal["onnx", "torch"]
+
 Resize = Literal["antialias", "nearest"]
 """How photos are brought to the network's size; masks always by their nearest pixel."""
 
@@ -405,6 +407,32 @@ def _photos_per_pass(batch_size: int | None, use_gpu: bool) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Write a network as ONNX and torch.export, for programs that know neither Ray nor petseg."""
+
+    checkpoint: str
+    """A run's folder (its best checkpoint is taken) or one checkpoint in it; path or URI."""
+
+    output: str
+    """Folder or URI for the models, their settings and their card; made if it is not there."""
+
+    formats: tuple[ExportFormat, ...] = ("onnx", "torch")
+    """onnx: model.onnx. torch: model.pt2, for torch.export.load."""
+
+    licence: str = "not stated"
+    """Licence of the weights, for the card: what you say, as it depends on the photos they have learnt from."""
+
+    overwrite: bool = False
+    """Replace the export that is in --output."""
+
+    def __post_init__(self) -> None:
+        _require(
+            0 < len(self.formats) == len(set(self.formats)),
+            f"--formats {' '.join(self.formats)}: give onnx, torch or both",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class OxfordConfig:
     """Download the Oxford-IIIT Pet dataset (800 MB) and lay it out as images/ and masks/."""
 
@@ -526,7 +554,16 @@ class DatasetConfig:
     """Of the file that names the pairs."""
 
 
-Config = ModelConfig | TrainConfig | PredictConfig | EvaluateConfig | OxfordConfig | ShardsConfig | DatasetConfig
+Config = (
+    ModelConfig
+    | TrainConfig
+    | PredictConfig
+    | EvaluateConfig
+    | ExportConfig
+    | OxfordConfig
+    | ShardsConfig
+    | DatasetConfig
+)
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
@@ -544,14 +581,24 @@ def from_json(cls: type[ConfigT], text: str | bytes, source: str) -> ConfigT:
         values = json.loads(text)
     except ValueError as error:  # also bytes that are not UTF-8
         raise InputError(f"{source}: not JSON ({error}); was it edited, or cut short?") from error
+    settings = typed_values(cls, values, source)
+    required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
+    missing = sorted(required - set(settings))
+    _require(not missing, f"{source}: the setting {', '.join(missing)} is missing")
+    return cls(**settings)
+
+
+def typed_values(cls: type[Config], values: Any, source: str) -> dict[str, Any]:
+    """Some or all of the settings of a class, by name, from the object that a JSON file holds.
+
+    Raises `InputError`, naming `source`, where it is no object, a key is unknown or a value has another type.
+    """
     _require(isinstance(values, dict), f"{source}: an object with one key per setting is expected")
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
-    _require(not unknown, f"{source}: unknown setting {', '.join(unknown)}; was it written by a newer petseg?")
-    required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
-    missing = sorted(required - set(values))
-    _require(not missing, f"{source}: the setting {', '.join(missing)} is missing")
-    return cls(**{key: _typed(value, hints[key], f"{source}: {key}") for key, value in values.items()})
+    some = ", ".join(unknown[:3]) + (", …" if len(unknown) > 3 else "")
+    _require(not unknown, f"{source}: unknown setting {some}; was it written by another job, or a newer petseg?")
+    return {key: _typed(value, hints[key], f"{source}: {key}") for key, value in values.items()}
 
 
 def _typed(value: Any, hint: Any, source: str) -> Any:

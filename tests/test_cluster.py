@@ -1,3 +1,5 @@
+import signal
+import sys
 from typing import Any
 
 import pyarrow as pa
@@ -46,11 +48,17 @@ def test_what_a_node_cannot_hold_is_not_put_together_from_two(
 
 def test_where_no_ray_is_found_one_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
+
+    def init(**settings: object) -> None:
+        signal.raise_signal(signal.SIGINT)  # put off until all of Ray is there to be ended
+        started.append(settings)
+
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(cluster.services, "find_gcs_addresses", set)
     monkeypatch.setattr(cluster.services, "find_bootstrap_address", lambda _: None)
-    monkeypatch.setattr(cluster.ray, "init", lambda **settings: started.append(settings))
-    cluster.connect()
+    monkeypatch.setattr(cluster.ray, "init", init)
+    with pytest.raises(KeyboardInterrupt):
+        cluster.connect()
     assert len(started) == 1 and "address" not in started[0]
 
 
@@ -61,14 +69,45 @@ def test_an_address_that_is_none_is_refused(address: str, monkeypatch: pytest.Mo
         cluster.connect()
 
 
+MISMATCH = """Version mismatch: The cluster was started with:
+    Ray: 2.40.0
+    Python: 3.12.1
+This process on node 10.0.0.1 was started with:
+    Ray: 2.60.0
+    Python: 3.11.7
+"""
+
+
+def test_a_cluster_of_another_version_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**settings: object) -> None:
+        raise RuntimeError(MISMATCH)
+
+    address = "10.0.0.9:6379"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(cluster, "_answers", lambda host, port: True)
+    monkeypatch.setattr(cluster.ray, "init", init)
+    with pytest.raises(InputError) as caught:
+        cluster.connect()
+    assert str(caught.value).startswith(
+        f"the Ray at {address} has version 2.40.0 on Python 3.12.1, and this environment 2.60.0 on Python 3.11.7; "
+    )
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
-def test_more_than_this_machine_has_is_refused() -> None:
+def test_more_than_this_machine_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster.require({"CPU": 1}, 4, "--num-workers")
     with pytest.raises(InputError, match="--num-workers asks for 5 CPUs, but this machine has 4"):
         cluster.require({"CPU": 1}, 5, "--num-workers")
-    with pytest.raises(InputError, match="--use-gpu asks for 99 GPUs, but this machine has"):
-        cluster.require({"GPU": 1}, 99, "--use-gpu")
+    monkeypatch.setattr(cluster, "total", lambda resource: 0)
+    with pytest.raises(
+        InputError, match=r"^--use-gpu: Ray finds no GPU on this machine; leave it out, or join a cluster"
+    ):
+        cluster.require({"GPU": 1, "CPU": 1}, 1, "--num-workers")
+    monkeypatch.setattr(cluster, "total", lambda resource: 8)
+    with pytest.raises(InputError, match="--num-workers asks for 99 GPUs, but this machine has"):
+        cluster.require({"GPU": 1}, 99, "--num-workers")
 
 
 @pytest.mark.ray
@@ -123,3 +162,19 @@ def test_a_store_that_does_not_answer_is_told_as_a_table() -> None:
     table = pa.table({"id": ["a"]})
     assert cluster.or_refusal(lambda: table) is table and cluster.refusal(table) is None
     assert cluster.refusal(cluster.or_refusal(fail)) == "s3://bucket/a: no answer"
+
+
+def test_of_all_that_ray_prints_full_memory_alone_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert callable(cluster.worker.print_worker_logs)  # Ray's own, whose place it takes
+    tell = cluster._tell_of_memory()
+    tell({"lines": ["Task _map_task failed. There are infinite retries remaining"], "pid": "raylet"}, sys.stdout, False)
+    memory = (
+        "Error: 1 worker(s) were killed due to the node running low on memory. Memory on the node was 3.75GB used / "
+    )
+    tell({"lines": [f"{memory}23.54GB limit (0.159)\nOOM kill reason: …"], "pid": "raylet"}, sys.stdout, False)
+    tell({"lines": [f"{memory}23.54GB limit (0.159)"], "pid": "raylet"}, sys.stdout, False)
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1
+    assert said.err.startswith(
+        "note: too little memory (3.75GB of 23.54GB used), so Ray has stopped a process and tries"
+    )
