@@ -23,7 +23,7 @@ from pathlib import Path
 
 import drawn
 
-from petseg import storage
+from petseg import cli, report, storage
 
 ROOT = Path(__file__).parent.parent
 TEMPORARY = ".petseg-tmp-"
@@ -154,10 +154,13 @@ def matching(ancestor: int, pattern: str) -> list[int]:
 
 
 def contents(output: str) -> dict[str, bytes]:
-    """Every file of an output, but for those that are being written, or were when something was killed."""
+    """Every file of an output, but for those that have its place or times in them, are being written, or were when
+    something was killed.
+    """
     if not storage.list_names(output):
         return {}
-    names = list(storage.list_files(output))  # which passes over hidden ones
+    others = (report.FILE, cli.CONFIG_FILE)
+    names = [name for name in storage.list_files(output) if name not in others]  # which passes over hidden ones
     found = dict(zip(names, storage.read_each(storage.join(output, name) for name in names), strict=True))
     # What the orphans of a killed driver replace meanwhile is there in the next moment.
     return {name: content for name, content in found.items() if isinstance(content, bytes)}

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from petseg import cli, labels, manifest, storage
+from petseg import cli, labels, manifest, report, reports, storage
 from petseg.config import EvaluateConfig, InputError, JobError
-from petseg.progress import Progress
+from petseg.progress import Clock, Progress
 from petseg.runs import score
 
 if TYPE_CHECKING:
@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 METRICS_FILE = "metrics.json"
 ROWS_FILE = "per_image.parquet"
 WORST_FOLDER = "worst"
+REPORTED_FAILURES = 100
+"""That the report lists, at most."""
 
 
 def main() -> None:
-    config = cli.parse(EvaluateConfig)
+    config = cli.parse(EvaluateConfig, about=__doc__)
     images, masks = storage.absolute(config.images), storage.absolute(config.masks)
     output = storage.absolute(config.output)
     _refuse_overlap(output, images, "--images")
@@ -39,6 +41,7 @@ def main() -> None:
         raise InputError(
             f"--output {output}: it has a {METRICS_FILE} already; choose another folder, or pass --overwrite"
         )
+    clock = Clock()
     pairs = manifest.discover(images, masks)
     if config.limit is not None:
         pairs = manifest.sample(pairs, config.limit)
@@ -49,7 +52,9 @@ def main() -> None:
     found = checkpoint.find(storage.absolute(config.checkpoint))
     label_map = labels.LabelMap.parse(config.label_map or found.model.label_map, found.model.num_classes)
     evaluator, origin = _load(found, label_map, config)
+    clock.lap("listing, imports, the network")
     rows, totals = _score(evaluator, pairs)
+    clock.lap("scoring")
     if not totals:
         errors = "; ".join(_first_errors(rows))
         raise InputError(f"--images {images}: none of the {len(rows)} pairs can be used: {errors}")
@@ -57,7 +62,10 @@ def main() -> None:
     worst, pictures = _draw_worst(evaluator, pairs, per_image)
     metrics = {"pairs": len(rows), "failed": sum(row["error"] is not None for row in rows)}
     metrics |= evaluate.summary(totals, found.model.class_names) | {"worst": worst} | origin
-    _write(output, pictures, per_image, metrics)
+    samples = _draw_samples(evaluator, pairs, per_image)
+    clock.lap("drawing")
+    page = reports.of_evaluation(metrics=metrics, failures=_failures(rows), samples=samples, seconds=clock.laps)
+    _write(output, pictures | {report.FILE: page, cli.CONFIG_FILE: cli.as_file(config)}, per_image, metrics)
     _report(output, rows, metrics)
 
 
@@ -138,6 +146,16 @@ def _draw_worst(
     return worst, pictures
 
 
+def _draw_samples(evaluator: "Evaluator", pairs: pa.Table, per_image: pa.Table) -> dict[str, list[dict[str, Any]]]:
+    """What the report shows of the pairs, by the title of the sheet."""
+    sheets = {}
+    for title, numbers in reports.choose(per_image["cross_entropy"].to_pylist()).items():
+        rows = per_image.select(["id", "cross_entropy", "miou"]).take(numbers).to_pylist()
+        drawn = zip(rows, evaluator.pictures(pairs.take(numbers)), strict=True)
+        sheets[title] = [row | {"picture": picture} for row, picture in drawn if picture is not None]
+    return sheets
+
+
 def _write(output: str, pictures: dict[str, bytes], per_image: pa.Table, metrics: dict[str, Any]) -> None:
     """`metrics.json` goes first and comes last: where it is, the other files are those that belong to it."""
     buffer = io.BytesIO()
@@ -158,12 +176,16 @@ def _write(output: str, pictures: dict[str, bytes], per_image: pa.Table, metrics
         ) from error
 
 
+def _failures(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    return [(row["id"], row["error"]) for row in rows if row["error"] is not None][:REPORTED_FAILURES]
+
+
 def _first_errors(rows: list[dict[str, Any]]) -> list[str]:
-    return [f"{row['id']}: {row['error']}" for row in rows if row["error"] is not None][:3]
+    return [f"{name}: {reason}" for name, reason in _failures(rows)[:3]]
 
 
 def _report(output: str, rows: list[dict[str, Any]], metrics: dict[str, Any]) -> None:
-    print(f"{metrics['pairs']} pairs, {metrics['failed']} failed: {output}/{METRICS_FILE}")
+    print(f"{metrics['pairs']} pairs, {metrics['failed']} failed: {output}/{METRICS_FILE}, {output}/{report.FILE}")
     first_errors = _first_errors(rows)
     for error in first_errors:
         print(f"  failed: {error}")

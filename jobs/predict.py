@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from petseg import cli, isolate, manifest, rows, shards, storage
+from petseg import cli, isolate, manifest, report, reports, rows, shards, storage
 from petseg.config import InputError, JobError, ModelConfig, PredictConfig, UnavailableError
-from petseg.progress import Progress
+from petseg.progress import Clock, Progress
 from petseg.shards import Outputs, Plan, Summary, Target
 
 
+@cli.on_interrupt("what is finished is kept: the same command goes on")
 def main() -> None:
-    config = cli.parse(PredictConfig)
+    config = cli.parse(PredictConfig, about=__doc__)
     images, output = storage.absolute(config.images), storage.absolute(config.output)
     if f"{output}/".startswith(f"{images}/"):
         raise InputError(
@@ -32,6 +33,7 @@ def main() -> None:
     if any(f"{images}/".startswith(f"{output}/{folder}/") for folder in (shards.MASK_FOLDER, shards.OVERLAY_FOLDER)):
         raise InputError(f"--images {images}: it lies where --output {output} puts its masks; choose another output")
     storage.require_writable(output, "--output")
+    clock = Clock()
     photos = manifest.discover(images)
     if config.limit is not None:
         photos = manifest.sample(photos, config.limit)
@@ -61,20 +63,29 @@ def main() -> None:
             "tile_overlap": config.overlap,
         },
     )
+    of_prediction = partial(reports.of_prediction, plan, found.model, config.max_pixels)
     done = shards.find_done(plan, overwrite=config.overwrite)
     if shards.is_finished(plan, done):
-        _report(shards.total(done), output, "finished before; nothing to do")
+        summary = shards.total(done)
+        if report.FILE not in storage.list_names(output):  # a kill came before it
+            reports.keep(output, partial(of_prediction, summary, seconds={}, how="finished before"))
+        _say(summary, output, "finished before; nothing to do")
         return
     _stop_at(shards.total(done).failed, plan, done, config.max_errors)
     how = "nothing was left to do"
+    clock.lap("listing, imports, what is done")
     if len(done) < plan.target.num_shards:
-        how = _run(plan, done, found.model, weights, config)
+        how = _run(plan, done, found.model, weights, config, clock)
     with storage.writing(output):
         summary = shards.finish(plan, done)
-    _report(summary, output, how)
+    clock.lap("the end")
+    reports.keep(output, partial(of_prediction, summary, seconds=clock.laps, how=how))
+    _say(summary, output, how)
 
 
-def _run(plan: Plan, done: dict[int, Summary], model: ModelConfig, weights: bytes, config: PredictConfig) -> str:
+def _run(
+    plan: Plan, done: dict[int, Summary], model: ModelConfig, weights: bytes, config: PredictConfig, clock: Clock
+) -> str:
     """Do the shards that are not in `done`, and put them there; returns how fast that was."""
     from petseg import cluster
 
@@ -87,6 +98,8 @@ def _run(plan: Plan, done: dict[int, Summary], model: ModelConfig, weights: byte
     cluster.require_shared(places)  # nodes may have come
     with storage.writing(plan.target.output):
         shards.begin(plan, overwrite=config.overwrite)
+        storage.write(storage.join(plan.target.output, cli.CONFIG_FILE), cli.as_file(config))
+    clock.lap("starting Ray")
     before = shards.total(done)
     failed, started = before.failed, time.perf_counter()
     progress = Progress(plan.manifest.num_rows, before.rows, before.failed, sys.stdout)
@@ -98,6 +111,7 @@ def _run(plan: Plan, done: dict[int, Summary], model: ModelConfig, weights: byte
             _stop_at(failed, plan, done, config.max_errors)
     finally:
         progress.close()
+    clock.lap("predicting, the start of the processes included")
     images_done, seconds = shards.total(done).rows - before.rows, time.perf_counter() - started
     return f"{images_done} images in {seconds:.1f} s, {images_done / seconds:.1f} images/s"
 
@@ -277,7 +291,7 @@ def _stop_at(failed: int, plan: Plan, done: dict[int, Summary], max_errors: floa
     )
 
 
-def _report(summary: Summary, output: str, how: str) -> None:
+def _say(summary: Summary, output: str, how: str) -> None:
     print(f"{how}; {summary.rows} rows, {summary.failed} failed: {output}")
     for error in summary.first_errors:
         print(f"  failed: {error}")

@@ -10,49 +10,65 @@ import dataclasses
 import shlex
 import threading
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from petseg import cli, demo, labels, logs, manifest, prepared, recipes, runs, storage
+from petseg import cli, demo, labels, logs, manifest, prepared, recipes, reports, runs, storage
 from petseg.config import InputError, ModelConfig, Resize, TrainConfig
 from petseg.labels import LabelMap
 from petseg.prepared import Prepared
+from petseg.progress import Clock
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from petseg.train import WorkerSetup
 
 
 def main() -> None:
     resumed = cli.peek_resume()
     first = runs.first_settings(*resumed) if resumed else None
-    config = runs.resolve(cli.parse(TrainConfig, first), first)
+    config = runs.resolve(cli.parse(TrainConfig, first, about=__doc__), first)
     run = runs.folder(config)
     finished = len(runs.read_metrics(run))
     if finished >= config.epochs:
         print(f"{run} has its {finished} epochs; give more with --epochs")
         return
     logs.require_trackers(config)
+    clock = Clock()
     pairs = _find_pairs(config)
-    classes, label_map = pairs.classes, pairs.label_map
-    model = ModelConfig(
-        num_classes=len(classes),
-        image_size=pairs.image_size,
-        class_names=classes,
-        palette=labels.palette(len(classes)),
-        label_map=str(label_map),
-        resize=pairs.resize,
-        input_scale=recipes.RECIPES[config.recipe].input_scale,
-        input_offset=recipes.RECIPES[config.recipe].input_offset,
-    )
 
     # Ray and torch take seconds to load: only once the flags and folders are known to be good.
-    from petseg import checkpoint, cluster, feed, losses, train
+    from petseg import checkpoint, train
 
-    weights = None
-    last = checkpoint.last(run)
-    if last is not None:  # here it is one line, in the workers a traceback from each
-        checkpoint.load_model(last)
-        checkpoint.load_train_state(last)
-        model = _same_model(model, last.model, run)
-    elif config.init_from:
-        model, weights = checkpoint.begin_from(config.init_from, model)
+    setup = _set_up(config, run, pairs, clock)
+    runs.begin(config, pairs.sides)
+    print(f"training on {setup.train.num_rows} pairs, validating on {setup.val.num_rows}; run {run}", flush=True)
+    try:
+        with _Progress(run, config.epochs), cli.on_interrupt(_go_on(config)):
+            train.fit(setup)
+    except BaseException:
+        clock.lap("training")
+        with contextlib.suppress(OSError, InputError):  # what has gone wrong already is what the user is told
+            _write_report(setup, pairs, clock, with_samples=False)
+        raise
+    clock.lap("training")
+
+    best = checkpoint.best(run)
+    assert best is not None
+    scores = best.history[-1]
+    _write_report(setup, pairs, clock, with_samples=True)
+    print(f"best: epoch {best.epoch}, val loss {runs.score(scores['val_loss'])}, mIoU {runs.score(scores['val_miou'])}")
+    print(f"next: {_predict_command(run, pairs)}")
+
+
+def _set_up(config: TrainConfig, run: str, pairs: "_Pairs", clock: Clock) -> "WorkerSetup":
+    """Ray joined, the pairs decoded, and all that the workers are told."""
+    from petseg import cluster, feed, losses, train
+
+    model, weights = _network(config, run, pairs)
+    clock.lap("listing, imports")
     cluster.connect()
     places = {"--storage": run, "--data": config.data, "--images": config.images, "--masks": config.masks}
     places = {flag: place for flag, place in places.items() if place}
@@ -62,37 +78,91 @@ def main() -> None:
     cpus = config.cpus_per_worker or (1 if config.use_gpu else cluster.cpus_per_worker(config.max_workers))
     train.require_workers(config, cpus)
     cluster.require_shared(places)  # nodes may have come
+    clock.lap("starting Ray")
     sides = [pairs.sides["train"], pairs.sides["val"]]
     if pairs.dataset is not None:
         train_rows, val_rows = feed.load(pairs.dataset, sides)
     else:
-        train_rows, val_rows = feed.decode(sides, pairs.image_size, label_map, pairs.resize)
-    for name, pixels in zip(classes, train_rows.class_pixels, strict=True):
+        train_rows, val_rows = feed.decode(sides, pairs.image_size, pairs.label_map, pairs.resize)
+    clock.lap("decoding")
+    for name, pixels in zip(pairs.classes, train_rows.class_pixels, strict=True):
         if not pixels:
-            print(f"warning: no pixel of {name} in the masks to train on; see --label-map (now {label_map})")
-    class_weights = losses.class_weights(config.class_weights, train_rows.class_pixels)
-    runs.begin(config, pairs.sides)
-    print(f"training on {train_rows.num_rows} pairs, validating on {val_rows.num_rows}; run {run}", flush=True)
-    with _Progress(run, config.epochs):
-        train.fit(
-            train.WorkerSetup(
-                config=config,
-                model=model,
-                run=run,
-                cpus=cpus,
-                train=train_rows,
-                val=val_rows,
-                class_weights=class_weights,
-                init_from=weights,
-            )
-        )
+            print(f"warning: no pixel of {name} in the masks to train on; see --label-map (now {pairs.label_map})")
+    return train.WorkerSetup(
+        config=config,
+        model=model,
+        run=run,
+        cpus=cpus,
+        train=train_rows,
+        val=val_rows,
+        class_weights=losses.class_weights(config.class_weights, train_rows.class_pixels),
+        init_from=weights,
+    )
 
-    best = checkpoint.best(run)
-    assert best is not None
-    scores = best.history[-1]
-    print(f"best: epoch {best.epoch}, val loss {runs.score(scores['val_loss'])}, mIoU {runs.score(scores['val_miou'])}")
+
+def _network(config: TrainConfig, run: str, pairs: "_Pairs") -> tuple[ModelConfig, "dict[str, Tensor] | None"]:
+    """What the network is, and the weights of another run to begin with, where they are asked for."""
+    from petseg import checkpoint
+
+    recipe = recipes.RECIPES[config.recipe]
+    model = ModelConfig(
+        num_classes=len(pairs.classes),
+        image_size=pairs.image_size,
+        class_names=pairs.classes,
+        palette=labels.palette(len(pairs.classes)),
+        label_map=str(pairs.label_map),
+        resize=pairs.resize,
+        input_scale=recipe.input_scale,
+        input_offset=recipe.input_offset,
+    )
+    last = checkpoint.last(run)
+    if last is not None:  # here it is one line, in the workers a traceback from each
+        checkpoint.load_model(last)
+        checkpoint.load_train_state(last)
+        return _same_model(model, last.model, run), None
+    if config.init_from:
+        return checkpoint.begin_from(config.init_from, model)
+    return model, None
+
+
+def _go_on(config: TrainConfig) -> str:
+    flags = ["--name", config.name, "--storage", config.storage, "--resume"]
+    return f"go on with: python jobs/train.py {shlex.join(flags)}"
+
+
+def _predict_command(run: str, pairs: "_Pairs") -> str:
     flags = ["--checkpoint", run, "--images", pairs.images, "--output", storage.join(run, "predictions")]
-    print(f"next: python jobs/predict.py {shlex.join(flags)}")
+    return f"python jobs/predict.py {shlex.join(flags)}"
+
+
+def _write_report(setup: "WorkerSetup", pairs: "_Pairs", clock: Clock, *, with_samples: bool) -> None:
+    """The run's `report.html`, where there is an epoch to report."""
+    from petseg import checkpoint, samples
+
+    config, run = setup.config, setup.run
+    best = checkpoint.best(run)
+    if best is None:
+        return
+    shown, confusion, counted = {}, None, 0
+    if with_samples:
+        network = checkpoint.load_model(best)
+        looked, counts = samples.look(network, best.model, setup.val, pairs.sides["val"]["id"])
+        choice = reports.choose([sample.cross_entropy for sample in looked])
+        shown = {title: [vars(looked[place]) for place in places] for title, places in choice.items()}
+        confusion, counted = counts.confusion.tolist(), len(looked)
+        clock.lap("the report's samples")
+    page = reports.of_training(
+        name=config.name,
+        settings=dataclasses.asdict(config),
+        pairs={side: rows.num_rows for side, rows in pairs.sides.items()},
+        history=runs.read_metrics(run),
+        samples=shown,
+        confusion=confusion,
+        counted=counted,
+        seconds=clock.laps,
+        commands=[_predict_command(run, pairs)],
+    )
+    reports.keep(run, lambda: page)
 
 
 def _same_model(model: ModelConfig, before: ModelConfig, run: str) -> ModelConfig:

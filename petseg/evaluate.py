@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from petseg import images, manifest, metrics, storage
+from petseg import images, manifest, metrics, pictures, storage
 from petseg.config import ModelConfig
 from petseg.images import DecodeError, Photo
 from petseg.labels import IGNORE_ID, LabelMap
@@ -120,7 +120,7 @@ class Evaluator:
         return self._each(pairs, self._score)
 
     def pictures(self, pairs: pa.Table) -> Iterator[bytes | None]:
-        """`images.comparison` of each row of a manifest, in order; None where it cannot be decoded."""
+        """`pictures.comparison` of each row of a manifest, in order; None where it cannot be decoded."""
         return self._each(pairs, self._draw)
 
     def _each(self, pairs: pa.Table, finish: Callable[[tuple[_Pair, Prediction | None]], T]) -> Iterator[T]:
@@ -173,8 +173,8 @@ class Evaluator:
             return None
         assert pair.truth is not None
         photo = storage.read(pair.row["image"], at_most=images.max_bytes(self._max_pixels))
-        palette = self._model.palette
-        return images.comparison(photo, pair.truth, prediction.mask().class_ids, palette, self._max_pixels)
+        small = images.decode_small(photo, pictures.COMPARISON_SIDE, self._max_pixels)
+        return pictures.comparison(small, pair.truth, prediction.mask().class_ids, self._model.palette)
 
 
 def views(class_names: tuple[str, ...]) -> list[View]:

@@ -225,9 +225,9 @@ class Share:
         for _, batch in zip(range(steps), self._batches(_after(windows, skip * batch_size), batch_size), strict=False):
             yield batch
 
-    def first(self, count: int) -> Batch:
-        """The first rows, fewer where there are not so many."""
-        return self._to_device(*self._load(np.arange(min(count, self.num_rows))))
+    def some(self, rows: np.ndarray) -> Batch:
+        """The rows with these numbers, in that order."""
+        return self._to_device(*self._load(rows))
 
     def eval_batches(self, batch_size: int) -> Iterator[Batch]:
         """Every row once, in order; the last batch may be shorter."""

@@ -28,18 +28,8 @@ PNG_STRATEGY = 3
 """zlib's Z_RLE, for a mask: there is little but runs to find in it. 2.2 kB for 500 × 375, as with level 6, in half the
 time."""
 
-PREVIEW_SIDE = 1024
-"""Longest side in pixels of a picture that is for looking at."""
-
-COMPARISON_SIDE = 400
-"""The same of each of the four in a `comparison`."""
-
 MAX_SIDE = 65535
 """Longest side in pixels, JPEG's own limit: a longer thread of pixels is no photo, but costs like a large one."""
-
-_GAP = 4  # pixels between the pictures of a comparison
-_IGNORED_COLOUR = (255, 255, 255)  # no palette of ours has it, nor the next
-_WRONG_COLOUR = (255, 0, 0)
 
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSE = {
@@ -145,6 +135,17 @@ def decode_whole(content: bytes, max_pixels: int) -> Image.Image:
         return _upright(_rgb(image), header.still_to_turn)
 
 
+def decode_small(content: bytes, side: int, max_pixels: int) -> Image.Image:
+    """A photo, upright, RGB, at most `side` pixels a side. Raises `DecodeError` as `decode_photo` does."""
+    with _as_decode_errors():
+        image = _open(content, max_pixels)
+        header = _header(image)
+        shrink = max(1.0, max(image.size) / side)
+        width, height = (max(1, round(side / shrink)) for side in image.size)
+        size_hw = (height, width) if header.still_to_turn not in _SWAPS_SIDES else (width, height)
+        return Image.fromarray(_decode_photo(image, header, size_hw, "antialias").pixels)
+
+
 def cut(
     picture: Image.Image,
     top: int,
@@ -158,42 +159,6 @@ def cut(
     rows, columns = size_hw
     part = picture.crop((left, top, left + width, top + height))
     return np.asarray(part.resize((columns, rows), _FILTERS[resize]))
-
-
-def preview(content: bytes, max_pixels: int) -> bytes:
-    """A photo as an upright JPEG of at most `PREVIEW_SIDE` pixels a side. Raises `DecodeError` as `decode_photo`."""
-    return _to_jpeg(_decode_small(content, PREVIEW_SIDE, max_pixels))
-
-
-def overlay(preview_jpeg: bytes, mask_png: bytes) -> bytes:
-    """A mask of `encode_mask` in its colours over the `preview` of its photo, half and half, as a JPEG."""
-    Image.MAX_IMAGE_PIXELS = None  # the photo was within ours
-    photo = Image.open(io.BytesIO(preview_jpeg), formats=("JPEG",))
-    mask = Image.open(io.BytesIO(mask_png), formats=("PNG",)).resize(photo.size, Image.Resampling.NEAREST)
-    return _to_jpeg(Image.blend(photo.convert("RGB"), mask.convert("RGB"), 0.5))
-
-
-def comparison(
-    photo: bytes, truth: np.ndarray, predicted: np.ndarray, palette: tuple[tuple[int, int, int], ...], max_pixels: int
-) -> bytes:
-    """Photo | truth | prediction | where they differ, side by side as a JPEG, each at most `COMPARISON_SIDE` pixels a
-    side.
-
-    `truth` and `predicted` are class ids, uint8 (H, W), at the photo's upright size. What is ignored is white, what is
-    wrong red over the photo in grey. Raises `DecodeError` as `decode_photo` does.
-    """
-    small = _decode_small(photo, COMPARISON_SIDE, max_pixels)
-    truth, predicted = (
-        np.asarray(Image.fromarray(class_ids).resize(small.size, Image.Resampling.NEAREST))
-        for class_ids in (truth, predicted)
-    )
-    colours = np.full((256, 3), _IGNORED_COLOUR, np.uint8)
-    colours[: len(palette)] = palette
-    differing = np.asarray(small.convert("L").convert("RGB")).copy()
-    differing[(truth != predicted) & (truth != labels.IGNORE_ID)] = _WRONG_COLOUR
-    gap = np.full((small.height, _GAP, 3), _IGNORED_COLOUR, np.uint8)
-    panels = [np.asarray(small), gap, colours[truth], gap, colours[predicted], gap, differing]
-    return _to_jpeg(Image.fromarray(np.concatenate(panels, 1)))
 
 
 def max_bytes(max_pixels: int) -> int:
@@ -225,12 +190,6 @@ def from_column(column: pa.ChunkedArray, shape: tuple[int, ...]) -> np.ndarray:
     size = math.prod(shape)
     data = np.frombuffer(values.buffers()[1], np.uint8, count=len(values) * size, offset=values.offset * size)
     return data.reshape(-1, *shape)
-
-
-def _to_jpeg(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=88)
-    return buffer.getvalue()
 
 
 @contextlib.contextmanager
@@ -271,17 +230,6 @@ def _open(content: bytes, max_pixels: int) -> ImageFile.ImageFile:
     if image.width * image.height > max_pixels:
         raise DecodeError(f"{image.width} × {image.height} pixels are more than the limit of {max_pixels}")
     return image
-
-
-def _decode_small(content: bytes, side: int, max_pixels: int) -> Image.Image:
-    """A photo, upright, at most `side` pixels a side."""
-    with _as_decode_errors():
-        image = _open(content, max_pixels)
-        header = _header(image)
-        shrink = max(1.0, max(image.size) / side)
-        width, height = (max(1, round(side / shrink)) for side in image.size)
-        size_hw = (height, width) if header.still_to_turn not in _SWAPS_SIDES else (width, height)
-        return Image.fromarray(_decode_photo(image, header, size_hw, "antialias").pixels)
 
 
 def _decode_photo(image: Image.Image, header: _Header, size_hw: tuple[int, int], resize: Resize) -> Photo:

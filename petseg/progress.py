@@ -75,3 +75,17 @@ class Progress:
             print(f"\r{line}{clear_to_end_of_line}", end="", file=self._stream, flush=True)
         else:
             print(line, file=self._stream, flush=True)
+
+
+class Clock:
+    """Seconds of a job's parts, one after the other."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """What was done since the last call, or the beginning, is called so; the same name twice is added up."""
+        now = time.perf_counter()
+        self.laps[name] = self.laps.get(name, 0.0) + now - self._since
+        self._since = now

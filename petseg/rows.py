@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from petseg import coco, images, isolate, shards, storage
+from petseg import coco, images, isolate, pictures, shards, storage
 from petseg.config import Resize, UnavailableError
 from petseg.images import DecodeError, Photo
 from petseg.shards import Outputs, Summary, Target
@@ -206,7 +206,7 @@ def _columns_of(
     try:
         found = decode(content)
         if previews_of is not None:
-            found["preview"] = images.preview(content, previews_of)
+            found["preview"] = pictures.preview(content, previews_of)
     except DecodeError as refused:
         return {"error": _reason(refused)}
     return found
@@ -234,7 +234,7 @@ def _write_file(target: Target, name: str, mask_png: bytes | None, preview: byte
         storage.remove_file(location)  # of an earlier start, killed, that could still read the photo
     elif name.startswith(f"{shards.OVERLAY_FOLDER}/"):
         assert preview is not None
-        storage.write(location, images.overlay(preview, mask_png), scratch=target.output)
+        storage.write(location, pictures.overlay(preview, mask_png), scratch=target.output)
     else:
         storage.write(location, mask_png, scratch=target.output)
 

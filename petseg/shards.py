@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from petseg import storage
+from petseg import report, storage
 from petseg.config import InputError, UnavailableError
 from petseg.manifest import digest
 
@@ -320,7 +320,8 @@ def _clear(output: str, before: dict[str, Any]) -> None:
     this is killed, the next start knows the rest for what it is.
     """
     names = storage.list_names(output)
-    storage.remove_file(storage.join(output, SUCCESS_FILE))
+    for name in (SUCCESS_FILE, report.FILE):
+        storage.remove_file(storage.join(output, name))
     for name in names:
         if _SHARD_FILE.fullmatch(name):
             storage.remove_file(storage.join(output, name))

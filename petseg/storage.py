@@ -195,7 +195,7 @@ def require_readable(locations: Iterable[str], what: str) -> None:
     remote = [location for location in locations if not is_local(location)]
     denied = [content for content in read_each(remote) if isinstance(content, PermissionError)]
     if remote and len(denied) == len(remote):
-        raise InputError(f"{what}: its files cannot be read: {_reason(denied[0])}; is s3:GetObject allowed?")
+        raise InputError(f"{what}: its files cannot be read: {reason(denied[0])}; is s3:GetObject allowed?")
 
 
 def open_file(location: str) -> pa.NativeFile:
@@ -255,7 +255,7 @@ def create(location: str, content: bytes, flag: str) -> None:
     except UnavailableError:
         raise
     except OSError as error:
-        raise InputError(f"{flag}: {location} cannot be written: {_reason(error)}") from error
+        raise InputError(f"{flag}: {location} cannot be written: {reason(error)}") from error
 
 
 def write_folder(location: str, files: dict[str, bytes]) -> None:
@@ -362,10 +362,11 @@ def _refused(what: str) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, UnavailableError) and not isinstance(error, NoSuchPlaceError):
             raise
-        raise InputError(f"{what}: {_reason(error)}") from error
+        raise InputError(f"{what}: {reason(error)}") from error
 
 
-def _reason(error: OSError) -> str:
+def reason(error: OSError) -> str:
+    """Why storage refused, in one line, without the place."""
     return " ".join(str(error.strerror or error).split())
 
 
@@ -381,7 +382,7 @@ def writing(output: str, flag: str = "--output") -> Iterator[None]:
 def cannot_write(output: str, error: OSError, flag: str = "--output") -> str:
     """What a job says when it cannot write its output."""
     return (
-        f"{flag} {output}: cannot be written: {_reason(error)}; what is finished is kept: mend that, and give the same "
+        f"{flag} {output}: cannot be written: {reason(error)}; what is finished is kept: mend that, and give the same "
         "command again"
     )
 

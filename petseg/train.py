@@ -7,6 +7,7 @@ is started again, a driver that is started again with --resume, and a job that n
 import contextlib
 import dataclasses
 import math
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -126,7 +127,7 @@ def _fit_once(setup: WorkerSetup) -> None:
     # Ray Train wants a place for notes of its own. Nothing of ours is in it, and workers never look there, so it need
     # not be one that all machines reach.
     with tempfile.TemporaryDirectory(prefix="petseg-ray-", ignore_cleanup_errors=True) as notes:
-        ray.train.torch.TorchTrainer(
+        trainer = ray.train.torch.TorchTrainer(
             _train_worker,
             train_loop_config={"setup": setup},
             scaling_config=ray.train.ScalingConfig(
@@ -141,7 +142,13 @@ def _fit_once(setup: WorkerSetup) -> None:
                 # `fit` starts again
                 failure_config=ray.train.FailureConfig(max_failures=0, max_preemption_failures=0),
             ),
-        ).fit()
+        )
+        try:
+            trainer.fit()
+        except SystemExit as error:  # Ray's own answer to Ctrl-C, once it has ended the workers
+            raise KeyboardInterrupt from error
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # Ray leaves one of its own
 
 
 def _train_worker(loop_config: dict[str, WorkerSetup]) -> None:
@@ -272,7 +279,7 @@ def _sheet(model: UNet, val_share: feed.Share, config: ModelConfig) -> np.ndarra
     """The first validation pairs and what the network says of them; None where this rank has none."""
     if not val_share.num_rows:
         return None
-    photos, masks = val_share.first(SHEET_ROWS)
+    photos, masks = val_share.some(np.arange(min(SHEET_ROWS, val_share.num_rows)))
     with torch.inference_mode():
         predicted = model(photos).argmax(1)
     hwc = photos.permute(0, 2, 3, 1)

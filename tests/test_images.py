@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from petseg import images, labels
+from petseg import images, labels, pictures
 from petseg.images import DecodeError
 from petseg.labels import IGNORE_ID, LabelMap
 
@@ -165,7 +165,7 @@ def test_a_tile_is_what_a_photo_of_it_would_be() -> None:
     assert np.array_equal(images.cut(whole, 20, 50, (60, 64), (60, 64)), pixels[20:80, 50:114])
 
 
-@pytest.mark.parametrize("look", [images.upright_size, images.decode_whole, images.preview])
+@pytest.mark.parametrize("look", [images.upright_size, images.decode_whole, pictures.preview])
 def test_the_limit_holds_wherever_a_photo_is_opened(look: Callable[[bytes, int], object]) -> None:
     with pytest.raises(DecodeError, match="more than the limit of 99"):
         look(encode(Image.new("L", (10, 10))), 99)
@@ -173,18 +173,18 @@ def test_the_limit_holds_wherever_a_photo_is_opened(look: Callable[[bytes, int],
 
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_a_preview_is_upright_and_an_overlay_half_photo_half_mask(orientation: int) -> None:
-    preview = images.preview(encode(stored(UPRIGHT, orientation), exif=exif(orientation)), LIMIT)
+    preview = pictures.preview(encode(stored(UPRIGHT, orientation), exif=exif(orientation)), LIMIT)
     mask = images.encode_mask(
         np.repeat(np.repeat(np.array([[0, 1], [2, 0]], np.uint8), 16, 0), 24, 1), labels.palette(3)
     )
-    laid_over = np.asarray(Image.open(io.BytesIO(images.overlay(preview, mask))))
+    laid_over = np.asarray(Image.open(io.BytesIO(pictures.overlay(preview, mask))))
     assert laid_over.shape == (32, 48, 3)
     colours = np.array(labels.palette(3))[np.array([[0, 1], [2, 0]])]
     assert np.abs(corners(laid_over) - (corners(UPRIGHT).astype(int) + colours) / 2).max() < 12  # JPEG is lossy
 
 
 def test_a_preview_of_a_large_photo_is_small() -> None:
-    preview = Image.open(io.BytesIO(images.preview(encode(Image.new("CMYK", (3000, 1500)), "JPEG"), 10**7)))
+    preview = Image.open(io.BytesIO(pictures.preview(encode(Image.new("CMYK", (3000, 1500)), "JPEG"), 10**7)))
     assert (preview.mode, preview.size) == ("RGB", (1024, 512))
 
 
@@ -195,7 +195,8 @@ def test_a_comparison_shows_photo_truth_prediction_and_errors(orientation: int, 
     photo = encode(stored(upright, orientation), exif=exif(orientation))
     truth = IDS.repeat(16 * scale, 0).repeat(24 * scale, 1).astype(np.uint8)
     predicted = np.full_like(truth, 1)
-    content = images.comparison(photo, truth, predicted, labels.palette(3), 10**7)
+    small = images.decode_small(photo, pictures.COMPARISON_SIDE, 10**7)
+    content = pictures.comparison(small, truth, predicted, labels.palette(3))
     picture = np.asarray(Image.open(io.BytesIO(content))).astype(int)
     height, width = (32, 48) if scale == 1 else (267, 400)
     assert picture.shape == (height, 4 * width + 3 * 4, 3)

@@ -34,14 +34,15 @@ def storage(tmp_path_factory: pytest.TempPathFactory, drawn: tuple[Path, Path]) 
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.split()[:2] for line in lines if line.startswith("epoch")] == [["epoch", "1/2"], ["epoch", "2/2"]]
-    assert "ETA 0:00" in lines[-3] and lines[-2].startswith("best: epoch ")
+    assert "ETA 0:00" in lines[-4] and lines[-2].startswith("best: epoch ")
+    assert lines[-3] == f"report: {folder / 'first' / 'report.html'}"
     return folder
 
 
 @pytest.mark.ray
 def test_a_run_s_folder(storage: Path, drawn: tuple[Path, Path]) -> None:
     run = storage / "first"
-    names = {"checkpoints", "config.json", "manifest.parquet", "metrics.jsonl", "tensorboard"}
+    names = {"checkpoints", "config.json", "manifest.parquet", "metrics.jsonl", "report.html", "tensorboard"}
     assert {path.name for path in run.iterdir()} == names
     resolved = config.from_json(TrainConfig, (run / "config.json").read_text(), "config.json")
     assert (resolved.images, resolved.epochs, resolved.num_workers) == (str(drawn[0]), 2, (2,))
@@ -119,7 +120,7 @@ def test_predict_gives_every_photo_a_row(
     lines = done.stdout.splitlines()
     at_first = sum(pq.read_metadata(file).num_rows for file in kept)
     assert lines[0].startswith(f"{at_first}/{PAIRS + 2} images  {100 * at_first // (PAIRS + 2)}%")
-    assert lines[-3].startswith(f"{PAIRS + 2}/{PAIRS + 2} images  100%  ") and lines[-3].endswith(
+    assert lines[-4].startswith(f"{PAIRS + 2}/{PAIRS + 2} images  100%  ") and lines[-4].endswith(
         "1 failed  ETA 0:00:00"
     )
     assert lines[-2].endswith(f"{PAIRS + 2} rows, 1 failed: {tmp_path}/out")
@@ -142,14 +143,16 @@ def test_predict_gives_every_photo_a_row(
         shards.SUCCESS_FILE,
         shards.MANIFEST_FILE,
         shards.PLAN_FILE,
+        "config.json",
         "masks",
         *(file.name for file in files),
+        "report.html",
     ]
 
     (tmp_path / "out" / shards.SUCCESS_FILE).unlink()
     last_step = run_job("predict", *flags, *settings)
     assert last_step.returncode == 0, last_step.stderr
-    assert last_step.stdout.startswith(f"nothing was left to do; {PAIRS + 2} rows, 1 failed")
+    assert f"\nnothing was left to do; {PAIRS + 2} rows, 1 failed" in last_step.stdout
     nothing = run_job("predict", *flags, *settings)
     assert nothing.returncode == 0
     assert nothing.stdout.startswith("finished before; nothing to do")

@@ -8,27 +8,21 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+BASE = {
+    *("config", "s3_client", "s3", "objects", "storage", "labels", "unet", "metrics", "precision", "cli", "flags"),
+    *("progress", "isolate"),
+}
 LAYERS = (
-    {"config", "s3_client", "s3", "objects", "storage", "labels", "unet", "metrics", "precision", "cli", "progress", "isolate"},
+    BASE,
+    {"recipes", "augment", "losses"},
     {
-        "config",
-        "s3_client",
-        "s3",
-        "objects",
-        "storage",
-        "labels",
-        "unet",
-        "metrics",
-        "precision",
-        "cli",
-        "progress",
-        "isolate",
-        "recipes",
-        "augment",
-        "losses",
+        *("manifest", "images", "pictures", "report", "checkpoint", "demo", "runs", "coco", "download", "oxford"),
+        *("prepared", "optim", "logs"),
     },
-    {"manifest", "images", "checkpoint", "demo", "runs", "coco", "download", "oxford", "prepared", "optim", "logs"},
-    {"cluster", "feed", "learner", "train", "predict", "evaluate", "shards", "rows", "prepare", "launch"},
+    {
+        *("cluster", "feed", "learner", "train", "predict", "evaluate", "samples", "shards", "rows", "prepare"),
+        *("launch", "predicted", "reports", "export", "segmenter"),
+    },
 )
 HEAVY = {"ray", "torch", "torchvision", "pandas", "matplotlib"}
 
@@ -40,15 +34,21 @@ WITHIN_A_LAYER = {
     "storage": {"config", "objects"},
     "labels": {"config"},
     "precision": {"config"},
-    "cli": {"config"},
+    "cli": {"config", "flags", "storage"},
+    "flags": {"config"},
     "metrics": {"labels"},
     "oxford": {"download", "images"},
+    "pictures": {"images"},
     "feed": {"cluster"},
     "train": {"cluster", "feed", "learner"},
     "runs": {"manifest"},
     "recipes": {"config"},
     "losses": {"config", "labels"},
     "evaluate": {"predict"},
+    "segmenter": {"predict"},
+    "samples": {"evaluate", "feed", "predict"},
+    "predicted": {"shards"},
+    "reports": {"predicted", "shards"},
     "rows": {"shards"},
 }
 FILES = sorted((ROOT / "petseg").glob("*.py"))
