@@ -1,11 +1,13 @@
-"""Get a dataset, or decode one for good.
+"""Get a dataset, look at one, or decode one for good.
 
-python jobs/prepare.py oxford-pets --output pets                   the published photos and masks, laid out for training
-python jobs/prepare.py shards --images photos --masks masks --output set    Parquet files of decoded pairs
+python jobs/prepare.py oxford-pets --output pets                            the published set, laid out for training
+python jobs/prepare.py check --images photos --masks masks --output checked    what is in it, before any training
+python jobs/prepare.py shards --images photos --masks masks --output set       Parquet files of decoded pairs
 ray job submit --working-dir . -- python jobs/prepare.py shards …           on a cluster
 """
 
 import dataclasses
+import io
 import shlex
 import sys
 import time
@@ -15,19 +17,27 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from petseg import cli, labels, manifest, oxford, prepare, storage
-from petseg.config import InputError, JobError, OxfordConfig, ShardsConfig, UnavailableError
+from petseg import check, check_report, cli, images, labels, manifest, oxford, prepare, recipes, report, storage
+from petseg.check_report import Checked
+from petseg.config import CheckConfig, InputError, JobError, OxfordConfig, ShardsConfig, UnavailableError
 from petseg.labels import LabelMap
 from petseg.prepare import Summary
 from petseg.prepared import Prepared, Target
 from petseg.progress import Progress
 
+CHECK_FILE = "check.parquet"
 
+
+@cli.on_interrupt("what is finished is kept: the same command goes on")
 def main() -> None:
-    config = cli.parse_subcommand({"oxford-pets": OxfordConfig, "shards": ShardsConfig})
+    commands = {"oxford-pets": OxfordConfig, "check": CheckConfig, "shards": ShardsConfig}
+    config = cli.parse_subcommand(commands, about=__doc__)
     if isinstance(config, OxfordConfig):
         _get_oxford_pets(config)
+    elif isinstance(config, CheckConfig):
+        _check(config)
     else:
         _make_shards(config)
 
@@ -58,6 +68,86 @@ def _get_oxford_pets(config: OxfordConfig) -> None:
     print(f"next: python jobs/train.py {shlex.join(folders)}")
 
 
+def _check(config: CheckConfig) -> None:
+    config = dataclasses.replace(
+        config,
+        images=storage.absolute(config.images),
+        masks=storage.absolute(config.masks),
+        output=storage.absolute(config.output),
+    )
+    _refuse_inside(config.output, config.images, config.masks)
+    storage.require_writable(config.output, "--output")
+    if report.FILE in storage.list_names(config.output) and not config.overwrite:
+        raise InputError(
+            f"--output {config.output}: it has a {report.FILE} already; choose another, or pass --overwrite"
+        )
+    classes = labels.class_names(config.num_classes, config.classes)
+    label_map = LabelMap.parse(config.label_map, len(classes), classes, config.ignore_label)
+    pairs, photos_alone, masks_alone = manifest.match(config.images, config.masks)
+    found = _look(config, classes, label_map, pairs, photos_alone, masks_alone)
+    said = check_report.findings(found)
+    command = f"python jobs/train.py {shlex.join(check_report.train_flags(found))}"
+    alone = [{"id": row["id"], "image": row["image"], "error": "no mask"} for row in photos_alone.to_pylist()]
+    alone += [{"id": row["id"], "mask": row["image"], "error": "no photo"} for row in masks_alone.to_pylist()]
+    content = io.BytesIO()
+    pq.write_table(check.table(list(found.rows), pairs, dict(found.sides), alone), content)
+    page = check_report.page(found, said, dataclasses.asdict(config), command)
+    with storage.writing(config.output):
+        storage.write(storage.join(config.output, CHECK_FILE), content.getvalue())
+        storage.write(storage.join(config.output, cli.CONFIG_FILE), cli.as_file(config))
+        storage.write(storage.join(config.output, report.FILE), page)
+    print(f"{pairs.num_rows} pairs: {storage.join(config.output, report.FILE)}")
+    for finding in said:
+        print(f"  {finding}")
+    if any(finding.refused for finding in said):
+        raise JobError(f"training would refuse this set; once that is mended: {command}")
+    print(f"next: {command}")
+
+
+def _look(
+    config: CheckConfig,
+    classes: tuple[str, ...],
+    label_map: LabelMap,
+    pairs: pa.Table,
+    photos_alone: pa.Table,
+    masks_alone: pa.Table,
+) -> Checked:
+    """All that is to be known of the pairs."""
+    val_fraction = config.val_fraction or (None if config.val_count else recipes.VAL_FRACTION)
+    held_out = {"val_count": config.val_count, "val_fraction": val_fraction}
+    sides, notes = manifest.divide(pairs, config.split_file, seed=config.seed, **held_out)
+    for note in notes:
+        print(note)
+    rows = []
+    progress = Progress(pairs.num_rows, 0, 0, sys.stdout)
+    try:
+        for row in check.look(pairs, label_map, images.MAX_TRAINING_PIXELS):
+            rows.append(row)
+            progress.add(1, failed=0 if row.error is None else 1)
+    finally:
+        progress.close()
+    same, alike = check.twice(rows)
+    return Checked(
+        config=config,
+        pairs=pairs,
+        rows=rows,
+        photos_alone=photos_alone["id"].to_pylist(),
+        masks_alone=masks_alone["id"].to_pylist(),
+        sides={row_id: side for side, found in sides.items() for row_id in found["id"].to_pylist()},
+        labels=check.labels_of(rows),
+        label_map=label_map,
+        classes=classes,
+        same=same,
+        alike=alike,
+    )
+
+
+def _refuse_inside(output: str, *folders: str) -> None:
+    for folder in folders:
+        if f"{output}/".startswith(f"{folder}/"):
+            raise InputError(f"--output {output}: it lies in {folder}, which is read; choose another")
+
+
 def _make_shards(config: ShardsConfig) -> None:
     config = dataclasses.replace(
         config,
@@ -65,9 +155,7 @@ def _make_shards(config: ShardsConfig) -> None:
         masks=storage.absolute(config.masks),
         output=storage.absolute(config.output),
     )
-    for folder in (config.images, config.masks):
-        if f"{config.output}/".startswith(f"{folder}/"):
-            raise InputError(f"--output {config.output}: it lies in {folder}, which is read; choose another")
+    _refuse_inside(config.output, config.images, config.masks)
     classes = labels.class_names(config.num_classes, config.classes)
     label_map = LabelMap.parse(config.label_map, len(classes), classes, config.ignore_label)
     storage.require_writable(config.output, "--output")

@@ -139,30 +139,32 @@ def _write_report(setup: "WorkerSetup", pairs: "_Pairs", clock: Clock, *, with_s
     """The run's `report.html`, where there is an epoch to report."""
     from petseg import checkpoint, samples
 
-    config, run = setup.config, setup.run
-    best = checkpoint.best(run)
-    if best is None:
-        return
-    shown, confusion, counted = {}, None, 0
-    if with_samples:
-        network = checkpoint.load_model(best)
-        looked, counts = samples.look(network, best.model, setup.val, pairs.sides["val"]["id"])
-        choice = reports.choose([sample.cross_entropy for sample in looked])
-        shown = {title: [vars(looked[place]) for place in places] for title, places in choice.items()}
-        confusion, counted = counts.confusion.tolist(), len(looked)
-        clock.lap("the report's samples")
-    page = reports.of_training(
-        name=config.name,
-        settings=dataclasses.asdict(config),
-        pairs={side: rows.num_rows for side, rows in pairs.sides.items()},
-        history=runs.read_metrics(run),
-        samples=shown,
-        confusion=confusion,
-        counted=counted,
-        seconds=clock.laps,
-        commands=[_predict_command(run, pairs)],
-    )
-    reports.keep(run, lambda: page)
+    def make() -> bytes:
+        best = checkpoint.best(run)
+        assert best is not None
+        shown, confusion, counted = {}, None, 0
+        if with_samples:
+            network = checkpoint.load_model(best)
+            looked, counts = samples.look(network, best.model, setup.val, pairs.sides["val"]["id"])
+            choice = reports.choose([sample.cross_entropy for sample in looked])
+            shown = {title: [vars(looked[place]) for place in places] for title, places in choice.items()}
+            confusion, counted = counts.confusion.tolist(), len(looked)
+            clock.lap("the report's samples")
+        return reports.of_training(
+            name=setup.config.name,
+            settings=dataclasses.asdict(setup.config),
+            pairs={side: rows.num_rows for side, rows in pairs.sides.items()},
+            history=runs.read_metrics(run),
+            samples=shown,
+            confusion=confusion,
+            counted=counted,
+            seconds=clock.laps,
+            commands=[_predict_command(run, pairs)],
+        )
+
+    run = setup.run
+    if runs.read_metrics(run):
+        reports.keep(run, make)
 
 
 def _same_model(model: ModelConfig, before: ModelConfig, run: str) -> ModelConfig:
@@ -227,25 +229,17 @@ def _prepared_pairs(config: TrainConfig, location: str) -> _Pairs:
 
 def _split(config: TrainConfig, pairs: pa.Table, images: str) -> dict[str, pa.Table]:
     """The pairs to train on, in the seeded order, and those of the other sides."""
-    sides = {"train": pairs, "val": pairs.slice(0, 0), "test": pairs.slice(0, 0)}
-    if config.split_file:
-        sides, unknown = manifest.assign(pairs, config.split_file)
-        if unknown:
-            print(f"{len(unknown)} ids in --split-file are those of no pair: {', '.join(unknown[:5])}")
-        left = pairs.num_rows - sum(side.num_rows for side in sides.values())
-        if left:
-            print(f"{left} of {pairs.num_rows} pairs are in no list of --split-file, and left out")
-    listed, val_count = sides["train"].num_rows, 0
-    if not sides["val"].num_rows:
-        val_count = config.val_count or max(1, round((config.val_fraction or 0) * listed))
+    held_out = {"val_count": config.val_count, "val_fraction": config.val_fraction}
+    sides, notes = manifest.divide(pairs, config.split_file, seed=config.seed, **held_out)
+    for note in notes:
+        print(note)
     batch_size = config.batch_size or 1
-    if listed - val_count < batch_size:
+    if sides["train"].num_rows < batch_size:
         raise InputError(
-            f"{images}: of {listed} pairs, {val_count} are for validation, and the rest does not fill one batch of "
-            f"{batch_size}; add pairs, or lower --val-count, --val-fraction or --batch-size"
+            f"{images}: of {pairs.num_rows} pairs, {sides['val'].num_rows} are for validation, and the rest does not "
+            f"fill one batch of {batch_size}; add pairs, or lower --val-count, --val-fraction or --batch-size"
         )
-    train_pairs, held_out = manifest.split(sides["train"], seed=config.seed, val_count=val_count)
-    return sides | {"train": train_pairs} | ({"val": held_out} if val_count else {})
+    return sides
 
 
 class _Progress:

@@ -200,15 +200,8 @@ class TrainConfig:
         )
         _require(self.data is None or self.images is None, "--data is instead of --images and --masks: give either")
         _require_classes(self.num_classes, self.image_size)
-        _require(
-            self.val_fraction is None or 0 < self.val_fraction < 1,
-            f"--val-fraction {self.val_fraction}: give a value between 0 and 1",
-        )
-        _require(
-            self.val_fraction is None or self.val_count is None,
-            f"--val-fraction {self.val_fraction}, --val-count {self.val_count}: give one of them",
-        )
-        for flag in ("val_count", "epochs", "accumulate", "batch_size"):
+        _require_held_out(self.val_fraction, self.val_count)
+        for flag in ("epochs", "accumulate", "batch_size"):
             value = getattr(self, flag)
             _require(value is None or value >= 1, f"--{flag.replace('_', '-')} {value}: give at least 1")
         for flag in ("cpus_per_worker", "max_failures", "clip_norm", "feed_budget_gb", "wait_min"):
@@ -502,6 +495,53 @@ class ShardsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckConfig:
+    """Look at photos and their masks before any training: what is in them, what training would refuse, what is there
+    twice."""
+
+    images: str
+    """Folder or URI of the photos."""
+
+    masks: str
+    """Folder or URI of the masks: the same names as the photos, in the same subfolders."""
+
+    output: str
+    """Folder or URI for the report; made if it is not there."""
+
+    overwrite: bool = False
+    """Replace the report that is in --output."""
+
+    classes: str = ""
+    """Names of the classes in the order of their ids, such as "cat,dog,background"."""
+
+    num_classes: int | None = None
+    """Number of classes, where --classes does not name them. Default: 3."""
+
+    label_map: str = ""
+    """Raw mask values and their classes, such as "0:0,1:1,2:2", or for masks of colours "#ff0000:cat,#000000:dog".
+    Default: 1 is class 0, 2 is class 1, and so on."""
+
+    ignore_label: str = ""
+    """Raw mask values (or colours) that count neither in the loss nor in a score, such as "0,254". Default: 255."""
+
+    split_file: tuple[str, ...] = ()
+    """Which pairs are for what, as training takes it."""
+
+    val_fraction: float | None = None
+    """Share of the pairs that training would hold out for validation, between 0 and 1. Default: 0.2."""
+
+    val_count: int | None = None
+    """Number of pairs that it would hold out, instead of --val-fraction."""
+
+    seed: int = 1337
+    """Decides the split, as in training."""
+
+    def __post_init__(self) -> None:
+        _require_classes(self.num_classes, (16, 16))
+        _require_held_out(self.val_fraction, self.val_count)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
     """What a prepared set is and what its numbers mean: its `dataset.json`."""
 
@@ -562,6 +602,7 @@ Config = (
     | ExportConfig
     | OxfordConfig
     | ShardsConfig
+    | CheckConfig
     | DatasetConfig
 )
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -618,6 +659,17 @@ def _typed(value: Any, hint: Any, source: str) -> Any:
     elif type(value) is hint or (hint is float and type(value) is int):
         return hint(value)
     raise InputError(f"{source}: {value!r} is not a value this setting can have")
+
+
+def _require_held_out(val_fraction: float | None, val_count: int | None) -> None:
+    _require(
+        val_fraction is None or 0 < val_fraction < 1, f"--val-fraction {val_fraction}: give a value between 0 and 1"
+    )
+    _require(
+        val_fraction is None or val_count is None,
+        f"--val-fraction {val_fraction}, --val-count {val_count}: give one of them",
+    )
+    _require(val_count is None or val_count >= 1, f"--val-count {val_count}: give at least 1")
 
 
 def _require_classes(num_classes: int | None, image_size: tuple[int, int]) -> None:

@@ -113,6 +113,21 @@ def decode_pair_and_truth(
     return decoded, truth.at(size_hw), truth.whole()
 
 
+def raw_values(mask: bytes, max_pixels: int, most: int) -> tuple[dict[int, int], bool]:
+    """How many pixels of a mask have each raw value, whatever it means, and whether these are colours (0xRRGGBB).
+
+    Of more than `most` values those with the most pixels. Raises `DecodeError`.
+    """
+    with _as_decode_errors(in_mask=True):
+        image = _open(mask, max_pixels)
+        stretch = _STRETCHED.get(image.tile[0].args, 1) if image.format == "PNG" and image.tile else 1
+        raw = np.asarray(image)
+        colours = raw.ndim != 2 or raw.dtype.kind not in "bui"
+        values, counts = np.unique(_colours(image) if colours else raw // stretch, return_counts=True)
+        kept = np.sort(np.argsort(-counts, kind="stable")[:most])
+        return dict(zip(values[kept].tolist(), counts[kept].tolist(), strict=True)), colours
+
+
 def content_format(content: bytes) -> str:
     """Which of `FORMATS` an image is, whatever its name says. Raises `DecodeError` where it is none of them."""
     with _as_decode_errors():

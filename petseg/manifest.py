@@ -41,14 +41,25 @@ def discover(images: str, masks: str | None = None) -> pa.Table:
     """
     if images == masks:
         raise InputError(f"--images and --masks are one folder, {images}; keep photos and masks in two")
-    photos = _images_by_id(images, "--images", apart_from=masks)
     if masks is None:
+        photos = _images_by_id(images, "--images", apart_from=None)
         return photos.append_column("mask", pa.nulls(photos.num_rows, pa.string())).cast(SCHEMA)
+    pairs, photos_alone, masks_alone = match(images, masks)
+    _refuse_unpaired(photos_alone["id"].to_pylist(), "a photo without a mask", masks)
+    _refuse_unpaired(masks_alone["id"].to_pylist(), "a mask without a photo", images)
+    return pairs
+
+
+def match(images: str, masks: str) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """The manifest of what is in both folders, and the photos and the masks that are alone: `id` and `image`.
+
+    Raises `InputError` as `discover` does, but for these.
+    """
+    photos = _images_by_id(images, "--images", apart_from=masks)
     of_masks = _images_by_id(masks, "--masks", apart_from=images)
-    ids, mask_ids = set(photos["id"].to_pylist()), set(of_masks["id"].to_pylist())
-    _refuse_unpaired(sorted(ids - mask_ids), "a photo without a mask", masks)
-    _refuse_unpaired(sorted(mask_ids - ids), "a mask without a photo", images)
-    return photos.append_column("mask", of_masks["image"]).cast(SCHEMA)
+    has_mask, has_photo = pc.is_in(photos["id"], of_masks["id"]), pc.is_in(of_masks["id"], photos["id"])  # pyright: ignore[reportAttributeAccessIssue]
+    pairs = photos.filter(has_mask).append_column("mask", of_masks.filter(has_photo)["image"]).cast(SCHEMA)
+    return pairs, photos.filter(pc.invert(has_mask)), of_masks.filter(pc.invert(has_photo))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def digest(manifest: pa.Table, columns: tuple[str, ...]) -> str:
@@ -108,6 +119,29 @@ def assign(manifest: pa.Table, files: tuple[str, ...]) -> tuple[dict[str, pa.Tab
         unknown += sorted(listed.keys() - ids)
     sides = [side_of.get(row_id) for row_id in manifest["id"].to_pylist()]
     return {side: manifest.filter(pa.array([of == side for of in sides])) for side in SIDES}, unknown
+
+
+def divide(
+    pairs: pa.Table, split_file: tuple[str, ...], *, seed: int, val_count: int | None, val_fraction: float | None
+) -> tuple[dict[str, pa.Table], list[str]]:
+    """The pairs by what they are for, those to train on in the seeded order, and what there is to say of it.
+
+    Where lists name none to validate on, `val_count`, or the share `val_fraction`, of those to train on are held out.
+    Raises `InputError` as `assign` does.
+    """
+    sides, notes = {"train": pairs, "val": pairs.slice(0, 0), "test": pairs.slice(0, 0)}, []
+    if split_file:
+        sides, unknown = assign(pairs, split_file)
+        if unknown:
+            notes.append(f"{len(unknown)} ids in --split-file are those of no pair: {', '.join(unknown[:5])}")
+        left = pairs.num_rows - sum(side.num_rows for side in sides.values())
+        if left:
+            notes.append(f"{left} of {pairs.num_rows} pairs are in no list of --split-file, and left out")
+    listed, held_out = sides["train"].num_rows, 0
+    if not sides["val"].num_rows:
+        held_out = min(listed, val_count or max(1, round((val_fraction or 0) * listed)))
+    to_train, to_validate = split(sides["train"], seed=seed, val_count=held_out)
+    return sides | {"train": to_train} | ({"val": to_validate} if held_out else {}), notes
 
 
 def _listed(location: str, side: str, ids: set[str]) -> Iterator[tuple[str, str]]:

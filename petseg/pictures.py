@@ -36,13 +36,13 @@ def overlay(preview_jpeg: bytes, mask_png: bytes) -> bytes:
 
 
 def side_by_side(left_jpeg: bytes, right_jpeg: bytes) -> bytes:
-    """Two JPEGs of one size as one, with a gap."""
+    """Two JPEGs as one, with a gap; the second is brought to the height of the first."""
     left, right = (
-        np.asarray(Image.open(io.BytesIO(content), formats=("JPEG",)).convert("RGB"))
-        for content in (left_jpeg, right_jpeg)
+        Image.open(io.BytesIO(content), formats=("JPEG",)).convert("RGB") for content in (left_jpeg, right_jpeg)
     )
-    gap = np.full((len(left), _GAP, 3), _IGNORED_COLOUR, np.uint8)
-    return _to_jpeg(Image.fromarray(np.concatenate([left, gap, right], 1)))
+    right = right.resize((max(1, round(right.width * left.height / right.height)), left.height))
+    gap = np.full((left.height, _GAP, 3), _IGNORED_COLOUR, np.uint8)
+    return _to_jpeg(Image.fromarray(np.concatenate([np.asarray(left), gap, np.asarray(right)], 1)))
 
 
 def comparison(

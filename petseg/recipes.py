@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from petseg.config import RecipeName, Resize, TrainConfig
 
+VAL_FRACTION = 0.2
+"""Share of the pairs that is held out, where neither flags nor the recipe say otherwise."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -50,7 +53,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     recipe = RECIPES[config.recipe]
     val_count, val_fraction = config.val_count, config.val_fraction
     if val_count is None and val_fraction is None:
-        val_count, val_fraction = recipe.val_count, None if recipe.val_count else 0.2
+        val_count, val_fraction = recipe.val_count, None if recipe.val_count else VAL_FRACTION
     return dataclasses.replace(
         config,
         batch_size=config.batch_size or recipe.batch_size,

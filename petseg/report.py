@@ -49,6 +49,8 @@ class Table:
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+    text: bool = False
+    """Whether its cells are words; else they are numbers, which end below one another."""
 
 
 @dataclass(frozen=True, kw_only=True)

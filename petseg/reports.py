@@ -117,7 +117,7 @@ def of_evaluation(
     if failures:
         left = metrics["failed"] - len(failures)
         note = f"… and {left:,} more: the column error of per_image.parquet." if left else ""
-        sections.append(Table(title="Pairs that failed", heads=["id", "reason"], rows=failures, note=note))
+        sections.append(Table(title="Pairs that failed", heads=["id", "reason"], rows=failures, note=note, text=True))
     where = metrics["checkpoint"]
     sections += [
         where_time_went(seconds),

@@ -269,7 +269,13 @@ def test_the_job_writes_scores_rows_and_pictures(run: Path, spoilt: tuple[Path, 
         "original size",
         "without border",
     ]
-    assert {path.name for path in output.iterdir()} == {"metrics.json", "per_image.parquet", "worst"}
+    assert {path.name for path in output.iterdir()} == {
+        "config.json",
+        "metrics.json",
+        "per_image.parquet",
+        "report.html",
+        "worst",
+    }
 
     found: dict[str, Any] = json.loads((output / "metrics.json").read_text())
     assert set(found) == SCORES | {"pairs", "failed", "original_size", "worst", "checkpoint", "settings"}

@@ -251,6 +251,8 @@ def test_grey_masks_of_few_bits_have_the_values_that_are_stored(bits: int) -> No
     values = np.array([[1, 2, 3, 1, 2, 3, 1, 2]])
     photo = encode(Image.new("RGB", (8, 1)))
     _, ids = images.decode_pair(photo, png_of_few_bits(values, bits), (1, 8), TRIMAP, LIMIT)
+    counted = zip(*np.unique(values, return_counts=True), strict=True)
+    assert images.raw_values(png_of_few_bits(values, bits), LIMIT, 10) == (dict(counted), False)
     assert np.array_equal(ids, values - 1)
 
 

@@ -21,7 +21,8 @@ LAYERS = (
     },
     {
         *("cluster", "feed", "learner", "train", "predict", "evaluate", "samples", "shards", "rows", "prepare"),
-        *("launch", "predicted", "reports", "export", "segmenter"),
+        *("launch", "predicted", "reports", "check", "check_report", "duplicates", "export", "segmenter"),
+        "card",
     },
 )
 HEAVY = {"ray", "torch", "torchvision", "pandas", "matplotlib"}
@@ -49,6 +50,8 @@ WITHIN_A_LAYER = {
     "samples": {"evaluate", "feed", "predict"},
     "predicted": {"shards"},
     "reports": {"predicted", "shards"},
+    "check": {"duplicates"},
+    "check_report": {"check", "reports"},
     "rows": {"shards"},
 }
 FILES = sorted((ROOT / "petseg").glob("*.py"))
@@ -96,7 +99,9 @@ def test_ray_stays_where_it_belongs() -> None:
     assert {path.stem for path in FILES if "import ray.train" in path.read_text()} == {"train"}
 
 
-@pytest.mark.parametrize("job", ["train", "predict", "evaluate", "prepare", "prepare oxford-pets", "prepare shards"])
+@pytest.mark.parametrize(
+    "job", ["train", "predict", "evaluate", "export", "prepare", "prepare oxford-pets", "prepare shards"]
+)
 def test_help_loads_neither_torch_nor_ray(job: str) -> None:
     job, *words = job.split()
     code = f"""
