@@ -5,7 +5,7 @@ python benchmarks/ingest.py --images FOLDER --masks FOLDER
 Each round runs every way in a process of its own, in turns (ours, peers; then peers, ours), on photos of two sizes, to
 batches of 32 pairs of 160 × 160, uint8, on the CPU. Medians of the rounds (lowest to highest), ratios round by round.
 
-- ours: `feed.decode`, then the batches of `feed.Share`, in the driver, which is on the worker's machine. The first
+- ours: `feed.decode`, then the batches of `share.Share`, in the driver, which is on the worker's machine. The first
   epoch is the decoding, the making of the share and the batches; later ones are batches alone. Photos are decoded 81 at
   a time, so a few hundred keep a few cores busy, and not many.
 - DataLoader: torch's, a persistent worker per core, four batches ahead each. Its pairs are decoded by our
@@ -134,16 +134,17 @@ def measure(epoch: Epoch, count: int, epochs: int) -> dict[str, float]:
 
 def ours(pairs: pa.Table, _workers: int) -> Epoch:
     from petseg import cluster, feed  # and Ray, which the ways that fork their process have no use for
+    from petseg.share import Share
 
     cluster.connect()
     decode = functools.partial(feed.decode, image_size=IMAGE_SIZE, label_map=LABEL_MAP)
     decode(few(pairs))
 
     @functools.cache
-    def share() -> feed.Share:
-        return feed.Share(decode([pairs])[0], 0, 1, torch.device("cpu"), float("inf"))
+    def whole() -> Share:
+        return Share(decode([pairs])[0], 0, 1, torch.device("cpu"), float("inf"))
 
-    return lambda number: share().train_batches(batch_size(pairs), seed=0, epoch=number)
+    return lambda number: whole().train_batches(batch_size(pairs), seed=0, epoch=number)
 
 
 def read_images(pairs: pa.Table, _workers: int) -> Epoch:

@@ -29,6 +29,7 @@ from torch.profiler import ProfilerActivity, profile
 from petseg import cluster, demo, feed, labels, precision, recipes, runs
 from petseg.config import ModelConfig, TrainConfig
 from petseg.learner import Learner
+from petseg.share import Batch, Share
 
 ROOT = Path(__file__).parent.parent
 SIZE = (160, 160)
@@ -42,7 +43,7 @@ MODEL = ModelConfig(
 WARM_STEPS = 5
 """Steps before any is timed: compiling, the choice of kernels, the first allocations."""
 
-Way = Callable[[], Iterator[feed.Batch]]
+Way = Callable[[], Iterator[Batch]]
 
 
 def main() -> None:
@@ -60,8 +61,8 @@ def main() -> None:
     print(f"{name}, torch {torch.__version__}, Ray {ray.__version__}, {time.strftime('%Y-%m-%d')}\n")
     cluster.connect()
     decoded = random_pairs(given.pairs)
-    resident = feed.Share(decoded, 0, 1, device, budget_bytes=float("inf"))
-    streamed = feed.Share(decoded, 0, 1, device, budget_bytes=0)
+    resident = Share(decoded, 0, 1, device, budget_bytes=float("inf"))
+    streamed = Share(decoded, 0, 1, device, budget_bytes=0)
     print("| recipe, batch | step alone, images/s | with the feed | streamed | device busy | peak memory, GB |")
     print("|---|---|---|---|---|---|")
     for recipe in recipes.RECIPES:
@@ -91,8 +92,8 @@ def random_pairs(count: int) -> feed.Decoded:
 
 def row(
     config: TrainConfig,
-    resident: feed.Share,
-    streamed: feed.Share,
+    resident: Share,
+    streamed: Share,
     device: torch.device,
     steps: int,
     rounds: int,
@@ -128,12 +129,12 @@ def row(
     return f"| {config.recipe}, {config.batch_size} | {' | '.join(shown)} | {busy} | {peak} |"
 
 
-def endless(share: feed.Share, batch_size: int) -> Iterator[feed.Batch]:
+def endless(share: Share, batch_size: int) -> Iterator[Batch]:
     for epoch in range(1, 10**6):
         yield from share.train_batches(batch_size, 1337, epoch)
 
 
-def seconds(learner: Learner, batches: Iterator[feed.Batch], steps: int, device: torch.device) -> float:
+def seconds(learner: Learner, batches: Iterator[Batch], steps: int, device: torch.device) -> float:
     """What `steps` steps take, once it is warm."""
     for number in range(WARM_STEPS):
         learner.step(*next(batches), number, steps, (0, number))
@@ -145,7 +146,7 @@ def seconds(learner: Learner, batches: Iterator[feed.Batch], steps: int, device:
     return time.perf_counter() - started
 
 
-def busy_share(learner: Learner, batches: Iterator[feed.Batch], steps: int, device: torch.device) -> float:
+def busy_share(learner: Learner, batches: Iterator[Batch], steps: int, device: torch.device) -> float:
     """Time in which the device runs a kernel, as a share of all; what watches it makes the rest a little longer."""
     with profile(activities=[ProfilerActivity.CUDA]) as watched:
         taken = seconds(learner, batches, steps, device)

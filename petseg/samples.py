@@ -17,6 +17,7 @@ from petseg.config import ModelConfig
 from petseg.evaluate import Counts
 from petseg.images import Photo
 from petseg.predict import Predictor
+from petseg.share import Share
 from petseg.unet import UNet
 
 MOST = 256
@@ -39,7 +40,7 @@ def look(network: UNet, model: ModelConfig, val: feed.Decoded, ids: pa.ChunkedAr
     """At most `MOST` validation pairs, in their order, and what is counted over them; `ids` are those of all."""
     total = val.num_rows
     numbers = np.arange(min(MOST, total)) * total // min(MOST, total)
-    share = feed.Share(val, 0, 1, torch.device("cpu"), budget_bytes=0)
+    share = Share(val, 0, 1, torch.device("cpu"), budget_bytes=0)
     photos, masks = share.some(numbers)
     pixels = photos.permute(0, 2, 3, 1).numpy()
     threads = len(os.sched_getaffinity(0))

@@ -28,6 +28,7 @@ from petseg.config import InputError, JobError, ModelConfig, Precision, TrainCon
 from petseg.learner import Learner, validate
 from petseg.logs import Logs, sample_sheet
 from petseg.recipes import RECIPES
+from petseg.share import Share
 from petseg.unet import UNet
 
 SHEET_ROWS = 8
@@ -172,9 +173,9 @@ def _train(setup: WorkerSetup) -> None:
     learner, history, (from_step, of_steps) = _begin(setup, device, rank, world_size)
 
     batch_size = config.batch_size // world_size
-    train_share = feed.Share(setup.train, rank, world_size, device, config.feed_budget_gb * 1e9)
+    train_share = Share(setup.train, rank, world_size, device, config.feed_budget_gb * 1e9)
     left_bytes = config.feed_budget_gb * 1e9 - train_share.resident_bytes
-    val_share = feed.Share(setup.val, rank, world_size, device, left_bytes)
+    val_share = Share(setup.val, rank, world_size, device, left_bytes)
     steps = train_share.smallest // batch_size
     keep_batches = RECIPES[config.recipe].keep_batches
     skip = from_step * steps // of_steps  # as far into the epoch, if the ranks are others now
@@ -275,7 +276,7 @@ def _writing(run: str) -> Iterator[None]:
         ) from error
 
 
-def _sheet(model: UNet, val_share: feed.Share, config: ModelConfig) -> np.ndarray | None:
+def _sheet(model: UNet, val_share: Share, config: ModelConfig) -> np.ndarray | None:
     """The first validation pairs and what the network says of them; None where this rank has none."""
     if not val_share.num_rows:
         return None

@@ -6,13 +6,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 import torch
 from PIL import Image
 
 from petseg import cluster, feed, manifest, prepare, prepared
+from petseg import share as share_module
 from petseg.config import InputError, ShardsConfig, UnavailableError
-from petseg.feed import Decoded, Share
+from petseg.feed import Decoded
 from petseg.labels import LabelMap
+from petseg.share import Batch, Share
 
 SIZE = (2, 3)
 CPU = torch.device("cpu")
@@ -22,7 +25,7 @@ EVERYTHING, NOTHING = 1e9, 0.0
 @pytest.fixture
 def blocks_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks stand for references to them."""
-    monkeypatch.setattr(feed.ray, "get", lambda block: block)
+    monkeypatch.setattr(ray, "get", lambda block: block)
 
 
 def make_decoded(*rows: int) -> Decoded:
@@ -37,7 +40,7 @@ def make_decoded(*rows: int) -> Decoded:
     return Decoded(blocks, tuple(rows), SIZE, (1, 1, 1))
 
 
-def numbers(batch: feed.Batch) -> list[int]:
+def numbers(batch: Batch) -> list[int]:
     """The rows of a batch, once photo and mask are seen to belong together."""
     photos, masks = batch
     assert photos.dtype == masks.dtype == torch.uint8
@@ -115,7 +118,7 @@ def test_the_rows_left_out_differ_by_epoch() -> None:
 @pytestmark_share
 @pytest.mark.parametrize("window_rows", [1, 4, 10, 100])
 def test_memory_does_not_change_the_order(window_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed, "WINDOW_BYTES", window_rows * 24)
+    monkeypatch.setattr(share_module, "WINDOW_BYTES", window_rows * 24)
     decoded = make_decoded(3, 3, 3, 3, 3, 3, 2)
     for rank in range(2):
         resident, streamed = (Share(decoded, rank, 2, CPU, budget) for budget in (EVERYTHING, NOTHING))
@@ -127,7 +130,7 @@ def test_memory_does_not_change_the_order(window_rows: int, monkeypatch: pytest.
 
 @pytestmark_share
 def test_streaming_holds_two_windows_at_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed, "WINDOW_BYTES", 6 * 24)
+    monkeypatch.setattr(share_module, "WINDOW_BYTES", 6 * 24)
     loaded = []
     share = Share(make_decoded(*[3] * 20), 0, 1, CPU, NOTHING)
     load = share._load
@@ -145,7 +148,7 @@ def test_streaming_holds_two_windows_at_the_most(monkeypatch: pytest.MonkeyPatch
 @pytestmark_share
 @pytest.mark.parametrize("budget", [EVERYTHING, NOTHING], ids=["resident", "streamed"])
 def test_batches_can_be_skipped_and_kept(budget: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed, "WINDOW_BYTES", 9 * 24)  # nine rows
+    monkeypatch.setattr(share_module, "WINDOW_BYTES", 9 * 24)  # nine rows
     share = Share(make_decoded(5, 5, 5, 3), 0, 1, CPU, budget)
 
     def batches(epoch: int, skip: int = 0, keep_batches: bool = False) -> list[list[int]]:

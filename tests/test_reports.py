@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 import torch
 from conftest import do_shards, make_plan
 from PIL import Image
@@ -128,7 +129,7 @@ def decoded(count: int) -> feed.Decoded:
 @pytest.mark.parametrize(("count", "most"), [(7, 256), (20, 5)])
 def test_samples_are_spread_over_the_validation_pairs(count: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(samples, "MOST", most)
-    monkeypatch.setattr(feed.ray, "get", lambda block: block)
+    monkeypatch.setattr(ray, "get", lambda block: block)
     torch.manual_seed(1)
     network = UNet(3).eval()
     ids = pa.chunked_array([[f"p{number}" for number in range(count)]])

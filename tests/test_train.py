@@ -9,6 +9,7 @@ from torch import nn
 from petseg import checkpoint, feed, labels, learner, manifest, metrics, recipes, runs, train
 from petseg.config import InputError, ModelConfig, TrainConfig
 from petseg.labels import IGNORE_ID, LabelMap
+from petseg.share import Share
 from petseg.unet import UNet
 
 CPU = torch.device("cpu")
@@ -100,7 +101,7 @@ def test_what_the_ranks_validate_is_what_one_process_would(
     run = fit("run", num_workers=(2,), epochs=1, precision="fp32")
     last = checkpoint.last(str(run))
     assert last is not None
-    share = feed.Share(decoded[1], 0, 1, CPU, 1e9)
+    share = Share(decoded[1], 0, 1, CPU, 1e9)
     scores = learner.validate(checkpoint.load_model(last), share.eval_batches(3), MODEL, "fp32", CPU)
     assert last.history[-1]["val_loss"] == pytest.approx(scores["val_loss"], rel=1e-4)
     assert last.history[-1]["val_pixel_accuracy"] == pytest.approx(scores["val_pixel_accuracy"], abs=1e-3)
