@@ -268,14 +268,9 @@ def _write(predicted: pa.Table, target: Target) -> pa.Table:
     return pa.table(table, schema=_WRITTEN)
 
 
+_NUMBER, _TEXT = pa.int64(), pa.string()
 _WRITTEN = pa.schema(
-    [
-        ("shard", pa.int64()),
-        ("refusal", pa.string()),
-        ("rows", pa.int64()),
-        ("failed", pa.int64()),
-        ("first_errors", pa.list_(pa.string())),
-    ]
+    {"shard": _NUMBER, "refusal": _TEXT, "rows": _NUMBER, "failed": _NUMBER, "first_errors": pa.list_(_TEXT)}
 )
 
 

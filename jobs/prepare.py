@@ -84,6 +84,11 @@ def _check(config: CheckConfig) -> None:
     classes = labels.class_names(config.num_classes, config.classes)
     label_map = LabelMap.parse(config.label_map, len(classes), classes, config.ignore_label)
     pairs, photos_alone, masks_alone = manifest.match(config.images, config.masks)
+    if not pairs.num_rows:
+        raise InputError(
+            f"--images {config.images}, --masks {config.masks}: no mask is called as a photo is (photos such as "
+            f"{photos_alone['id'][0]}, masks such as {masks_alone['id'][0]}); give both one name, but for the ending"
+        )
     found = _look(config, classes, label_map, pairs, photos_alone, masks_alone)
     said = check_report.findings(found)
     command = f"python jobs/train.py {shlex.join(check_report.train_flags(found))}"

@@ -25,13 +25,15 @@ ROWS = pa.schema(
         ("side", pa.string()),
         ("height", pa.int32()),
         ("width", pa.int32()),
+        ("orientation", pa.int8()),
         ("values", pa.list_(pa.struct([("value", pa.int32()), ("pixels", pa.int64())]))),
         ("sha256", pa.string()),
         ("difference_hash", pa.uint64()),
         ("error", pa.string()),
     ]
 )
-"""A row per pair, and per photo or mask without a partner. `side` is where training would put it; `values` are the raw
+"""A row per pair, and per photo or mask without a partner. `side` is where training would put it;
+`height` and `width` are the photo's once it is turned upright by its EXIF `orientation` (1 to 8); `values` are the raw
 values of the mask (a colour as 0xRRGGBB); `error` is why training would refuse the pair, null where it would not. What
 is not known is null."""
 
@@ -48,6 +50,7 @@ class Row:
     id: str
     height: int | None = None
     width: int | None = None
+    orientation: int | None = None
     values: dict[int, int] | None = None
     colours: bool = False
     sha256: str | None = None
@@ -74,11 +77,12 @@ def _look(row: dict[str, str], photo: bytes, mask: bytes, error: str, label_map:
     found: dict[str, object] = {"sha256": hashlib.sha256(photo).hexdigest()}
     try:
         found["height"], found["width"] = images.upright_size(photo, max_pixels)
+        found["orientation"] = images.orientation(photo, max_pixels)
         found["difference_hash"] = duplicates.difference_hash(images.decode_small(photo, _HASH_SIDE, max_pixels))
     except DecodeError as refused:
         return Row(row["id"], **found, error=f"{row['image']}: {refused}")  # pyright: ignore[reportArgumentType]
     try:
-        found["values"], found["colours"] = images.raw_values(mask, max_pixels, _VALUES_KEPT)
+        found["values"], found["colours"] = images.raw_values(mask, max_pixels, _VALUES_KEPT, label_map.colours)
         images.decode_pair(photo, mask, (16, 16), label_map, max_pixels)
     except DecodeError as refused:
         found["error"] = f"{row['mask'] if refused.in_mask else row['image']}: {refused}"
@@ -172,6 +176,7 @@ def table(rows: list[Row], pairs: pa.Table, sides: dict[str, str], alone: list[d
             "side": sides.get(row.id),
             "height": row.height,
             "width": row.width,
+            "orientation": row.orientation,
             "values": None
             if row.values is None
             else [{"value": v, "pixels": n} for v, n in sorted(row.values.items())],

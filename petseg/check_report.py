@@ -1,5 +1,6 @@
 """What the report of a check says, and what the job prints of it: findings, each with its remedy."""
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from petseg import check, images, pictures, report, reports, storage
 from petseg.check import Labels, Row
 from petseg.config import CheckConfig
 from petseg.images import DecodeError
-from petseg.labels import LabelMap
+from petseg.labels import LabelMap, palette
 from petseg.report import Bars, Picture, Section, Sheet, Table
 
 _SHOWN = 12
@@ -69,17 +70,15 @@ def findings(found: Checked) -> list[Finding]:
             remedy = f"add what is missing in {where}, or move these away"
             said.append(Finding(f"{what}: {len(names):,}, such as {names[0]}", remedy, refused=True))
     failed = [row for row in found.rows if row.error]
-    _, _, unknown = check.class_pixels(found.labels, found.label_map)
+    pixels, _, unknown = check.class_pixels(found.labels, found.label_map)
     if unknown:
-        flags = check.suggest(found.labels)
-        remedy = f"pass {' '.join(flags)}" if flags else "pass --label-map with every value, or --ignore-label"
+        remedy = _remedy_for_values(found)
         values = _values_text(found.labels, found.label_map)
         said.append(Finding(f"the masks have values that no class covers ({values})", remedy, refused=True))
-    others = [row.error for row in failed if row.error and "the classes cover" not in row.error]
+    others = [row.error for row in failed if row.error and not _of_values(row, found)]
     if others:
         remedy = "mend or remove them; the list is in the report"
         said.append(Finding(f"pairs that cannot be used: {len(others):,}, such as {others[0]}", remedy, refused=True))
-    pixels, _, _ = check.class_pixels(found.labels, found.label_map)
     absent = [name for name, count in zip(found.classes, pixels, strict=True) if not count]
     if absent and not unknown:
         remedy = "see --label-map, --num-classes and --classes"
@@ -88,7 +87,7 @@ def findings(found: Checked) -> list[Finding]:
         remedy = "keep one of each; which they are is in check.parquet, by sha256"
         said.append(Finding(f"photos that are there twice, byte for byte: {len(found.same):,}", remedy, refused=False))
     if found.alike:
-        what = f"photos that look like another: {len(found.alike):,}"
+        what = f"photos that look like another: {len({other for _, other, _ in found.alike}):,}"
         said.append(Finding(what, "look at them in the report", refused=False))
     across = found.across()
     if across:
@@ -102,7 +101,7 @@ def train_flags(found: Checked) -> list[str]:
     config = found.config
     flags = ["--images", config.images, "--masks", config.masks]
     _, _, unknown = check.class_pixels(found.labels, found.label_map)
-    suggested = check.suggest(found.labels) if unknown else None
+    suggested = check.suggest(found.labels) if unknown and not _lossy(found) else None
     if suggested:
         return [*flags, *suggested]
     for name in ("classes", "num_classes", "label_map", "ignore_label"):
@@ -127,7 +126,7 @@ def page(found: Checked, said: Sequence[Finding], settings: Mapping[str, Any], c
             text=True,
         ),
         Bars(title="Share of the pixels by class", values=shares, unit=" %", note="Ignored pixels do not count."),
-        Bars(title="Masks that have the class", values=in_photos, unit=" masks"),
+        Bars(title="Masks that have the class", values=in_photos),
         _values(found.labels, found.label_map, found.classes),
         _sizes(found.rows),
         _samples(found),
@@ -150,14 +149,35 @@ def page(found: Checked, said: Sequence[Finding], settings: Mapping[str, Any], c
     ]
     kept = [section for section in sections if not isinstance(section, Sheet) or section.pictures]
     sides = Counter(found.sides.values())
+    turned = sum(row.orientation not in (None, 1) for row in found.rows)
     summary = [
         ("pairs", f"{found.pairs.num_rows:,}"),
         ("cannot be used", f"{len(failed):,}"),
         ("without a partner", f"{len(found.photos_alone) + len(found.masks_alone):,}"),
+        *([("turned by EXIF", f"{turned:,}")] if turned else []),
         ("there twice", f"{len(found.same) + len(found.alike):,}"),
         *((f"would {side}", f"{sides[side]:,}") for side in ("train", "val", "test") if sides[side]),
     ]
     return report.page(title="Check", summary=summary, sections=kept)
+
+
+def _of_values(row: Row, found: Checked) -> bool:
+    """Whether a pair is refused for the values of its mask alone, for which there is one finding."""
+    of_kind = row.values is not None and row.colours == found.labels.colours != found.label_map.colours
+    return of_kind or "but the classes cover" in (row.error or "")
+
+
+def _lossy(found: Checked) -> bool:
+    return any(mask.lower().endswith((".jpg", ".jpeg")) for mask in found.pairs["mask"].to_pylist())
+
+
+def _remedy_for_values(found: Checked) -> str:
+    if _lossy(found):
+        return "some of them are JPEG, which changes values; make them again, as PNG"
+    flags = check.suggest(found.labels)
+    if flags:
+        return f"pass {shlex.join(flags)}"
+    return "pass --label-map with every value; where their edges were smoothed, make them again without"
 
 
 def _values_text(labels: Labels, label_map: LabelMap) -> str:
@@ -191,9 +211,8 @@ def _samples(found: Checked) -> Sheet:
     good = [place for place, row in enumerate(found.rows) if not row.error]
     count, shown = min(_SHOWN, len(good)), []
     for place in [good[number * len(good) // count] for number in range(count)]:
-        preview = _preview(found, place)
-        if preview is not None:
-            mask = _mask_png(found, place)
+        preview, mask = _preview(found, place), _mask_png(found, place)
+        if preview is not None and mask is not None:
             picture = pictures.side_by_side(preview, pictures.overlay(preview, mask))
             name = found.rows[place].id
             content = pictures.for_report(picture)
@@ -201,13 +220,14 @@ def _samples(found: Checked) -> Sheet:
     return Sheet(title="Samples", pictures=shown, note="The photo, and the photo under its mask, as training reads it.")
 
 
-def _mask_png(found: Checked, place: int) -> bytes:
-    from petseg import labels as classes
-
+def _mask_png(found: Checked, place: int) -> bytes | None:
     pair, limit = found.pairs.slice(place, 1).to_pylist()[0], images.MAX_TRAINING_PIXELS
-    photo, mask = (storage.read(pair[of], at_most=images.max_bytes(limit)) for of in ("image", "mask"))
-    _, _, truth = images.decode_pair_and_truth(photo, mask, (16, 16), found.label_map, limit)
-    return images.encode_mask(truth, classes.palette(found.label_map.num_classes))
+    try:
+        photo, mask = (storage.read(pair[of], at_most=images.max_bytes(limit)) for of in ("image", "mask"))
+        _, _, truth = images.decode_pair_and_truth(photo, mask, (16, 16), found.label_map, limit)
+    except (DecodeError, FileNotFoundError):
+        return None
+    return images.encode_mask(truth, palette(found.label_map.num_classes))
 
 
 def _twice(title: str, found: Checked, pairs: Sequence[tuple[int, int]]) -> Sheet:

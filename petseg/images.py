@@ -113,16 +113,17 @@ def decode_pair_and_truth(
     return decoded, truth.at(size_hw), truth.whole()
 
 
-def raw_values(mask: bytes, max_pixels: int, most: int) -> tuple[dict[int, int], bool]:
+def raw_values(mask: bytes, max_pixels: int, most: int, as_colours: bool = False) -> tuple[dict[int, int], bool]:
     """How many pixels of a mask have each raw value, whatever it means, and whether these are colours (0xRRGGBB).
 
-    Of more than `most` values those with the most pixels. Raises `DecodeError`.
+    Those of a colour image are, and with `as_colours` all: grey and indexed ones have colours, too. Of more than `most`
+    values those with the most pixels. Raises `DecodeError`.
     """
     with _as_decode_errors(in_mask=True):
         image = _open(mask, max_pixels)
         stretch = _STRETCHED.get(image.tile[0].args, 1) if image.format == "PNG" and image.tile else 1
         raw = np.asarray(image)
-        colours = raw.ndim != 2 or raw.dtype.kind not in "bui"
+        colours = as_colours or raw.ndim != 2 or raw.dtype.kind not in "bui"
         values, counts = np.unique(_colours(image) if colours else raw // stretch, return_counts=True)
         kept = np.sort(np.argsort(-counts, kind="stable")[:most])
         return dict(zip(values[kept].tolist(), counts[kept].tolist(), strict=True)), colours
@@ -139,6 +140,12 @@ def upright_size(content: bytes, max_pixels: int) -> tuple[int, int]:
     with _as_decode_errors():
         width, height = _header(_open(content, max_pixels)).size
         return height, width
+
+
+def orientation(content: bytes, max_pixels: int) -> int:
+    """The EXIF orientation of a photo: 1 (upright) to 8. Raises `DecodeError` as `decode_photo` does."""
+    with _as_decode_errors():
+        return _header(_open(content, max_pixels)).orientation
 
 
 def decode_whole(content: bytes, max_pixels: int) -> Image.Image:

@@ -39,8 +39,6 @@ def discover(images: str, masks: str | None = None) -> pa.Table:
     Raises `InputError` where a folder is missing or holds no image, where two files have one id, where a photo has
     no mask or a mask no photo, and where a name cannot name an output safely.
     """
-    if images == masks:
-        raise InputError(f"--images and --masks are one folder, {images}; keep photos and masks in two")
     if masks is None:
         photos = _images_by_id(images, "--images", apart_from=None)
         return photos.append_column("mask", pa.nulls(photos.num_rows, pa.string())).cast(SCHEMA)
@@ -55,6 +53,8 @@ def match(images: str, masks: str) -> tuple[pa.Table, pa.Table, pa.Table]:
 
     Raises `InputError` as `discover` does, but for these.
     """
+    if images == masks:
+        raise InputError(f"--images and --masks are one folder, {images}; keep photos and masks in two")
     photos = _images_by_id(images, "--images", apart_from=masks)
     of_masks = _images_by_id(masks, "--masks", apart_from=images)
     has_mask, has_photo = pc.is_in(photos["id"], of_masks["id"]), pc.is_in(of_masks["id"], photos["id"])  # pyright: ignore[reportAttributeAccessIssue]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import RunJob
@@ -21,7 +22,7 @@ TRIMAP = LabelMap.parse("", 3)
 
 
 def test_the_hash_says_where_it_gets_brighter() -> None:
-    rising = Image.fromarray(np.tile(np.arange(0, 90, 10, np.uint8), (8, 1)))
+    rising = Image.fromarray(np.tile(np.arange(0, 90, 10, dtype=np.uint8), (8, 1)))
     assert duplicates.difference_hash(rising) == 2**64 - 1
     assert duplicates.difference_hash(rising.transpose(Image.Transpose.FLIP_LEFT_RIGHT)) == 0
     assert duplicates.difference_hash(Image.new("RGB", (50, 50), (9, 9, 9))) == 0
@@ -76,6 +77,7 @@ def test_raw_values_are_counted_whatever_they_mean() -> None:
     colours = np.zeros((2, 2, 3), np.uint8)
     colours[0, 0] = 255, 0, 16
     assert images.raw_values(png(colours), 100, 10) == ({0: 3, 0xFF0010: 1}, True)
+    assert images.raw_values(png(grey), 100, 10, as_colours=True) == ({0: 2, 0x070707: 3, 0xFFFFFF: 1}, True)
     with pytest.raises(images.DecodeError, match="not an image"):
         images.raw_values(b"text", 100, 10)
 
@@ -207,6 +209,53 @@ def test_a_set_that_is_fine_is_said_to_be(drawn: tuple[Path, Path], run_job: Run
     assert lines[-2] == f"{len(list(drawn[0].iterdir()))} pairs: {tmp_path}/out/report.html"
 
 
+def test_what_training_would_take_passes(tmp_path: Path) -> None:
+    """Turned photos, and masks in indexed colours whose label map has colours."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg", exif=exif)
+    mask = Image.new("P", (40, 30))
+    mask.putpalette([255, 0, 0, 0, 0, 255])
+    mask.paste(1, (0, 0, 10, 30))
+    mask.save(tmp_path / "a.png")
+    pairs = pa.table({"id": ["a"], "image": [str(tmp_path / "a.jpg")], "mask": [str(tmp_path / "a.png")]})
+    colours = LabelMap.parse("#ff0000:0,#0000ff:1", 2)
+    [row] = check.look(pairs, colours, 10_000)
+    assert (row.error, row.height, row.width, row.orientation) == (None, 40, 30, 6)
+    assert check.class_pixels(check.labels_of([row]), colours) == ([900, 300], [1, 1], 0)
+
+
+def test_colour_masks_are_one_finding_and_not_a_broken_pair_each() -> None:
+    labels = Labels({0: 5, 0xFF0000: 5}, {0: 1, 0xFF0000: 1}, True)
+    rows = [Row("a", values=labels.pixels, colours=True, error="it is a colour image"), Row("b", error="broken")]
+    said = [str(finding) for finding in check_report.findings(found(rows, {}, labels=labels, pairs=masks("a.png")))]
+    assert len(said) == 2
+    assert "; pass --num-classes 2 --label-map '#000000:0,#ff0000:1'" in said[0]
+    assert said[1].startswith("pairs that cannot be used: 1, such as broken; ")
+
+
+def test_no_label_map_is_made_up_for_jpeg_masks() -> None:
+    counts = dict.fromkeys([0, 1, 2, 254, 255], 5)
+    lossy = found([], {}, labels=Labels(counts, counts, False), pairs=masks("a.JPG"))
+    [finding] = check_report.findings(lossy)
+    assert finding.refused and finding.remedy.endswith("make them again, as PNG")
+    assert check_report.train_flags(lossy) == ["--images", "i", "--masks", "m"]
+
+
+def test_where_no_name_fits_it_is_said_at_once(drawn: tuple[Path, Path], run_job: RunJob, tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    for path in drawn[1].iterdir():
+        shutil.copy(path, tmp_path / "masks" / f"mask_{path.name}")
+    done = run_job("prepare", "check", "--images", drawn[0], "--masks", "masks", "--output", "out")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    first = min(path.stem for path in drawn[0].iterdir())
+    assert f"no mask is called as a photo is (photos such as {first}, masks such as mask_{first})" in done.stderr
+
+
+def masks(name: str) -> pa.Table:
+    return pa.table({"mask": [name]})
+
+
 CONFIG = CheckConfig(images="i", masks="m", output="o")
 
 
@@ -214,7 +263,8 @@ def found(rows: list[Row], sides: dict[str, str], **twice: Any) -> check_report.
     counts = {1: 5, 2: 5, 3: 5}
     whole: dict[str, Any] = {"photos_alone": [], "masks_alone": [], "labels": Labels(counts, counts, False)}
     whole |= {"label_map": TRIMAP, "classes": ("pet", "background", "border"), "same": [], "alike": []}
-    return check_report.Checked(config=CONFIG, pairs=None, rows=rows, sides=sides, **(whole | twice))  # pyright: ignore
+    whole["pairs"] = masks("a.png")
+    return check_report.Checked(config=CONFIG, rows=rows, sides=sides, **(whole | twice))  # pyright: ignore
 
 
 def test_what_is_on_both_sides_of_the_split_is_told_apart() -> None:
