@@ -1,6 +1,54 @@
 """Photos in, a trained U-Net, masks out: on a laptop first, on a Ray cluster after.
 
-Nothing is imported here, so that `import petseg.config` costs milliseconds and only what a job uses is loaded.
+`petseg.load` is for notebooks and scripts; all else is in the modules, and done by the jobs. Nothing is imported here
+until `load` is called, so that `import petseg.config` costs milliseconds and only what a job uses is loaded.
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from petseg.config import Precision
+    from petseg.segmenter import Segmenter
+
 __version__ = "0.1.0"
+
+
+def load(
+    checkpoint: str,
+    *,
+    device: str = "cpu",
+    precision: "Precision" = "auto",
+    tile: tuple[int, int] | None = None,
+    tile_overlap: int | None = None,
+    probabilities: bool = False,
+    max_pixels: int = 128_000_000,
+) -> "Segmenter":
+    """A trained network, ready for `.predict(image)`. Takes seconds, most of them for loading PyTorch.
+
+        segmenter = petseg.load("runs/first")
+        mask = segmenter.predict("photos/a/cat.jpg")
+        mask.class_ids                                  # uint8 (H, W)
+        segmenter.model.class_names                     # a name for each id
+        segmenter.picture(mask).save("cat.png")
+
+    `checkpoint`: a run's folder (its best checkpoint is taken) or one checkpoint in it; path or URI. `device`: as
+    PyTorch names it, such as "cuda". The others mean what the flags of `jobs/predict.py` mean; `tile` is (height,
+    width) in pixels. For many photos that job is faster, and can be killed.
+
+    Raises `InputError`, a `ValueError`, where `checkpoint` is none, or an option cannot be.
+    """
+    from petseg import segmenter
+    from petseg.config import PredictConfig
+
+    settings = PredictConfig(
+        checkpoint=str(checkpoint),
+        images="",
+        output="",
+        use_gpu=device.startswith("cuda"),
+        precision=precision,
+        tile=tile or (),
+        tile_overlap=tile_overlap,
+        probabilities=probabilities,
+        max_pixels=max_pixels,
+    )
+    return segmenter.load(settings, device)

@@ -70,18 +70,46 @@ class DoubledConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, 3, padding=1)
 
     def forward(self, input: Tensor) -> Tensor:
+        kernels, bias = self.summed()
+        return _together(F.conv2d(input, kernels, bias, padding=1))
+
+    def summed(self) -> tuple[Tensor, Tensor | None]:
+        """The four kernels, (4 C_out, C_in, 2, 2), and their bias."""
         first, middle, last = self.weight.unbind(2)
         rows = torch.stack([first, middle + last, first + middle, last], 2)  # of even rows, then of odd ones
         first, middle, last = rows.unbind(3)
         kernels = torch.stack([first, middle + last, first + middle, last], 3)  # (C_out, C_in, 2 · 2, 2 · 2)
         kernels = kernels.unflatten(3, (2, 2)).unflatten(2, (2, 2)).permute(2, 4, 0, 1, 3, 5).flatten(0, 2)
         bias = None if self.bias is None else self.bias.repeat(4)
-        kernels = kernels.contiguous(memory_format=torch.channels_last)
-        return _Interleave.apply(F.conv2d(input, kernels, bias, padding=1))
+        return kernels.contiguous(memory_format=torch.channels_last), bias
+
+
+class _SummedConv2d(nn.Conv2d):
+    """A `DoubledConv2d` for inference, its kernels summed once."""
+
+    def __init__(self, conv: DoubledConv2d) -> None:
+        super().__init__(conv.in_channels, 4 * conv.out_channels, 2, padding=1)
+        kernels, bias = conv.summed()
+        self.weight = nn.Parameter(kernels.detach())
+        self.bias = None if bias is None else nn.Parameter(bias.detach())
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _together(super().forward(input))
+
+
+def _together(by_phase: Tensor) -> Tensor:
+    """(N, 4C, H + 1, W + 1), by phase (even or odd row, even or odd column) → (N, C, 2H, 2W)."""
+    if not torch.compiler.is_exporting():
+        return _Interleave.apply(by_phase)
+    # The same of operations that ONNX has; slower here.
+    rows, columns = by_phase.shape[2] - 1, by_phase.shape[3] - 1
+    phases = zip(by_phase.chunk(4, 1), _PHASES, strict=True)
+    cut = [phase[:, :, y : y + rows, x : x + columns] for phase, (y, x) in phases]
+    return F.pixel_shuffle(torch.stack(cut, 2).flatten(1, 2), 2)
 
 
 class _Interleave(torch.autograd.Function):
-    """(N, 4C, H + 1, W + 1), by phase (even or odd row, even or odd column) → (N, C, 2H, 2W).
+    """`_together`, and its gradient.
 
     What a window between two pixels gives belongs to the odd one before it and to the even one after. PyTorch's own
     gradient of four slices would be four tensors of zeros with a slice filled in, and their sum.
@@ -163,18 +191,23 @@ class UNet(nn.Module):
     def forward(self, pixels_nchw: Tensor) -> Tensor:
         height, width = pixels_nchw.shape[2:]
         x = pixels_nchw.to(self.entry.weight.dtype) * self.input_scale + self.input_offset
-        bottom, right = -height % STRIDE, -width % STRIDE
-        if bottom or right:
+        bottom, right = (_multiple_from(side) - side for side in (height, width))
+        exporting = torch.compiler.is_exporting()  # then one example must not decide for all sizes
+        if exporting or bottom or right:
             x = F.pad(x, (0, right, 0, bottom), mode="replicate")
         # TensorFlow's "same" padding at stride 2 and an even size: none at the left and the top.
         x = F.relu(self.entry_bn(self.entry(F.pad(x, (0, 1, 0, 1)))))
         for block in (*self.down, *self.up):
             x = block(x)
-        return self.head(x)[:, :, :height, :width]
+        logits = self.head(x)
+        return F.pad(logits, (0, -right, 0, -bottom)) if exporting else logits[:, :, :height, :width]
 
 
 def fold_batch_norms(model: UNet) -> UNet:
-    """A copy for inference, each batch norm folded into the convolution before it: the same numbers within rounding."""
+    """A copy for inference, each batch norm folded into the convolution before it: the same numbers within rounding.
+
+    What follows from the weights alone is computed here once, too.
+    """
     model = copy.deepcopy(model).eval()
     model.entry = fuse_conv_bn_eval(model.entry, model.entry_bn)
     model.entry_bn = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
@@ -186,7 +219,15 @@ def fold_batch_norms(model: UNet) -> UNet:
             else:
                 setattr(block, f"conv{number}", fuse_conv_bn_eval(conv, norm))
             setattr(block, f"bn{number}", nn.Identity())
+        if isinstance(block.conv1, DoubledConv2d):
+            block.conv1 = _SummedConv2d(block.conv1)
+    model.head = _SummedConv2d(model.head)  # pyright: ignore[reportAttributeAccessIssue]
     return model
+
+
+def _multiple_from(side: int) -> int:
+    """The next that `STRIDE` divides, written so that `torch.export` sees it of sizes that it does not know."""
+    return (side + STRIDE - 1) // STRIDE * STRIDE
 
 
 def _conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:

@@ -1,4 +1,4 @@
-"""The README against what is there: its tree, its flags, its commands."""
+"""README and docs against what is there: the tree, flags, links. What their commands do: test_docs.py."""
 
 import dataclasses
 import re
@@ -7,14 +7,23 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from petseg.config import EvaluateConfig, OxfordConfig, PredictConfig, ShardsConfig, TrainConfig
+from petseg.config import (
+    CheckConfig,
+    EvaluateConfig,
+    ExportConfig,
+    OxfordConfig,
+    PredictConfig,
+    ShardsConfig,
+    TrainConfig,
+)
 
 README = (ROOT / "README.md").read_text()
+HOUSE = (ROOT / "docs" / "how-it-works.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_the_tree_names_every_file_once() -> None:
-    tree = re.findall(r"^((?:jobs|petseg)/\w+\.py)  ", README, re.MULTILINE)
+    tree = re.findall(r"^((?:jobs|petseg)/\w+\.py) ", HOUSE, re.MULTILINE)
     files = [str(path.relative_to(ROOT)) for folder in ("jobs", "petseg") for path in (ROOT / folder).glob("*.py")]
     assert sorted(tree) == sorted(path for path in files if not path.endswith("__init__.py"))
 
@@ -28,11 +37,13 @@ def test_the_tree_names_every_file_once() -> None:
         ("evaluate.py", EvaluateConfig),
         ("prepare.py oxford-pets", OxfordConfig),
         ("prepare.py shards", ShardsConfig),
+        ("prepare.py check", CheckConfig),
+        ("export.py", ExportConfig),
     ],
 )
 def test_the_commands_have_only_flags_that_exist(job: str, settings: type, page: Path) -> None:
     commands = re.findall(rf"python jobs/{re.escape(job)}((?:[^\n\\]|\\\n)*)", page.read_text())
-    given = set(re.findall(r"--[a-z-]+", " ".join(commands))) - {"--help"}
+    given = set(re.findall(r"--[a-z-]+", " ".join(commands))) - {"--help", "--config", "--debug"}
     known = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(settings)}
     assert given <= known
     assert given or page.name != ("data.md" if job.startswith("prepare") else "README.md")
@@ -49,12 +60,13 @@ def test_links_lead_somewhere(page: Path) -> None:
     [
         ("predicting", {PredictConfig}),
         ("evaluating", {EvaluateConfig}),
-        ("data", {OxfordConfig, ShardsConfig, TrainConfig}),
+        ("data", {CheckConfig, OxfordConfig, ShardsConfig, TrainConfig}),
     ],
 )
 def test_every_flag_that_a_page_names_alone_exists(page: str, settings: set[type]) -> None:
     text = (ROOT / "docs" / f"{page}.md").read_text()
-    named = {flag.removeprefix("--no-").removeprefix("--") for flag in re.findall(r"--[a-z][a-z-]+", text)} - {"kills"}
+    flags = {flag.removeprefix("--no-").removeprefix("--") for flag in re.findall(r"--[a-z][a-z-]+", text)}
+    named = flags - {"kills", "config", "debug"}
     assert named <= {field.name.replace("_", "-") for job in settings for field in dataclasses.fields(job)}
 
 
