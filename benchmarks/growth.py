@@ -49,8 +49,9 @@ from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from petseg import demo, labels, recipes, runs
-from petseg.config import ModelConfig, TrainConfig
+from petseg.config import ModelConfig
 from petseg.learner import Learner
+from petseg.train_config import TrainConfig
 
 VAL_COUNT = 32
 BATCH = 32

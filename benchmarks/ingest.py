@@ -9,7 +9,7 @@ batches of 32 pairs of 160 × 160, uint8, on the CPU. Medians of the rounds (low
   epoch is the decoding, the making of the share and the batches; later ones are batches alone. Photos are decoded 81 at
   a time, so a few hundred keep a few cores busy, and not many.
 - DataLoader: torch's, a persistent worker per core, four batches ahead each. Its pairs are decoded by our
-  `images.decode_pair`, so what differs is the way that they take. It decodes again in every epoch.
+  `labelled.decode_pair`, so what differs is the way that they take. It decodes again in every epoch.
 - DataLoader, torchvision: the same with torchvision's decoders and resizing, as one may write it who has not ours. It
   decodes JPEGs whole and checks nothing: not the EXIF orientation, the sizes, nor what values a mask has.
 - read_images: Ray Data's own, with two tasks per core (by default it takes one for each file or few, and is several
@@ -45,7 +45,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from petseg import demo, images, labels, manifest
+from petseg import demo, images, labelled, labels, manifest
 
 SIZES = {(500, 375): 1, (2000, 1500): 16}
 """(width, height) of the photos; of the second a sixteenth as many, since one takes so much longer."""
@@ -206,7 +206,7 @@ class WarmedBatches(Sampler[list[int]]):
 
 def decode_as_ours(photo: str, mask: str) -> tuple[Tensor, Tensor]:
     contents = Path(photo).read_bytes(), Path(mask).read_bytes()
-    decoded, class_ids = images.decode_pair(*contents, IMAGE_SIZE, LABEL_MAP, images.MAX_TRAINING_PIXELS)
+    decoded, class_ids = labelled.decode_pair(*contents, IMAGE_SIZE, LABEL_MAP, images.MAX_TRAINING_PIXELS)
     return torch.tensor(decoded.pixels), torch.tensor(class_ids)
 
 

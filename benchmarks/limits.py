@@ -33,11 +33,12 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from petseg import checkpoint, demo, images, labels, manifest, precision, recipes, rows, runs, shards
-from petseg.config import PredictConfig, TrainConfig
 from petseg.images import Photo
 from petseg.learner import Learner
 from petseg.predict import Predictor
+from petseg.predict_config import PredictConfig
 from petseg.shards import Outputs
+from petseg.train_config import TrainConfig
 
 SHARD = 256
 FORWARD, STEP, PEAK = "model", "training step", "convolution"

@@ -31,7 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from petseg import demo, labels, manifest, precision, runs, unet
-from petseg.config import Precision, TrainConfig
+from petseg.config import Precision
+from petseg.train_config import TrainConfig
 
 VARIANTS = {"keras recipe": ["--recipe", "keras"], "best recipe": ["--recipe", "best"]}
 """What of ours is measured, and the flags that make `jobs/train.py` it."""

@@ -27,9 +27,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from petseg import cluster, demo, feed, labels, precision, recipes, runs
-from petseg.config import ModelConfig, TrainConfig
+from petseg.config import ModelConfig
 from petseg.learner import Learner
 from petseg.share import Batch, Share
+from petseg.train_config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 SIZE = (160, 160)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from petseg import cli, labels, manifest, report, reports, storage
-from petseg.config import EvaluateConfig, InputError, JobError
+from petseg import access, cli, labels, manifest, report, reports, storage
+from petseg.errors import InputError, JobError
+from petseg.predict_config import EvaluateConfig
 from petseg.progress import Clock, Progress
 from petseg.runs import score
 
@@ -36,7 +37,7 @@ def main() -> None:
     output = storage.absolute(config.output)
     _refuse_overlap(output, images, "--images")
     _refuse_overlap(output, masks, "--masks")
-    storage.require_writable(output, "--output")
+    access.require_writable(output, "--output")
     if METRICS_FILE in storage.list_names(output) and not config.overwrite:
         raise InputError(
             f"--output {output}: it has a {METRICS_FILE} already; choose another folder, or pass --overwrite"

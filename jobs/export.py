@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
-from petseg import card, cli, oxford, storage
-from petseg.config import ExportConfig, InputError, TrainConfig, from_json, to_json
+from petseg import access, card, cli, oxford, storage
+from petseg.config import from_json, to_json
+from petseg.errors import InputError
+from petseg.predict_config import ExportConfig
+from petseg.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from petseg.checkpoint import Checkpoint
@@ -26,7 +29,7 @@ CHECKS_FILE = "checks.json"
 def main() -> None:
     config = cli.parse(ExportConfig, about=__doc__)
     output = storage.absolute(config.output)
-    storage.require_writable(output, "--output")
+    access.require_writable(output, "--output")
     names = storage.list_names(output)
     if CONFIG_FILE in names and CHECKS_FILE not in names:
         raise InputError(f"--output {output}: it has the {CONFIG_FILE} of something else; choose another folder")
@@ -51,7 +54,7 @@ def main() -> None:
     files |= {name: content for name, (content, _) in models.items()}
     files[card.FILE] = _card(found, config.licence, differences).encode()
     files[CONFIG_FILE] = to_json(found.model).encode()
-    with storage.writing(output):
+    with access.writing(output):
         for name in (CONFIG_FILE, card.FILE, *export.FILES.values()):
             if name in names:  # of an export with other formats; and half of this one is none
                 storage.remove_file(storage.join(output, name))

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from petseg import cli, isolate, manifest, report, reports, rows, shards, storage
-from petseg.config import InputError, JobError, ModelConfig, PredictConfig, UnavailableError
+from petseg import access, cli, isolate, manifest, report, reports, rows, shards, storage
+from petseg.config import ModelConfig
+from petseg.errors import InputError, JobError, UnavailableError
+from petseg.predict_config import PredictConfig
 from petseg.progress import Clock, Progress
 from petseg.shards import Outputs, Plan, Summary, Target
 
@@ -32,7 +34,7 @@ def main() -> None:
         )
     if any(f"{images}/".startswith(f"{output}/{folder}/") for folder in (shards.MASK_FOLDER, shards.OVERLAY_FOLDER)):
         raise InputError(f"--images {images}: it lies where --output {output} puts its masks; choose another output")
-    storage.require_writable(output, "--output")
+    access.require_writable(output, "--output")
     clock = Clock()
     photos = manifest.discover(images)
     if config.limit is not None:
@@ -76,7 +78,7 @@ def main() -> None:
     clock.lap("listing, imports, what is done")
     if len(done) < plan.target.num_shards:
         how = _run(plan, done, found.model, weights, config, clock)
-    with storage.writing(output):
+    with access.writing(output):
         summary = shards.finish(plan, done)
     clock.lap("the end")
     reports.keep(output, partial(of_prediction, summary, seconds=clock.laps, how=how))
@@ -96,7 +98,7 @@ def _run(
     bundle = ({"GPU": 1} if config.use_gpu else {}) | {"CPU": 1}
     cluster.require(bundle, config.num_workers, "--num-workers", config.wait_min * 60)
     cluster.require_shared(places)  # nodes may have come
-    with storage.writing(plan.target.output):
+    with access.writing(plan.target.output):
         shards.begin(plan, overwrite=config.overwrite)
         storage.write(storage.join(plan.target.output, cli.CONFIG_FILE), cli.as_file(config))
     clock.lap("starting Ray")
@@ -263,7 +265,7 @@ def _write(predicted: pa.Table, target: Target) -> pa.Table:
         try:
             summary = rows.write_shard(predicted, target)
         except OSError as error:  # told the driver as a row, as Ray would show a traceback of many lines
-            refusal = storage.cannot_write(target.output, error)
+            refusal = access.cannot_write(target.output, error)
     table = {name: [value] for name, value in {"shard": shard, "refusal": refusal, **vars(summary)}.items()}
     return pa.table(table, schema=_WRITTEN)
 

@@ -19,11 +19,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from petseg import check, check_report, cli, images, labels, manifest, oxford, prepare, recipes, report, storage
+from petseg import access, check, check_report, cli, images, labels, manifest, oxford, prepare, recipes, report, storage
 from petseg.check_report import Checked
-from petseg.config import CheckConfig, InputError, JobError, OxfordConfig, ShardsConfig, UnavailableError
+from petseg.errors import InputError, JobError, UnavailableError
 from petseg.labels import LabelMap
 from petseg.prepare import Summary
+from petseg.prepare_config import CheckConfig, OxfordConfig, ShardsConfig
 from petseg.prepared import Prepared, Target
 from petseg.progress import Progress
 
@@ -46,13 +47,13 @@ def _get_oxford_pets(config: OxfordConfig) -> None:
     output, cache = storage.absolute(config.output), storage.absolute(config.cache)
     if not storage.is_local(cache):
         raise InputError(f"--cache {cache}: give a local folder")
-    storage.require_writable(output, "--output")
-    storage.require_writable(cache, "--cache")
+    access.require_writable(output, "--output")
+    access.require_writable(cache, "--cache")
     found = oxford.finished(output)
     how = "finished before; nothing to do"
     if found is None:
         oxford.fetch(config.url, Path(cache))
-        with storage.writing(output):
+        with access.writing(output):
             found = oxford.unpack(Path(cache), output)
         how = f"the archives are kept in {cache}"
     print(f"{how}; {found.pairs} pairs, {len(found.left_out)} left out, {len(found.odd)} odd: {output}")
@@ -76,7 +77,7 @@ def _check(config: CheckConfig) -> None:
         output=storage.absolute(config.output),
     )
     _refuse_inside(config.output, config.images, config.masks)
-    storage.require_writable(config.output, "--output")
+    access.require_writable(config.output, "--output")
     if report.FILE in storage.list_names(config.output) and not config.overwrite:
         raise InputError(
             f"--output {config.output}: it has a {report.FILE} already; choose another, or pass --overwrite"
@@ -97,7 +98,7 @@ def _check(config: CheckConfig) -> None:
     content = io.BytesIO()
     pq.write_table(check.table(list(found.rows), pairs, dict(found.sides), alone), content)
     page = check_report.page(found, said, dataclasses.asdict(config), command)
-    with storage.writing(config.output):
+    with access.writing(config.output):
         storage.write(storage.join(config.output, CHECK_FILE), content.getvalue())
         storage.write(storage.join(config.output, cli.CONFIG_FILE), cli.as_file(config))
         storage.write(storage.join(config.output, report.FILE), page)
@@ -163,7 +164,7 @@ def _make_shards(config: ShardsConfig) -> None:
     _refuse_inside(config.output, config.images, config.masks)
     classes = labels.class_names(config.num_classes, config.classes)
     label_map = LabelMap.parse(config.label_map, len(classes), classes, config.ignore_label)
-    storage.require_writable(config.output, "--output")
+    access.require_writable(config.output, "--output")
     pairs = manifest.discover(config.images, config.masks)
     target = prepare.make_target(pairs, config, label_map)
     finished = prepare.find_finished(target)
@@ -177,7 +178,7 @@ def _make_shards(config: ShardsConfig) -> None:
     failures = [reason for shard in sorted(done) for reason in done[shard].left_out.values()]
     if failures and not config.skip_bad:
         raise manifest.refuse_bad(failures, "Mend or remove them, or leave them out with --skip-bad")
-    with storage.writing(config.output):
+    with access.writing(config.output):
         _report(prepare.finish(target, pairs, done), how)
 
 
@@ -254,7 +255,7 @@ def _write(numbers: pa.Table, pairs: Any, target: Target, label_map: LabelMap, s
             try:
                 prepare.write_shard(decoded, summary, shard, target)
             except OSError as error:
-                refusal = storage.cannot_write(target.output, error)
+                refusal = access.cannot_write(target.output, error)
     values = {"shard": shard, "refusal": refusal, **vars(summary), "left_out": list(summary.left_out.items())}
     return pa.table({name: [value] for name, value in values.items()}, schema=_WRITTEN)
 

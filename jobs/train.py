@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from petseg import cli, demo, labels, logs, manifest, prepared, recipes, reports, runs, storage
-from petseg.config import InputError, ModelConfig, Resize, TrainConfig
+from petseg.config import ModelConfig, Resize
+from petseg.errors import InputError
 from petseg.labels import LabelMap
 from petseg.prepared import Prepared
 from petseg.progress import Clock
+from petseg.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from torch import Tensor

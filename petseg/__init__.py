@@ -38,7 +38,7 @@ def load(
     Raises `InputError`, a `ValueError`, where `checkpoint` is none, or an option cannot be.
     """
     from petseg import segmenter
-    from petseg.config import PredictConfig
+    from petseg.predict_config import PredictConfig
 
     settings = PredictConfig(
         checkpoint=str(checkpoint),

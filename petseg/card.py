@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from petseg.config import ModelConfig, TrainConfig
+from petseg.config import ModelConfig
 from petseg.runs import score
+from petseg.train_config import TrainConfig
 
 FILE = "MODEL_CARD.md"
 

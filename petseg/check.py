@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from petseg import duplicates, images, manifest
+from petseg import duplicates, images, labelled, manifest
 from petseg.images import DecodeError
 from petseg.labels import IGNORE_ID, UNKNOWN_ID, LabelMap
 
@@ -82,8 +82,8 @@ def _look(row: dict[str, str], photo: bytes, mask: bytes, error: str, label_map:
     except DecodeError as refused:
         return Row(row["id"], **found, error=f"{row['image']}: {refused}")  # pyright: ignore[reportArgumentType]
     try:
-        found["values"], found["colours"] = images.raw_values(mask, max_pixels, _VALUES_KEPT, label_map.colours)
-        images.decode_pair(photo, mask, (16, 16), label_map, max_pixels)
+        found["values"], found["colours"] = labelled.raw_values(mask, max_pixels, _VALUES_KEPT, label_map.colours)
+        labelled.decode_pair(photo, mask, (16, 16), label_map, max_pixels)
     except DecodeError as refused:
         found["error"] = f"{row['mask'] if refused.in_mask else row['image']}: {refused}"
     return Row(row["id"], **found)  # pyright: ignore[reportArgumentType]

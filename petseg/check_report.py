@@ -8,11 +8,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from petseg import check, images, pictures, report, reports, storage
+from petseg import check, images, labelled, pictures, report, reports, storage
 from petseg.check import Labels, Row
-from petseg.config import CheckConfig
 from petseg.images import DecodeError
 from petseg.labels import LabelMap, palette
+from petseg.prepare_config import CheckConfig
 from petseg.report import Bars, Picture, Section, Sheet, Table
 
 _SHOWN = 12
@@ -224,7 +224,7 @@ def _mask_png(found: Checked, place: int) -> bytes | None:
     pair, limit = found.pairs.slice(place, 1).to_pylist()[0], images.MAX_TRAINING_PIXELS
     try:
         photo, mask = (storage.read(pair[of], at_most=images.max_bytes(limit)) for of in ("image", "mask"))
-        _, _, truth = images.decode_pair_and_truth(photo, mask, (16, 16), found.label_map, limit)
+        _, _, truth = labelled.decode_pair_and_truth(photo, mask, (16, 16), found.label_map, limit)
     except (DecodeError, FileNotFoundError):
         return None
     return images.encode_mask(truth, palette(found.label_map.num_classes))

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from petseg import storage
-from petseg.config import InputError, ModelConfig, UnavailableError, from_json, to_json
+from petseg.config import ModelConfig, from_json, to_json
+from petseg.errors import InputError, UnavailableError
 from petseg.unet import UNet
 
 History = list[dict[str, Any]]

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from petseg import flags, storage
-from petseg.config import Config, ConfigT, InputError, JobError, TrainConfig, UnavailableError, to_json, typed_values
+from petseg.config import Config, ConfigT, to_json, typed_values
+from petseg.errors import InputError, JobError, UnavailableError
+from petseg.train_config import TrainConfig
 
 _OF_ONE_RUN = ("name", "resume", "overwrite")
 """Settings that --config does not take over: which run it was, and what may be lost."""

@@ -10,7 +10,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import BinaryIO
 
-from petseg.config import InputError, JobError
+from petseg.errors import InputError, JobError
 from petseg.progress import Progress
 
 TRIES = 6

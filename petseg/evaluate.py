@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from petseg import images, manifest, metrics, pictures, storage
+from petseg import images, labelled, manifest, metrics, pictures, storage
 from petseg.config import ModelConfig
 from petseg.images import DecodeError, Photo
 from petseg.labels import IGNORE_ID, LabelMap
@@ -135,7 +135,7 @@ class Evaluator:
         if error:
             return _Pair(row, error=error)
         try:
-            photo, mask, truth = images.decode_pair_and_truth(
+            photo, mask, truth = labelled.decode_pair_and_truth(
                 photo_content,
                 mask_content,
                 self._model.image_size,

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from petseg.config import ExportFormat, InputError, JobError
+from petseg.errors import InputError, JobError
+from petseg.predict_config import ExportFormat
 from petseg.unet import UNet, fold_batch_norms
 
 FILES: dict[ExportFormat, str] = {"onnx": "model.onnx", "torch": "model.pt2"}

@@ -16,8 +16,9 @@ import ray
 import ray.data
 import ray.exceptions
 
-from petseg import cluster, images, manifest, prepared
-from petseg.config import InputError, JobError, Resize, UnavailableError
+from petseg import cluster, images, labelled, manifest, prepared
+from petseg.config import Resize
+from petseg.errors import InputError, JobError, UnavailableError
 from petseg.labels import LabelMap
 from petseg.prepared import Prepared
 
@@ -152,7 +153,7 @@ def _decode_pair(
     resize: Resize,
 ) -> dict[str, object]:
     try:
-        photo, class_ids = images.decode_pair(
+        photo, class_ids = labelled.decode_pair(
             photo_content, mask_content, image_size, label_map, images.MAX_TRAINING_PIXELS, resize
         )
     except images.DecodeError as refused:

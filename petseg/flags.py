@@ -12,7 +12,8 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NoReturn
 
-from petseg.config import Config, InputError
+from petseg.config import Config
+from petseg.errors import InputError
 
 GROUPS: Mapping[str, Sequence[str]] = {
     "data": (

@@ -14,9 +14,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageFile
 
-from petseg import labels
 from petseg.config import Resize
-from petseg.labels import LabelMap
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 """Formats that are decoded, whatever the file is called. Others (PDF, PostScript, …) stay closed: they run programs."""
@@ -41,12 +39,11 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SWAPS_SIDES = {5, 6, 7, 8}
+SWAPS_SIDES = {5, 6, 7, 8}
 _FILTERS: dict[Resize, Image.Resampling] = {
     "antialias": Image.Resampling.BILINEAR,  # Pillow widens it as far as the image shrinks
     "nearest": Image.Resampling.NEAREST,
 }
-_STRETCHED: dict[object, int] = {"L;2": 85, "L;4": 17}
 
 
 class DecodeError(ValueError):
@@ -74,98 +71,48 @@ def decode_photo(content: bytes, size_hw: tuple[int, int], max_pixels: int, resi
     depth is cut to 8.
     Raises `DecodeError`, also where the photo has more than `max_pixels` pixels, before it is decoded.
     """
-    with _as_decode_errors():
-        image = _open(content, max_pixels)
-        return _decode_photo(image, _header(image), size_hw, resize)
-
-
-def decode_pair(
-    photo: bytes,
-    mask: bytes,
-    size_hw: tuple[int, int],
-    label_map: LabelMap,
-    max_pixels: int,
-    resize: Resize = "antialias",
-) -> tuple[Photo, np.ndarray]:
-    """Decode a photo and its mask alike: (photo, class ids uint8 (H, W)), both upright and at `size_hw`.
-
-    Masks are resized with NEAREST: a filter would invent classes between classes. The photo's EXIF orientation turns
-    the mask, too, unless the mask has its own, or was drawn upright already (it has the photo's upright size and not
-    its stored one).
-
-    Raises `DecodeError` where either cannot be decoded, their sizes differ, or the mask has a value that no class
-    covers; its `in_mask` says which of the two it means.
-    """
-    decoded, truth = _decode_pair(photo, mask, size_hw, label_map, max_pixels, resize)
-    return decoded, truth.at(size_hw)
-
-
-def decode_pair_and_truth(
-    photo: bytes,
-    mask: bytes,
-    size_hw: tuple[int, int],
-    label_map: LabelMap,
-    max_pixels: int,
-    resize: Resize = "antialias",
-) -> tuple[Photo, np.ndarray, np.ndarray]:
-    """What `decode_pair` gives, and the mask's class ids at the photo's original, upright size: uint8 (H, W)."""
-    decoded, truth = _decode_pair(photo, mask, size_hw, label_map, max_pixels, resize)
-    return decoded, truth.at(size_hw), truth.whole()
-
-
-def raw_values(mask: bytes, max_pixels: int, most: int, as_colours: bool = False) -> tuple[dict[int, int], bool]:
-    """How many pixels of a mask have each raw value, whatever it means, and whether these are colours (0xRRGGBB).
-
-    Those of a colour image are, and with `as_colours` all: grey and indexed ones have colours, too. Of more than `most`
-    values those with the most pixels. Raises `DecodeError`.
-    """
-    with _as_decode_errors(in_mask=True):
-        image = _open(mask, max_pixels)
-        stretch = _STRETCHED.get(image.tile[0].args, 1) if image.format == "PNG" and image.tile else 1
-        raw = np.asarray(image)
-        colours = as_colours or raw.ndim != 2 or raw.dtype.kind not in "bui"
-        values, counts = np.unique(_colours(image) if colours else raw // stretch, return_counts=True)
-        kept = np.sort(np.argsort(-counts, kind="stable")[:most])
-        return dict(zip(values[kept].tolist(), counts[kept].tolist(), strict=True)), colours
+    with as_decode_errors():
+        image = open_image(content, max_pixels)
+        return decode_opened(image, header_of(image), size_hw, resize)
 
 
 def content_format(content: bytes) -> str:
     """Which of `FORMATS` an image is, whatever its name says. Raises `DecodeError` where it is none of them."""
-    with _as_decode_errors():
-        return _open(content, MAX_TRAINING_PIXELS).format or ""
+    with as_decode_errors():
+        return open_image(content, MAX_TRAINING_PIXELS).format or ""
 
 
 def upright_size(content: bytes, max_pixels: int) -> tuple[int, int]:
     """Height and width of a photo once it is upright. Raises `DecodeError` as `decode_photo` does."""
-    with _as_decode_errors():
-        width, height = _header(_open(content, max_pixels)).size
+    with as_decode_errors():
+        width, height = header_of(open_image(content, max_pixels)).size
         return height, width
 
 
 def orientation(content: bytes, max_pixels: int) -> int:
     """The EXIF orientation of a photo: 1 (upright) to 8. Raises `DecodeError` as `decode_photo` does."""
-    with _as_decode_errors():
-        return _header(_open(content, max_pixels)).orientation
+    with as_decode_errors():
+        return header_of(open_image(content, max_pixels)).orientation
 
 
 def decode_whole(content: bytes, max_pixels: int) -> Image.Image:
     """A photo at its own size: RGB and upright, 4 bytes a pixel. Raises `DecodeError` as `decode_photo` does."""
-    with _as_decode_errors():
-        image = _open(content, max_pixels)
-        header = _header(image)
+    with as_decode_errors():
+        image = open_image(content, max_pixels)
+        header = header_of(image)
         image.load()  # Pillow would put it off, and fail where nobody expects it
-        return _upright(_rgb(image), header.still_to_turn)
+        return upright(_rgb(image), header.still_to_turn)
 
 
 def decode_small(content: bytes, side: int, max_pixels: int) -> Image.Image:
     """A photo, upright, RGB, at most `side` pixels a side. Raises `DecodeError` as `decode_photo` does."""
-    with _as_decode_errors():
-        image = _open(content, max_pixels)
-        header = _header(image)
+    with as_decode_errors():
+        image = open_image(content, max_pixels)
+        header = header_of(image)
         shrink = max(1.0, max(image.size) / side)
         width, height = (max(1, round(side / shrink)) for side in image.size)
-        size_hw = (height, width) if header.still_to_turn not in _SWAPS_SIDES else (width, height)
-        return Image.fromarray(_decode_photo(image, header, size_hw, "antialias").pixels)
+        size_hw = (height, width) if header.still_to_turn not in SWAPS_SIDES else (width, height)
+        return Image.fromarray(decode_opened(image, header, size_hw, "antialias").pixels)
 
 
 def cut(
@@ -215,7 +162,7 @@ def from_column(column: pa.ChunkedArray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _as_decode_errors(in_mask: bool = False) -> Iterator[None]:
+def as_decode_errors(in_mask: bool = False) -> Iterator[None]:
     """Pillow's decoders raise many types on broken bytes; all mean the same here."""
     try:
         yield
@@ -227,7 +174,7 @@ def _as_decode_errors(in_mask: bool = False) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _Header:
+class Header:
     """How an image lies: its EXIF orientation, and its (width, height) as stored and upright."""
 
     orientation: int
@@ -237,7 +184,7 @@ class _Header:
     """The orientation that remains to be applied to the pixels as Pillow gives them."""
 
 
-def _open(content: bytes, max_pixels: int) -> ImageFile.ImageFile:
+def open_image(content: bytes, max_pixels: int) -> ImageFile.ImageFile:
     """Read the header only."""
     if not content:
         raise DecodeError("the file is empty")
@@ -254,105 +201,18 @@ def _open(content: bytes, max_pixels: int) -> ImageFile.ImageFile:
     return image
 
 
-def _decode_photo(image: Image.Image, header: _Header, size_hw: tuple[int, int], resize: Resize) -> Photo:
-    rows, columns = size_hw[::-1] if header.still_to_turn in _SWAPS_SIDES else size_hw
+def decode_opened(image: Image.Image, header: Header, size_hw: tuple[int, int], resize: Resize) -> Photo:
+    rows, columns = size_hw[::-1] if header.still_to_turn in SWAPS_SIDES else size_hw
     # A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as that is no less than the size asked for: a
     # third less time for 500 × 375, and by 0.8 of 255 (mean) from what decoding it whole and then shrinking it gives.
     drafted = image.draft("RGB", (columns, rows)) if resize == "antialias" else None
     box = drafted[1] if drafted else None  # its edge may lie inside the last pixel
     resized = _rgb(image).resize((columns, rows), _FILTERS[resize], box)
     width, height = header.size
-    return Photo(np.asarray(_upright(resized, header.still_to_turn)), height, width)
+    return Photo(np.asarray(upright(resized, header.still_to_turn)), height, width)
 
 
-def _decode_pair(
-    photo: bytes, mask: bytes, size_hw: tuple[int, int], label_map: LabelMap, max_pixels: int, resize: Resize
-) -> "tuple[Photo, _Truth]":
-    with _as_decode_errors():
-        image = _open(photo, max_pixels)
-        header = _header(image)
-        decoded = _decode_photo(image, header, size_hw, resize)
-    with _as_decode_errors(in_mask=True):
-        return decoded, _decode_mask(_open(mask, max_pixels), header, label_map)
-
-
-@dataclass(frozen=True)
-class _Truth:
-    """The class ids of a mask as it is stored, and the orientation that turns it like its photo."""
-
-    class_ids: Image.Image
-    orientation: int
-
-    def at(self, size_hw: tuple[int, int]) -> np.ndarray:
-        """Upright and resized: before it is turned, as the photo is, so that the same places are picked."""
-        rows, columns = size_hw[::-1] if self.orientation in _SWAPS_SIDES else size_hw
-        resized = self.class_ids.resize((columns, rows), Image.Resampling.NEAREST)
-        return np.asarray(_upright(resized, self.orientation))
-
-    def whole(self) -> np.ndarray:
-        return np.asarray(_upright(self.class_ids, self.orientation))
-
-
-def _decode_mask(mask: ImageFile.ImageFile, photo: _Header, label_map: LabelMap) -> _Truth:
-    # Pillow stretches grey of 2 or 4 bits to 0..255. Asked first, since reading EXIF may load the pixels.
-    stretch = _STRETCHED.get(mask.tile[0].args, 1) if mask.format == "PNG" and mask.tile else 1
-    header = _header(mask)
-    size, orientation = header.size, header.still_to_turn
-    if header.orientation == 1 and header.stored_size == photo.stored_size:
-        size, orientation = photo.size, photo.orientation
-    if size != photo.size:
-        raise DecodeError(f"its size {size[0]} × {size[1]} differs from its photo's {photo.size[0]} × {photo.size[1]}")
-    return _Truth(_class_ids(mask, stretch, label_map), orientation)
-
-
-def _class_ids(mask: ImageFile.ImageFile, stretch: int, label_map: LabelMap) -> Image.Image:
-    """Raw values to class ids at the stored size, so that no value escapes the check by being resized away."""
-    if label_map.colours:
-        raw = _colours(mask)
-        class_ids = label_map.table[raw]
-        if (class_ids == labels.UNKNOWN_ID).any():
-            raise DecodeError(label_map.refusal(np.unique(raw[class_ids == labels.UNKNOWN_ID]).tolist()))
-        return Image.fromarray(class_ids)
-    table = label_map.table
-    if mask.mode in ("L", "P"):  # most masks: as bytes they are looked up and searched in a tenth of the time
-        of_byte = table[np.arange(256) // stretch].astype(np.uint8).tobytes()
-        mapped = mask.tobytes().translate(of_byte)
-        if labels.UNKNOWN_ID in mapped:
-            found = np.unique(np.asarray(mask) // stretch)
-            unknown = found[table[found] == labels.UNKNOWN_ID]
-            raise DecodeError(label_map.refusal(unknown.tolist(), has_255=255 in found))
-        return Image.frombytes("L", mask.size, mapped)
-    raw = np.asarray(mask) // stretch if stretch > 1 else np.asarray(mask)
-    if raw.ndim != 2 or raw.dtype.kind not in "bui":
-        raise DecodeError(
-            f"it is a colour image (mode {mask.mode}), where one number per pixel is expected, as grey or indexed "
-            f"colour; pass --label-map with its colours, as in {_example(mask)}"
-        )
-    raw = raw.astype(np.uint8) if raw.dtype == bool else raw
-    # Values outside the table are clipped to look them up, but stay unknown.
-    unknown = (raw < 0) | (raw >= len(table)) if raw.dtype.itemsize > 2 else np.False_
-    class_ids = table[np.clip(raw, 0, len(table) - 1) if np.any(unknown) else raw]
-    unknown = unknown | (class_ids == labels.UNKNOWN_ID)
-    if unknown.any():
-        raise DecodeError(label_map.refusal(np.unique(raw[unknown]).tolist(), has_255=bool((raw == 255).any())))
-    return Image.fromarray(class_ids)
-
-
-def _colours(mask: Image.Image) -> np.ndarray:
-    """A mask's pixels as 0xRRGGBB: uint32 (H, W). Alpha is dropped."""
-    if mask.mode not in ("1", "L", "P", "PA", "LA", "RGB", "RGBA", "RGBX"):
-        raise DecodeError(f"its mode is {mask.mode}; masks of colours are RGB images of 8 bits")
-    red, green, blue = np.moveaxis(np.asarray(mask.convert("RGB"), np.uint32), -1, 0)
-    return red << 16 | green << 8 | blue
-
-
-def _example(mask: Image.Image) -> str:
-    """What --label-map could be for a mask of colours."""
-    found = np.unique(_colours(mask)).tolist()[:3]
-    return f'"{",".join(f"#{raw:06x}:{i}" for i, raw in enumerate(found))},…"'
-
-
-def _header(image: Image.Image) -> _Header:
+def header_of(image: Image.Image) -> Header:
     """Orientation 1 (upright) also where the tag is missing, broken or not one of 1..8."""
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
@@ -362,13 +222,13 @@ def _header(image: Image.Image) -> _Header:
     if orientation not in _TRANSPOSE:
         orientation = 1
     width, height = image.size
-    other = (height, width) if orientation in _SWAPS_SIDES else (width, height)
+    other = (height, width) if orientation in SWAPS_SIDES else (width, height)
     if image.format == "TIFF":  # these Pillow turns itself, and gives the upright size
-        return _Header(orientation, other, (width, height), still_to_turn=1)
-    return _Header(orientation, (width, height), other, still_to_turn=orientation)
+        return Header(orientation, other, (width, height), still_to_turn=1)
+    return Header(orientation, (width, height), other, still_to_turn=orientation)
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
+def upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else image
 
 

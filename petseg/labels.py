@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from petseg.config import InputError
+from petseg.errors import InputError
 
 MAX_CLASSES = 254
 """So that a class id fits into a byte beside the two that follow."""

@@ -18,7 +18,7 @@ from ray.autoscaler._private.cli_logger import cli_logger
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 from ray.autoscaler.tags import NODE_KIND_HEAD, TAG_RAY_NODE_KIND
 
-from petseg.config import InputError
+from petseg.errors import InputError
 
 Config = dict[str, Any]
 

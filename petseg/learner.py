@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from petseg import losses, metrics, optim, precision
 from petseg.augment import augment
 from petseg.checkpoint import TrainState
-from petseg.config import ModelConfig, Precision, TrainConfig
+from petseg.config import ModelConfig, Precision
 from petseg.recipes import RECIPES
+from petseg.train_config import TrainConfig
 from petseg.unet import UNet, init_seeded
 
 

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from petseg import storage
-from petseg.config import InputError, JobError, TrainConfig
+from petseg.errors import InputError, JobError
+from petseg.train_config import TrainConfig
 
 _FOLDER = "tensorboard"
 

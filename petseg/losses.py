@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from petseg.config import InputError
+from petseg.errors import InputError
 from petseg.labels import IGNORE_ID
 
 

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from petseg import storage
-from petseg.config import InputError, UnavailableError
+from petseg import access, storage
+from petseg.errors import InputError, UnavailableError
 
 IMAGE_ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 """Endings of the files that are taken for images. What a file really is, its content decides."""
@@ -235,7 +235,7 @@ def _images_by_id(folder: str, flag: str, apart_from: str | None) -> pa.Table:
         found = f"{others} files of other kinds" if others else "nothing"
         endings = ", ".join(sorted(ending[1:] for ending in IMAGE_ENDINGS))
         raise InputError(f"{flag} {folder}: no image in it ({endings}), but {found}; is it the right folder?")
-    storage.require_readable([storage.join(folder, some) for some in names.some()], f"{flag} {folder}")
+    access.require_readable([storage.join(folder, some) for some in names.some()], f"{flag} {folder}")
     files = pa.table({"id": ids.array(), "image": names.array()}).sort_by([("id", "ascending"), ("image", "ascending")])
     _refuse_twice(files, folder, flag)
     _refuse_nested(files, folder, nested)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from petseg.config import NoSuchPlaceError, UnavailableError
+from petseg.errors import NoSuchPlaceError, UnavailableError
 from petseg.s3 import S3Store
 from petseg.s3_client import without_secrets
 

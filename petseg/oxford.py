@@ -19,8 +19,8 @@ from typing import IO
 
 import numpy as np
 
-from petseg import download, images, storage
-from petseg.config import InputError, JobError
+from petseg import download, images, labelled, storage
+from petseg.errors import InputError, JobError
 from petseg.labels import LabelMap
 from petseg.progress import Progress
 
@@ -148,7 +148,7 @@ def _write_pair(name: str, photo: bytes, mask: bytes, output: str) -> tuple[str,
     try:
         kind = images.content_format(photo)
         label_map = LabelMap.parse("", 3)
-        _, class_ids = images.decode_pair(photo, mask, _CHECKED_AT, label_map, images.MAX_TRAINING_PIXELS)
+        _, class_ids = labelled.decode_pair(photo, mask, _CHECKED_AT, label_map, images.MAX_TRAINING_PIXELS)
     except images.DecodeError as error:
         for file in (photo_file, mask_file):  # of an earlier version, which knew less
             storage.remove_file(file)

@@ -17,10 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from petseg import images, labels, prepared, storage
-from petseg.config import DatasetConfig, InputError, ShardsConfig, to_json
+from petseg import access, images, labels, prepared, storage
+from petseg.config import DatasetConfig, to_json
+from petseg.errors import InputError
 from petseg.labels import LabelMap
 from petseg.manifest import SCHEMA, digest
+from petseg.prepare_config import ShardsConfig
 from petseg.prepared import DATASET_FILE, MANIFEST_FILE, SET_KEY, Prepared, Target
 
 _IO_THREADS = 16
@@ -80,7 +82,7 @@ def find_finished(target: Target) -> Prepared | None:
 
 def find_done(target: Target) -> dict[int, Summary]:
     """The shards that an earlier start has written. Raises `InputError` where another set has been begun there."""
-    storage.require_writable(target.output, "--output")
+    access.require_writable(target.output, "--output")
     numbers = {target.name(shard): shard for shard in range(target.num_shards)}
     names = [name for name in storage.list_names(target.output) if name.endswith(".parquet") and name != MANIFEST_FILE]
     done = {}

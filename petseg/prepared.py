@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from petseg import storage
-from petseg.config import DatasetConfig, InputError, UnavailableError, from_json, to_json
+from petseg.config import DatasetConfig, from_json, to_json
+from petseg.errors import InputError, UnavailableError
 
 DATASET_FILE = "dataset.json"
 MANIFEST_FILE = "manifest.parquet"

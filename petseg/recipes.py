@@ -3,7 +3,8 @@
 import dataclasses
 from dataclasses import dataclass
 
-from petseg.config import RecipeName, Resize, TrainConfig
+from petseg.config import Resize
+from petseg.train_config import RecipeName, TrainConfig
 
 VAL_FRACTION = 0.2
 """Share of the pairs that is held out, where neither flags nor the recipe say otherwise."""

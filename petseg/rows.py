@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from petseg import coco, images, isolate, pictures, shards, storage
-from petseg.config import Resize, UnavailableError
+from petseg.config import Resize
+from petseg.errors import UnavailableError
 from petseg.images import DecodeError, Photo
 from petseg.shards import Outputs, Summary, Target
 

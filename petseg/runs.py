@@ -13,8 +13,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from petseg import manifest, recipes, storage
-from petseg.config import InputError, TrainConfig, from_json, to_json
+from petseg import access, manifest, recipes, storage
+from petseg.config import from_json, to_json
+from petseg.errors import InputError
+from petseg.train_config import TrainConfig
 
 MAY_CHANGE = {
     "cpus_per_worker",
@@ -72,7 +74,7 @@ def resolve(config: TrainConfig, first: TrainConfig | None) -> TrainConfig:
         split_file=tuple(_absolute_list(entry) for entry in config.split_file),
     )
     run = folder(config)
-    storage.require_writable(run, "--storage")
+    access.require_writable(run, "--storage")
     if first is None:
         names = storage.list_names(run)
         if names:

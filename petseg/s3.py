@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from petseg import s3_client
-from petseg.config import NoSuchPlaceError, UnavailableError
+from petseg.errors import NoSuchPlaceError, UnavailableError
 from petseg.s3_client import ConflictError, NoSuchRangeError, UnsupportedError
 
 _TAIL_BYTES = 2**17

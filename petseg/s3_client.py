@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from petseg.config import NoSuchPlaceError, UnavailableError
+from petseg.errors import NoSuchPlaceError, UnavailableError
 
 CONNECTIONS = 64
 """Of one process to S3 at a time: more than its threads."""

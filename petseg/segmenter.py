@@ -8,9 +8,11 @@ import torch
 from PIL import Image, ImageOps
 
 from petseg import checkpoint, images, storage
-from petseg.config import InputError, ModelConfig, PredictConfig, UnavailableError
+from petseg.config import ModelConfig
+from petseg.errors import InputError, UnavailableError
 from petseg.images import DecodeError, Photo
 from petseg.predict import Mask, Predictor
+from petseg.predict_config import PredictConfig
 
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"}
 """Of Pillow, with 8 bits a channel: the others it would cut off instead of scaling them."""

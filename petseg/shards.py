@@ -19,8 +19,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from petseg import report, storage
-from petseg.config import InputError, UnavailableError
+from petseg import access, report, storage
+from petseg.errors import InputError, UnavailableError
 from petseg.manifest import digest
 
 OF_PHOTO = ("id", "image", "height", "width", "error")
@@ -164,7 +164,7 @@ def find_done(plan: Plan, *, overwrite: bool = False) -> dict[int, Summary]:
     is to be overwritten; where it holds something that no plan tells of, in any case.
     """
     output = plan.target.output
-    storage.require_writable(output, "--output")
+    access.require_writable(output, "--output")
     names = storage.list_names(output)
     if PLAN_FILE not in names:
         folders = (MASK_FOLDER, OVERLAY_FOLDER)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from petseg import cluster, images
-from petseg.config import UnavailableError
+from petseg.errors import UnavailableError
 from petseg.feed import Decoded, row_bytes
 
 WINDOW_BYTES = 2**30

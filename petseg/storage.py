@@ -11,29 +11,18 @@ import os
 import re
 import shutil
 import urllib.parse
-import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 
-from petseg import objects
-from petseg.config import InputError, JobError, NoSuchPlaceError, UnavailableError
-
-T = TypeVar("T")
+from petseg import disk, objects
+from petseg.errors import InputError, NoSuchPlaceError, UnavailableError
 
 _URI = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
-
-_TEMPORARY = ".petseg-tmp-"
-"""How the name begins under which a local file is written before it takes its own."""
-
-_NETWORK_FILE_SYSTEMS = {
-    "9p", "afs", "beegfs", "ceph", "cifs", "glusterfs", "gfs2", "gpfs", "lustre", "nfs", "nfs4", "ocfs2", "orangefs",
-    "smb3", "virtiofs", "wekafs",
-}  # fmt: skip
 
 _AHEAD = 16
 """Files that an object store is asked for at a time: at 30 ms each, 500 a second."""
@@ -66,20 +55,6 @@ def is_local(location: str) -> bool:
     return not _URI.match(location)
 
 
-def is_own_disk(location: str) -> bool:
-    """Whether an absolute location is on a disk that only this machine has, as far as the system tells."""
-    if not is_local(location):
-        return False
-    path, kind, longest = os.path.realpath(location), "", -1
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        before, _, after = line.partition(" - ")
-        mounted = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), before.split(" ")[4])
-        inside = f"{path}/".startswith(mounted.rstrip("/") + "/")
-        if inside and len(mounted) >= longest:  # the last of equals lies over the others
-            kind, longest = after.split(" ")[0], len(mounted)
-    return not (kind in _NETWORK_FILE_SYSTEMS or kind.startswith("fuse"))
-
-
 def join(location: str, *parts: str) -> str:
     """The location of a file below a folder."""
     return "/".join([location.rstrip("/"), *parts])
@@ -94,33 +69,13 @@ def list_files(folder: str) -> Iterator[str]:
     Raises `InputError` where there is no such folder or it cannot be read.
     """
     if is_local(folder):
-        yield from _list_local(folder)
+        yield from disk.list_files(folder)
         return
-    store, path = _remote(folder)
-    with _refused(f"{folder}: cannot be listed"):
+    store, path = remote(folder)
+    with refused(f"{folder}: cannot be listed"):
         for below in store.list_files(path):
             if not any(part.startswith(".") for part in below.split("/")):
                 yield below
-
-
-def _list_local(folder: str) -> Iterator[str]:
-    if not os.path.isdir(folder):  # noqa: PTH112
-        raise InputError(f"{folder}: no such folder")
-
-    waiting = [""]
-    while waiting:
-        below = waiting.pop()
-        try:
-            with os.scandir(os.path.join(folder, below)) as entries:  # noqa: PTH118
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(f"{below}{entry.name}/")
-                    elif entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)):  # noqa: PTH110
-                        yield below + entry.name
-        except OSError as error:
-            raise InputError(f"{error.filename}: cannot be listed: {error.strerror}") from error
 
 
 def list_names(folder: str) -> list[str]:
@@ -128,9 +83,9 @@ def list_names(folder: str) -> list[str]:
 
     Raises `InputError` where it cannot be listed.
     """
-    with _refused(f"{folder}: cannot be listed"):
+    with refused(f"{folder}: cannot be listed"):
         if not is_local(folder):
-            store, path = _remote(folder)
+            store, path = remote(folder)
             return sorted(store.list_names(path))
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             return sorted(os.listdir(folder))  # noqa: PTH208
@@ -142,7 +97,7 @@ def read(location: str, at_most: int | None = None) -> bytes:
     than `at_most` bytes, before they are read.
     """
     if not is_local(location):
-        store, path = _remote(location)
+        store, path = remote(location)
         return store.read(path, at_most)
     with Path(location).open("rb") as file:
         if at_most is not None and file.seek(0, os.SEEK_END) > at_most:
@@ -188,21 +143,11 @@ def read_json(location: str) -> Any:
         raise InputError(f"{location}: cannot be read: {error.strerror or error}") from error
 
 
-def require_readable(locations: Iterable[str], what: str) -> None:
-    """Raise `InputError`, beginning with `what`, where access to each of some files in an object store is denied: then
-    it is the right to read that is missing, and not one file's fault. A disk has rights of its own for each.
-    """
-    remote = [location for location in locations if not is_local(location)]
-    denied = [content for content in read_each(remote) if isinstance(content, PermissionError)]
-    if remote and len(denied) == len(remote):
-        raise InputError(f"{what}: its files cannot be read: {reason(denied[0])}; is s3:GetObject allowed?")
-
-
 def open_file(location: str) -> pa.NativeFile:
     """A file for reading here and there, such as a Parquet footer. Raises `OSError` as `read` does."""
     if is_local(location):
         return pa.OSFile(location)
-    store, path = _remote(location)
+    store, path = remote(location)
     return store.open_file(path)
 
 
@@ -215,13 +160,13 @@ def write(location: str, content: bytes, scratch: str | None = None) -> None:
     complete.
     """
     if not is_local(location):
-        store, path = _remote(location)
+        store, path = remote(location)
         store.write(path, content)
         return
-    temporary = _temporary(scratch or os.path.dirname(location))  # noqa: PTH120
+    temporary = disk.temporary(scratch or os.path.dirname(location))  # noqa: PTH120
     try:
-        _write_through(temporary, content)
-        _in_new_folder(location, lambda: temporary.replace(location))
+        disk.write_through(temporary, content)
+        disk.in_new_folder(location, lambda: temporary.replace(location))
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -235,12 +180,12 @@ def create(location: str, content: bytes, flag: str) -> None:
     """
     try:
         if not is_local(location):
-            store, path = _remote(location)
+            store, path = remote(location)
             store.create(path, content)
             return
-        temporary = _temporary(os.path.dirname(location))  # noqa: PTH120
+        temporary = disk.temporary(os.path.dirname(location))  # noqa: PTH120
         try:
-            _write_through(temporary, content)
+            disk.write_through(temporary, content)
             try:
                 os.link(temporary, location)  # unlike a rename, not over another
             except OSError as error:
@@ -268,10 +213,10 @@ def write_folder(location: str, files: dict[str, bytes]) -> None:
         for name, content in files.items():
             write(join(location, name), content)
         return
-    temporary = _temporary(os.path.dirname(location))  # noqa: PTH120
+    temporary = disk.temporary(os.path.dirname(location))  # noqa: PTH120
     try:
         for name, content in files.items():
-            _write_through(temporary / name, content)
+            disk.write_through(temporary / name, content)
         temporary.rename(location)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -294,7 +239,7 @@ def remove_file(location: str) -> None:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             Path(location).unlink()
         return
-    store, path = _remote(location)
+    store, path = remote(location)
     store.remove_file(path)
 
 
@@ -306,7 +251,7 @@ def remove_folder(location: str, first: str | None = None) -> None:
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(location)
         return
-    store, path = _remote(location)
+    store, path = remote(location)
     store.remove_folder(path)
 
 
@@ -322,32 +267,12 @@ def remove_leftovers(scratch: str) -> None:
     """Delete what killed processes left in the folder `scratch`; no living one may be writing there."""
     if not is_local(scratch):
         return
-    for path in Path(scratch).glob(_TEMPORARY + "*"):
+    for path in Path(scratch).glob(disk.TEMPORARY + "*"):
         # What a killed driver's orphans leave may still take its name meanwhile.
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def _temporary(folder: str) -> Path:
-    return Path(folder) / (_TEMPORARY + uuid.uuid4().hex)
-
-
-def _write_through(path: Path, content: bytes) -> None:
-    with _in_new_folder(path, lambda: path.open("wb")) as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _in_new_folder(path: str | Path, write: Callable[[], T]) -> T:
-    """Do what makes a file, its folder first where it turns out to be missing: to look each time costs more."""
-    try:
-        return write()
-    except FileNotFoundError:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        return write()
-
-
-def _remote(location: str) -> tuple[objects.Store, str]:
+def remote(location: str) -> tuple[objects.Store, str]:
     """The bucket of an absolute URI, and the path in it."""
     scheme, _, rest = location.partition("://")
     bucket, _, path = rest.partition("/")
@@ -355,7 +280,7 @@ def _remote(location: str) -> tuple[objects.Store, str]:
 
 
 @contextlib.contextmanager
-def _refused(what: str) -> Iterator[None]:
+def refused(what: str) -> Iterator[None]:
     """Errors that the user has to mend as `InputError`; that storage is away is left as it is."""
     try:
         yield
@@ -368,36 +293,3 @@ def _refused(what: str) -> Iterator[None]:
 def reason(error: OSError) -> str:
     """Why storage refused, in one line, without the place."""
     return " ".join(str(error.strerror or error).split())
-
-
-@contextlib.contextmanager
-def writing(output: str, flag: str = "--output") -> Iterator[None]:
-    """Raise `JobError`, naming `flag`, where what is done within cannot be written to a job's output."""
-    try:
-        yield
-    except OSError as error:
-        raise JobError(cannot_write(output, error, flag)) from error
-
-
-def cannot_write(output: str, error: OSError, flag: str = "--output") -> str:
-    """What a job says when it cannot write its output."""
-    return (
-        f"{flag} {output}: cannot be written: {reason(error)}; what is finished is kept: mend that, and give the same "
-        "command again"
-    )
-
-
-def require_writable(folder: str, flag: str) -> None:
-    """Raise `InputError`, naming `flag`, where a folder could not be made or written to; makes nothing."""
-    if not is_local(folder):
-        with _refused(f"{flag} {folder}: cannot be written"):
-            store, path = _remote(folder)
-            store.require_writable(path)
-        return
-    parent = Path(folder)
-    while not os.path.lexists(parent):
-        parent = parent.parent
-    if not parent.is_dir():
-        raise InputError(f"{flag} {folder}: {parent} is not a folder; choose another place")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"{flag} {folder}: no permission to write in {parent}; choose another place")

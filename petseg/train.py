@@ -24,11 +24,13 @@ from torch import Tensor
 
 from petseg import checkpoint, cluster, feed, precision, runs
 from petseg.checkpoint import TrainState
-from petseg.config import InputError, JobError, ModelConfig, Precision, TrainConfig, UnavailableError
+from petseg.config import ModelConfig, Precision
+from petseg.errors import InputError, JobError, UnavailableError
 from petseg.learner import Learner, validate
 from petseg.logs import Logs, sample_sheet
 from petseg.recipes import RECIPES
 from petseg.share import Share
+from petseg.train_config import TrainConfig
 from petseg.unet import UNet
 
 SHEET_ROWS = 8

@@ -13,10 +13,10 @@ import pytest
 from conftest import RunJob
 from PIL import Image
 
-from petseg import check, check_report, duplicates, images, manifest
+from petseg import check, check_report, duplicates, images, labelled, manifest
 from petseg.check import Labels, Row
-from petseg.config import CheckConfig
 from petseg.labels import LabelMap
+from petseg.prepare_config import CheckConfig
 
 TRIMAP = LabelMap.parse("", 3)
 
@@ -71,15 +71,15 @@ def png(values: np.ndarray, **options: Any) -> bytes:
 
 def test_raw_values_are_counted_whatever_they_mean() -> None:
     grey = np.array([[0, 0, 7], [255, 7, 7]], np.uint8)
-    assert images.raw_values(png(grey), 100, 10) == ({0: 2, 7: 3, 255: 1}, False)
-    assert images.raw_values(png(grey), 100, 2) == ({0: 2, 7: 3}, False)
-    assert images.raw_values(png(grey.astype(np.uint16) * 200), 100, 10) == ({0: 2, 1400: 3, 51000: 1}, False)
+    assert labelled.raw_values(png(grey), 100, 10) == ({0: 2, 7: 3, 255: 1}, False)
+    assert labelled.raw_values(png(grey), 100, 2) == ({0: 2, 7: 3}, False)
+    assert labelled.raw_values(png(grey.astype(np.uint16) * 200), 100, 10) == ({0: 2, 1400: 3, 51000: 1}, False)
     colours = np.zeros((2, 2, 3), np.uint8)
     colours[0, 0] = 255, 0, 16
-    assert images.raw_values(png(colours), 100, 10) == ({0: 3, 0xFF0010: 1}, True)
-    assert images.raw_values(png(grey), 100, 10, as_colours=True) == ({0: 2, 0x070707: 3, 0xFFFFFF: 1}, True)
+    assert labelled.raw_values(png(colours), 100, 10) == ({0: 3, 0xFF0010: 1}, True)
+    assert labelled.raw_values(png(grey), 100, 10, as_colours=True) == ({0: 2, 0x070707: 3, 0xFFFFFF: 1}, True)
     with pytest.raises(images.DecodeError, match="not an image"):
-        images.raw_values(b"text", 100, 10)
+        labelled.raw_values(b"text", 100, 10)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import torch
 
 from petseg import checkpoint, labels, storage
 from petseg.checkpoint import TrainState
-from petseg.config import InputError, ModelConfig
+from petseg.config import ModelConfig
+from petseg.errors import InputError
 from petseg.unet import UNet
 
 CONFIG = ModelConfig(

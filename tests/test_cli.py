@@ -6,17 +6,10 @@ from pathlib import Path
 import pytest
 
 from petseg import cli, config
-from petseg.config import (
-    EvaluateConfig,
-    InputError,
-    JobError,
-    NoSuchPlaceError,
-    OxfordConfig,
-    PredictConfig,
-    ShardsConfig,
-    TrainConfig,
-    UnavailableError,
-)
+from petseg.errors import InputError, JobError, NoSuchPlaceError, UnavailableError
+from petseg.predict_config import EvaluateConfig, PredictConfig
+from petseg.prepare_config import OxfordConfig, ShardsConfig
+from petseg.train_config import TrainConfig
 
 
 def raising(error: BaseException) -> None:

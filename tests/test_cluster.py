@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from petseg import cluster, storage
-from petseg.config import InputError, JobError, UnavailableError
+from petseg.errors import InputError, JobError, UnavailableError
 
 
 def nodes(*cpus: int, alive: bool = True) -> list[dict[str, Any]]:

@@ -23,8 +23,9 @@ from conftest import ROOT
 from packaging.requirements import Requirement
 
 from petseg import cluster, recipes, train
-from petseg.config import InputError, TrainConfig
+from petseg.errors import InputError
 from petseg.launch import AWSProvider, check, check_closed
+from petseg.train_config import TrainConfig
 
 TEXT = (ROOT / "cluster.yaml").read_text()
 PAGE = (ROOT / "docs" / "aws.md").read_text()

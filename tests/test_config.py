@@ -4,16 +4,11 @@ import json
 import pytest
 
 from petseg import config, labels
-from petseg.config import (
-    DatasetConfig,
-    EvaluateConfig,
-    InputError,
-    ModelConfig,
-    OxfordConfig,
-    PredictConfig,
-    ShardsConfig,
-    TrainConfig,
-)
+from petseg.config import DatasetConfig, ModelConfig
+from petseg.errors import InputError
+from petseg.predict_config import EvaluateConfig, PredictConfig
+from petseg.prepare_config import OxfordConfig, ShardsConfig
+from petseg.train_config import TrainConfig
 
 MODEL = ModelConfig(
     num_classes=3,

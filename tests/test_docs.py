@@ -13,19 +13,19 @@ import pytest
 from conftest import ROOT, Store, run_in
 from PIL import Image
 
-from petseg import cli, config, storage
+from petseg import cli, predict_config, prepare_config, storage, train_config
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 JOBS: dict[str, dict[str, type]] = {
-    "train": {"": config.TrainConfig},
-    "predict": {"": config.PredictConfig},
-    "evaluate": {"": config.EvaluateConfig},
-    "export": {"": config.ExportConfig},
+    "train": {"": train_config.TrainConfig},
+    "predict": {"": predict_config.PredictConfig},
+    "evaluate": {"": predict_config.EvaluateConfig},
+    "export": {"": predict_config.ExportConfig},
     "prepare": {
-        "oxford-pets": config.OxfordConfig,
-        "shards": config.ShardsConfig,
-        "check": config.CheckConfig,
+        "oxford-pets": prepare_config.OxfordConfig,
+        "shards": prepare_config.ShardsConfig,
+        "check": prepare_config.CheckConfig,
     },
 }
 

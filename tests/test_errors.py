@@ -11,9 +11,11 @@ import pytest
 from conftest import ROOT, make_plan
 from PIL import Image
 
-from petseg import checkpoint, cli, images, manifest, runs, shards, storage
-from petseg.config import Config, PredictConfig, TrainConfig
+from petseg import access, checkpoint, cli, images, labelled, manifest, runs, shards, storage
+from petseg.config import Config
 from petseg.labels import LabelMap
+from petseg.predict_config import PredictConfig
+from petseg.train_config import TrainConfig
 
 CATALOGUE = re.findall(r"^\| `(\S.*? .*?)` \| ", (ROOT / "docs" / "errors.md").read_text(), re.MULTILINE)
 
@@ -53,7 +55,7 @@ PHOTO = png(np.zeros((2, 2, 3)), "RGB")
 
 
 def pair(mask: bytes, photo: bytes = PHOTO) -> Callable[[Path], object]:
-    return lambda _: images.decode_pair(photo, mask, (16, 16), LabelMap.parse("", 3), 10**6)
+    return lambda _: labelled.decode_pair(photo, mask, (16, 16), LabelMap.parse("", 3), 10**6)
 
 
 def discover(**folders: str) -> Callable[[Path], object]:
@@ -88,7 +90,7 @@ def other_files(folder: Path) -> None:
 
 
 def full_disk(folder: Path) -> None:
-    with storage.writing(str(folder)):
+    with access.writing(str(folder)):
         raise OSError(28, "No space left on device")
 
 
@@ -122,9 +124,9 @@ SITUATIONS: dict[str, Callable[[Path], object]] = {
     "a broken photo": pair(png([[1, 2], [3, 3]]), photo=b"broken"),
     "an output that is a file": lambda folder: (
         (folder / "out").touch(),
-        storage.require_writable(f"{folder}/out", "--output"),
+        access.require_writable(f"{folder}/out", "--output"),
     ),
-    "an output that is not ours to write": lambda folder: storage.require_writable(f"{folder}/out", "--output"),
+    "an output that is not ours to write": lambda folder: access.require_writable(f"{folder}/out", "--output"),
     "a name in use": started_twice,
     "an output in use": other_settings,
     "an output with other files": other_files,

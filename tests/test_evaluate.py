@@ -20,8 +20,9 @@ import torch
 from conftest import PAIRS, ROOT, RunJob
 from PIL import Image
 
-from petseg import checkpoint, evaluate, images, labels, learner, manifest, metrics, predict
-from petseg.config import InputError, ModelConfig
+from petseg import checkpoint, evaluate, labelled, labels, learner, manifest, metrics, predict
+from petseg.config import ModelConfig
+from petseg.errors import InputError
 from petseg.evaluate import Counts, Evaluator, View
 from petseg.labels import IGNORE_ID, LabelMap
 from petseg.predict import Prediction, Predictor
@@ -142,7 +143,7 @@ def test_at_the_original_size_the_answer_is_the_prediction_s(
 def test_at_the_network_s_size_the_scores_are_those_of_validation(drawn: tuple[Path, Path]) -> None:
     model, pairs = network(), manifest.discover(*map(str, drawn))
     decoded = [
-        images.decode_pair(
+        labelled.decode_pair(
             Path(row["image"]).read_bytes(), Path(row["mask"]).read_bytes(), (32, 48), LabelMap.parse("", 3), LIMIT
         )
         for row in pairs.to_pylist()

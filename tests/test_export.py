@@ -19,7 +19,8 @@ from test_checkpoint import CONFIG, trained
 import petseg
 from petseg import card, checkpoint, config, export, oxford, runs
 from petseg.checkpoint import TrainState
-from petseg.config import InputError, JobError, TrainConfig
+from petseg.errors import InputError, JobError
+from petseg.train_config import TrainConfig
 
 SIZES = [(1, 160, 160), (2, 17, 17), (4, 64, 33), (1, 45, 77), (3, 96, 250)]
 

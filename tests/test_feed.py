@@ -12,9 +12,10 @@ from PIL import Image
 
 from petseg import cluster, feed, manifest, prepare, prepared
 from petseg import share as share_module
-from petseg.config import InputError, ShardsConfig, UnavailableError
+from petseg.errors import InputError, UnavailableError
 from petseg.feed import Decoded
 from petseg.labels import LabelMap
+from petseg.prepare_config import ShardsConfig
 from petseg.share import Batch, Share
 
 SIZE = (2, 3)

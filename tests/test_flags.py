@@ -1,13 +1,19 @@
 import dataclasses
-import typing
 from typing import Any
 
 import pytest
 
-from petseg import config, flags
-from petseg.config import InputError, PredictConfig, TrainConfig
+from petseg import config, flags, predict_config, prepare_config, train_config
+from petseg.errors import InputError
+from petseg.predict_config import PredictConfig
+from petseg.train_config import TrainConfig
 
-JOBS = [cls for cls in typing.get_args(config.Config) if cls not in (config.ModelConfig, config.DatasetConfig)]
+JOBS = [
+    cls
+    for module in (train_config, predict_config, prepare_config)
+    for cls in vars(module).values()
+    if isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls.__module__ == module.__name__
+]
 
 
 def given(cls: type[config.Config], line: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from conftest import ROOT, do_shards, make_plan
 from PIL import Image
 from test_checkpoint import save
 
-from petseg import images, labels, shards
+from petseg import images, labelled, labels, shards
 from petseg.shards import Outputs
 
 PAGE = (ROOT / "docs" / "handover.md").read_text()
@@ -92,7 +92,7 @@ def test_a_mask_that_is_saved_again_keeps_its_numbers(tmp_path: Path) -> None:
     Image.new("RGB", (3, 2)).save(tmp_path / "photo.png")
     label_map = labels.LabelMap.parse("0:0,1:1,2:2", 3)
     photo, mask = ((tmp_path / name).read_bytes() for name in ("photo.png", "b.png"))
-    _, _, truth = images.decode_pair_and_truth(photo, mask, (2, 3), label_map, 10**6)
+    _, _, truth = labelled.decode_pair_and_truth(photo, mask, (2, 3), label_map, 10**6)
     assert np.array_equal(truth, class_ids)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from petseg import images, labels, pictures
+from petseg import images, labelled, labels, pictures
 from petseg.images import DecodeError
 from petseg.labels import IGNORE_ID, LabelMap
 
@@ -115,12 +115,12 @@ def test_exif_orientation_turns_photo_and_mask_alike(orientation: int, kind: str
     if orientation in (5, 6, 7, 8):
         masks["drawn upright"] = encode(Image.fromarray(MASK))
     for how, mask in masks.items():
-        decoded, ids = images.decode_pair(photo, mask, (32, 48), TRIMAP, LIMIT)
+        decoded, ids = labelled.decode_pair(photo, mask, (32, 48), TRIMAP, LIMIT)
         assert (decoded.height, decoded.width) == (32, 48), how
         assert np.array_equal(decoded.pixels, UPRIGHT), how
         assert np.array_equal(corners(ids), IDS), how
-        of_pair = images.decode_pair_and_truth(photo, mask, (24, 16), TRIMAP, LIMIT)
-        assert np.array_equal(of_pair[1], images.decode_pair(photo, mask, (24, 16), TRIMAP, LIMIT)[1]), how
+        of_pair = labelled.decode_pair_and_truth(photo, mask, (24, 16), TRIMAP, LIMIT)
+        assert np.array_equal(of_pair[1], labelled.decode_pair(photo, mask, (24, 16), TRIMAP, LIMIT)[1]), how
         assert of_pair[0].pixels.shape == (24, 16, 3) and of_pair[2].dtype == np.uint8
         assert np.array_equal(of_pair[2], IDS.repeat(16, 0).repeat(24, 1)), how
 
@@ -213,7 +213,7 @@ def test_a_comparison_shows_photo_truth_prediction_and_errors(orientation: int, 
 def test_masks_get_no_class_that_was_not_there() -> None:
     stripes = np.tile(np.array([1, 1, 3, 3, 3], np.uint8), (50, 10))
     photo = encode(Image.new("RGB", (50, 50)))
-    _, ids = images.decode_pair(photo, encode(Image.fromarray(stripes)), (37, 23), TRIMAP, LIMIT)
+    _, ids = labelled.decode_pair(photo, encode(Image.fromarray(stripes)), (37, 23), TRIMAP, LIMIT)
     assert set(np.unique(ids)) == {0, 2}
 
 
@@ -228,7 +228,7 @@ def test_masks_get_no_class_that_was_not_there() -> None:
 )
 def test_grey_masks_of_any_depth(raw: np.ndarray) -> None:
     photo = encode(Image.new("RGB", (8, 1)))
-    _, ids = images.decode_pair(photo, encode(Image.fromarray(raw)), (1, 8), LabelMap.parse("0:0,1:1", 2), LIMIT)
+    _, ids = labelled.decode_pair(photo, encode(Image.fromarray(raw)), (1, 8), LabelMap.parse("0:0,1:1", 2), LIMIT)
     assert ids.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]]
 
 
@@ -250,16 +250,16 @@ def png_of_few_bits(values: np.ndarray, bits: int) -> bytes:
 def test_grey_masks_of_few_bits_have_the_values_that_are_stored(bits: int) -> None:
     values = np.array([[1, 2, 3, 1, 2, 3, 1, 2]])
     photo = encode(Image.new("RGB", (8, 1)))
-    _, ids = images.decode_pair(photo, png_of_few_bits(values, bits), (1, 8), TRIMAP, LIMIT)
+    _, ids = labelled.decode_pair(photo, png_of_few_bits(values, bits), (1, 8), TRIMAP, LIMIT)
     counted = zip(*np.unique(values, return_counts=True), strict=True)
-    assert images.raw_values(png_of_few_bits(values, bits), LIMIT, 10) == (dict(counted), False)
+    assert labelled.raw_values(png_of_few_bits(values, bits), LIMIT, 10) == (dict(counted), False)
     assert np.array_equal(ids, values - 1)
 
 
 def test_the_indices_of_a_palette_mask_are_its_values() -> None:
     mask = Image.fromarray(MASK)
     mask.putpalette([9, 9, 9] * 256)
-    _, ids = images.decode_pair(encode(Image.fromarray(UPRIGHT)), encode(mask), (32, 48), TRIMAP, LIMIT)
+    _, ids = labelled.decode_pair(encode(Image.fromarray(UPRIGHT)), encode(mask), (32, 48), TRIMAP, LIMIT)
     assert np.array_equal(corners(ids), IDS)
 
 
@@ -268,10 +268,10 @@ def test_masks_of_colours(mode: str) -> None:
     colours = np.array([[[255, 0, 0], [0, 0, 7], [9, 9, 9], [255, 0, 0]]], np.uint8)
     mask = encode(Image.fromarray(colours).convert(mode, palette=Image.Palette.ADAPTIVE))
     photo, label_map = encode(Image.new("RGB", (4, 1))), LabelMap.parse("#ff0000:1,#000007:0", 2, ignore="#090909")
-    _, ids = images.decode_pair(photo, mask, (1, 4), label_map, LIMIT)
+    _, ids = labelled.decode_pair(photo, mask, (1, 4), label_map, LIMIT)
     assert ids.tolist() == [[1, 0, 255, 1]]
     with pytest.raises(DecodeError, match="it has the value #090909, but the classes cover #000007, #ff0000"):
-        images.decode_pair(photo, mask, (1, 4), LabelMap.parse("#ff0000:1,#000007:0", 2), LIMIT)
+        labelled.decode_pair(photo, mask, (1, 4), LabelMap.parse("#ff0000:1,#000007:0", 2), LIMIT)
 
 
 def test_the_nearest_pixel_is_taken_where_that_is_asked_for() -> None:
@@ -301,7 +301,7 @@ def test_the_nearest_pixel_is_taken_where_that_is_asked_for() -> None:
 )
 def test_a_mask_that_does_not_fit_is_refused(mask: bytes, message: str) -> None:
     with pytest.raises(DecodeError, match=message) as caught:
-        images.decode_pair(encode(Image.fromarray(UPRIGHT)), mask, (16, 16), TRIMAP, LIMIT)
+        labelled.decode_pair(encode(Image.fromarray(UPRIGHT)), mask, (16, 16), TRIMAP, LIMIT)
     assert caught.value.in_mask
 
 
@@ -310,7 +310,7 @@ def test_one_stray_pixel_is_found_though_resizing_would_lose_it() -> None:
     mask[101, 57] = 77
     photo = encode(Image.new("RGB", (200, 200)))
     with pytest.raises(DecodeError, match="it has the value 77,"):
-        images.decode_pair(photo, encode(Image.fromarray(mask)), (16, 16), TRIMAP, LIMIT)
+        labelled.decode_pair(photo, encode(Image.fromarray(mask)), (16, 16), TRIMAP, LIMIT)
 
 
 JPEG = encode(Image.fromarray(UPRIGHT).resize((400, 300)), "JPEG")
@@ -334,7 +334,7 @@ def test_a_photo_that_cannot_be_used_is_refused(photo: bytes, message: str) -> N
     with pytest.raises(DecodeError, match=message):
         images.decode_photo(photo, (16, 16), LIMIT)
     with pytest.raises(DecodeError, match=message) as caught:
-        images.decode_pair(photo, encode(Image.new("L", (8, 8), 1)), (16, 16), TRIMAP, LIMIT)
+        labelled.decode_pair(photo, encode(Image.new("L", (8, 8), 1)), (16, 16), TRIMAP, LIMIT)
     assert not caught.value.in_mask
 
 
@@ -358,7 +358,7 @@ def test_the_published_files_that_are_odd(pets: Path) -> None:
     def pair(folder: str, name: str) -> tuple[images.Photo, np.ndarray]:
         photo = (pets / folder / "images" / f"{name}.jpg").read_bytes()
         mask = (pets / folder / "trimaps" / f"{name}.png").read_bytes()
-        return images.decode_pair(photo, mask, (160, 160), TRIMAP, 10**8)
+        return labelled.decode_pair(photo, mask, (160, 160), TRIMAP, 10**8)
 
     for folder, name in (
         ("bad", "Abyssinian_34"),

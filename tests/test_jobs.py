@@ -20,7 +20,7 @@ from PIL import Image
 from pycocotools import mask as cocotools
 
 from petseg import checkpoint, config, shards
-from petseg.config import TrainConfig
+from petseg.train_config import TrainConfig
 
 SETTINGS = ("--image-size", 64, 64, "--batch-size", 8, "--val-count", 7, "--num-workers", 2, "--cpus-per-worker", 1)
 

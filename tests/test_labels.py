@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from petseg import labels
-from petseg.config import InputError
+from petseg.errors import InputError
 from petseg.labels import IGNORE_ID, UNKNOWN_ID, LabelMap
 
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from petseg import labels, recipes
-from petseg.config import ModelConfig, RecipeName, TrainConfig
+from petseg.config import ModelConfig
 from petseg.labels import IGNORE_ID
 from petseg.learner import Learner
+from petseg.train_config import RecipeName, TrainConfig
 
 CPU = torch.device("cpu")
 MODEL = ModelConfig(

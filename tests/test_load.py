@@ -18,7 +18,7 @@ from test_checkpoint import CONFIG, save
 
 import petseg
 from petseg import checkpoint, images, rows
-from petseg.config import InputError
+from petseg.errors import InputError
 from petseg.predict import Predictor
 from petseg.shards import Outputs
 

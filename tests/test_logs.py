@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from petseg import labels, logs, storage
-from petseg.config import InputError, JobError, TrainConfig
+from petseg.errors import InputError, JobError
+from petseg.train_config import TrainConfig
 
 EPOCH: dict[str, Any] = {"epoch": 2, "val_loss": 0.5, "val_miou": None, "val_iou": {"pet": 0.25, "border": None}}
 

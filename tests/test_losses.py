@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from petseg import losses
-from petseg.config import InputError
+from petseg.errors import InputError
 from petseg.labels import IGNORE_ID
 
 

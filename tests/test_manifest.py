@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from petseg import manifest
-from petseg.config import InputError
+from petseg.errors import InputError
 
 
 def touch(folder: Path, *names: str) -> str:

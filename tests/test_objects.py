@@ -16,8 +16,8 @@ import pytest
 import stores
 from conftest import Store
 
-from petseg import manifest, objects, s3, s3_client, storage
-from petseg.config import InputError, UnavailableError
+from petseg import access, manifest, objects, s3, s3_client, storage
+from petseg.errors import InputError, UnavailableError
 
 
 @pytest.fixture
@@ -222,7 +222,7 @@ def test_a_store_without_uploads_in_parts_is_told_by_the_first_write(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.proxy.answer = (501, "<Error><Code>NotImplemented</Code></Error>")
-    storage.require_writable(f"{store.url}/out", "--output")
+    access.require_writable(f"{store.url}/out", "--output")
     with pytest.raises(OSError, match="the store cannot do that"):
         storage.write(f"{store.url}/out/a", b"x")
 
@@ -331,7 +331,7 @@ def test_what_s3_refuses_is_one_line(status: int, xml: str, message: str, store:
     """For listing and for a look whether one may write, which come before any work."""
     store.proxy.answer = (status, f"<Error>{xml}</Error>")
     place = f"{store.url}/photos"
-    for ask in (lambda: list(storage.list_files(place)), lambda: storage.require_writable(place, "--output")):
+    for ask in (lambda: list(storage.list_files(place)), lambda: access.require_writable(place, "--output")):
         with pytest.raises(InputError) as caught:
             ask()
         line = str(caught.value)
@@ -382,8 +382,8 @@ def test_a_profile_may_tell_all(store: Store, prefix: str, tmp_path: Path, monke
 
 
 def test_looking_whether_one_may_write_leaves_nothing(store: Store, prefix: str) -> None:
-    storage.require_writable(f"{prefix}/out", "--output")
-    storage.require_writable(store.url, "--output")
+    access.require_writable(f"{prefix}/out", "--output")
+    access.require_writable(store.url, "--output")
     assert storage.list_names(prefix) == []
     assert store.proxy.requests["POST"] == store.proxy.requests["DELETE"] == 2
     uploads = s3_client.client().list_multipart_uploads(Bucket=stores.BUCKET)
@@ -392,7 +392,7 @@ def test_looking_whether_one_may_write_leaves_nothing(store: Store, prefix: str)
 
 def test_a_place_where_no_one_may_write_is_refused(store: Store) -> None:
     with pytest.raises(InputError, match=r"--output s3://nowhere/out: cannot be written: s3://nowhere: no such bucket"):
-        storage.require_writable("s3://nowhere/out", "--output")
+        access.require_writable("s3://nowhere/out", "--output")
 
 
 def test_another_kind_of_store_through_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,7 +415,7 @@ def test_another_kind_of_store_through_pyarrow(monkeypatch: pytest.MonkeyPatch) 
         storage.create(f"{place}/c", b"2", "--name")
     with pytest.raises(FileNotFoundError):
         storage.read(f"{place}/none")
-    storage.require_writable(place, "--output")
+    access.require_writable(place, "--output")
     for _ in range(2):
         storage.remove_file(f"{place}/c")
         storage.remove_folder(f"{place}/a")
@@ -445,7 +445,7 @@ def test_who_may_only_read_is_told_before_anything_is_done(store: Store, monkeyp
     assert list(storage.list_files(f"{store.url}/open")) == ["a.jpg"]
     assert storage.read(f"{store.url}/open/a.jpg") == b"x"
     with pytest.raises(InputError, match=r"--output s3://pets/open/out: cannot be written: access denied"):
-        storage.require_writable(f"{store.url}/open/out", "--output")
+        access.require_writable(f"{store.url}/open/out", "--output")
     with pytest.raises(InputError, match=r"s3://pets/closed: cannot be listed: access denied"):
         list(storage.list_files(f"{store.url}/closed"))
     [refused] = storage.read_each([f"{store.url}/closed/a.jpg"])

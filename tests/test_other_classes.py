@@ -13,7 +13,7 @@ from drawn import untrained
 from PIL import Image, ImageDraw
 
 from petseg import checkpoint, manifest, runs
-from petseg.config import InputError
+from petseg.errors import InputError
 
 COLOURS = {
     "ground": (128, 64, 0),

@@ -19,7 +19,7 @@ from PIL import Image
 from webserver import Server
 
 from petseg import manifest, oxford, storage
-from petseg.config import InputError, JobError
+from petseg.errors import InputError, JobError
 
 Files = dict[str, bytes]
 

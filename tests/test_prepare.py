@@ -12,8 +12,9 @@ import pytest
 from conftest import ROOT, RunJob
 
 from petseg import feed, manifest, prepare, prepared, storage
-from petseg.config import ShardsConfig, UnavailableError
+from petseg.errors import UnavailableError
 from petseg.labels import LabelMap
+from petseg.prepare_config import ShardsConfig
 from petseg.prepared import Target
 
 FLAGS = ("shards", "--images", "images", "--masks", "masks", "--output", "set")

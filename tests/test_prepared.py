@@ -15,9 +15,10 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from petseg import feed, images, manifest, prepare, prepared
-from petseg.config import InputError, ShardsConfig
+from petseg import feed, labelled, manifest, prepare, prepared
+from petseg.errors import InputError
 from petseg.labels import LabelMap
+from petseg.prepare_config import ShardsConfig
 from petseg.prepared import Prepared, Target
 
 SIZE = (16, 24)
@@ -92,7 +93,7 @@ def test_what_is_written(whole: Prepared, source: Path) -> None:
         photo, mask = (
             source / folder / f"{row['id']}{ending}" for folder, ending in (("images", ".jpg"), ("masks", ".png"))
         )
-        decoded, class_ids = images.decode_pair(photo.read_bytes(), mask.read_bytes(), SIZE, LABELS, 10**6)
+        decoded, class_ids = labelled.decode_pair(photo.read_bytes(), mask.read_bytes(), SIZE, LABELS, 10**6)
         assert (row["image"], row["mask"]) == (decoded.pixels.tobytes(), class_ids.tobytes())
         with Image.open(photo) as original:
             assert (row["width"], row["height"]) == original.size

@@ -7,15 +7,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from petseg.config import (
-    CheckConfig,
-    EvaluateConfig,
-    ExportConfig,
-    OxfordConfig,
-    PredictConfig,
-    ShardsConfig,
-    TrainConfig,
-)
+from petseg.predict_config import EvaluateConfig, ExportConfig, PredictConfig
+from petseg.prepare_config import CheckConfig, OxfordConfig, ShardsConfig
+from petseg.train_config import TrainConfig
 
 README = (ROOT / "README.md").read_text()
 HOUSE = (ROOT / "docs" / "how-it-works.md").read_text()

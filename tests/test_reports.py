@@ -61,7 +61,8 @@ def test_worst_best_and_others_are_chosen_and_none_twice(count: int) -> None:
     assert 1 not in everything
     worst = chosen["Where it is worst"]
     assert losses[worst[0]] == count - 1
-    assert [losses[place] for place in worst] == sorted((losses[place] for place in worst), reverse=True)
+    of_worst = [losses[place] or 0.0 for place in worst]
+    assert of_worst == sorted(of_worst, reverse=True)
     assert losses[chosen["Where it is best"][0]] == 0
     assert all(len(places) <= reports.SHOWN for places in chosen.values())
 

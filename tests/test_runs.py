@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 
 from petseg import manifest, runs
-from petseg.config import InputError, TrainConfig
+from petseg.errors import InputError
+from petseg.train_config import TrainConfig
 
 
 def pairs(*ids: str) -> pa.Table:

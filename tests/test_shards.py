@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import do_shards, make_plan
 
-from petseg import shards, storage
-from petseg.config import InputError
+from petseg import disk, shards, storage
+from petseg.errors import InputError
 from petseg.shards import Outputs, Plan
 
 SETTINGS = {"checkpoint_sha256": "c0ffee"}
@@ -288,7 +288,7 @@ def test_the_output_of_something_else_is_not_written_over(name: str, photos: Pat
 def test_leftovers_of_a_killed_start_are_cleared(photos: Path, tmp_path: Path) -> None:
     plan = make_plan(photos, tmp_path / "out")
     start(plan)
-    leftover = tmp_path / "out" / f"{storage._TEMPORARY}0123"
+    leftover = tmp_path / "out" / f"{disk.TEMPORARY}0123"
     leftover.write_bytes(b"half a file")
     start(plan)
     assert not leftover.exists()

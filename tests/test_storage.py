@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from petseg import storage
-from petseg.config import InputError
+from petseg import access, storage
+from petseg.errors import InputError
 
 
 def test_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,18 +194,18 @@ def test_flush_folders_flushes_each_local_one(tmp_path: Path, monkeypatch: pytes
 
 
 def test_require_writable_makes_nothing(tmp_path: Path) -> None:
-    storage.require_writable(str(tmp_path / "new" / "deep"), "--output")
+    access.require_writable(str(tmp_path / "new" / "deep"), "--output")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"--output .*/file/out: .*/file is not a folder"):
-        storage.require_writable(str(tmp_path / "file" / "out"), "--output")
+        access.require_writable(str(tmp_path / "file" / "out"), "--output")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the super-user may write anywhere")
 def test_require_writable_asks_for_permission(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(InputError, match="no permission to write in"):
-        storage.require_writable(str(tmp_path / "out"), "--output")
+        access.require_writable(str(tmp_path / "out"), "--output")
     tmp_path.chmod(0o700)
 
 
@@ -242,4 +242,4 @@ def test_a_disk_is_told_from_a_network_file_system(
 """
     monkeypatch.setattr(Path, "read_text", lambda path: mounts if str(path) == "/proc/self/mountinfo" else "")
     monkeypatch.setattr(os.path, "realpath", lambda path: path)
-    assert storage.is_own_disk(location) is expected
+    assert access.is_own_disk(location) is expected

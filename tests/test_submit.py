@@ -21,7 +21,7 @@ from conftest import PAIRS, ROOT
 from ray_head import Head, wait_until
 
 import petseg
-from petseg.config import PredictConfig
+from petseg.predict_config import PredictConfig
 
 PAGE = (ROOT / "docs" / "clusters.md").read_text()
 CI = "ray job submit --submission-id"

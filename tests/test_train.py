@@ -7,9 +7,11 @@ import torch
 from torch import nn
 
 from petseg import checkpoint, feed, labels, learner, manifest, metrics, recipes, runs, train
-from petseg.config import InputError, ModelConfig, TrainConfig
+from petseg.config import ModelConfig
+from petseg.errors import InputError
 from petseg.labels import IGNORE_ID, LabelMap
 from petseg.share import Share
+from petseg.train_config import TrainConfig
 from petseg.unet import UNet
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from petseg import checkpoint, unet
-from petseg.config import InputError
+from petseg.errors import InputError
 from petseg.unet import UNet
 
 Weights = list[np.ndarray]
