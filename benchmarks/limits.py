@@ -32,12 +32,12 @@ import train_gpu
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from petseg import checkpoint, demo, images, labels, manifest, precision, recipes, rows, runs, shards
+from petseg import checkpoint, demo, images, labels, manifest, plans, precision, recipes, rows, runs, shards
 from petseg.images import Photo
 from petseg.learner import Learner
+from petseg.plans import Outputs
 from petseg.predict import Predictor
 from petseg.predict_config import PredictConfig
-from petseg.shards import Outputs
 from petseg.train_config import TrainConfig
 
 SHARD = 256
@@ -79,7 +79,7 @@ def main() -> None:
 def alone(photos: Path, run: Path, folder: Path, cores: int, use_gpu: bool) -> dict[str, float]:
     """Photos per second of each part, with all cores to itself."""
     table = manifest.sample(manifest.discover(str(photos)), max(SHARD, min(1024, 4 * SHARD)))
-    parts = [shards.rows_of(table, shard, SHARD) for shard in range(-(-table.num_rows // SHARD))]
+    parts = [plans.rows_of(table, shard, SHARD) for shard in range(-(-table.num_rows // SHARD))]
     found = checkpoint.find(str(run))
     size = found.model.image_size
     read = partial(rows.read_shard, size_hw=size, max_pixels=10**8, resize=found.model.resize)
@@ -122,17 +122,17 @@ def alone(photos: Path, run: Path, folder: Path, cores: int, use_gpu: bool) -> d
         "class_pixels": [[1, 2, 3]] * count,
         "confidence": [0.5] * count,
     }
-    schema = shards.schema(outputs)
+    schema = plans.schema(outputs)
     written = pa.table({name: given.get(name, [None] * count) for name in schema.names}, schema=schema)
     written = written.append_column("shard", pa.array([0] * count)).append_column("preview", pa.nulls(count))
-    plans = [
-        shards.make_plan(table, str(folder / f"written-{number}"), shard_size=SHARD, outputs=outputs, settings={})
+    jobs = [
+        plans.make_plan(table, str(folder / f"written-{number}"), shard_size=SHARD, outputs=outputs, settings={})
         for number in range(cores)
     ]
-    for plan in plans:
+    for plan in jobs:
         shards.begin(plan)
     with ThreadPoolExecutor(cores) as pool:
-        seconds = timed(lambda: list(pool.map(partial(rows.write_shard, written), (plan.target for plan in plans))))
+        seconds = timed(lambda: list(pool.map(partial(rows.write_shard, written), (plan.target for plan in jobs))))
     rates["write"] = count * cores / seconds
     return rates
 

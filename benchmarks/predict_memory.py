@@ -100,7 +100,7 @@ def megabytes(pid: int, field: str) -> float:
 
 def list_names(count: int) -> str:
     """A generator stands for the folder: so many files would only measure the disk."""
-    from petseg import manifest, shards, storage
+    from petseg import manifest, plans, storage
 
     def listed(_: str) -> Iterator[str]:
         return (f"{i % 1000:03}/photo-{i * 7919 % count:08}.jpg" for i in range(count))
@@ -109,7 +109,7 @@ def list_names(count: int) -> str:
     before = megabytes(os.getpid(), "VmHWM")
     started = time.monotonic()
     found = manifest.discover("/data/photos/of/some/project")
-    plan = shards.make_plan(found, "/out", shard_size=256, outputs=shards.Outputs(), settings={})
+    plan = plans.make_plan(found, "/out", shard_size=256, outputs=plans.Outputs(), settings={})
     peak = megabytes(os.getpid(), "VmHWM")
     seconds = time.monotonic() - started
     assert plan.manifest.num_rows == count

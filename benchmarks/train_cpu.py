@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from petseg import demo, labels, manifest, precision, runs, unet
+from petseg import demo, labels, manifest, precision, runs, splits, unet
 from petseg.config import Precision
 from petseg.train_config import TrainConfig
 
@@ -105,7 +105,7 @@ def one_round(
     """Everything once: a value by row and column, and the versions of the peer."""
     assert config.images is not None and config.masks is not None and config.val_count is not None
     folder.mkdir()
-    train_pairs, _ = manifest.split(
+    train_pairs, _ = splits.split(
         manifest.discover(config.images, config.masks), seed=config.seed, val_count=config.val_count
     )
     listed = folder / "pairs"
@@ -195,7 +195,7 @@ def decode(config: TrainConfig) -> float:
 
     assert config.images is not None and config.masks is not None and config.val_count is not None
     pairs = manifest.discover(config.images, config.masks)
-    parts = list(manifest.split(pairs, seed=config.seed, val_count=config.val_count))
+    parts = list(splits.split(pairs, seed=config.seed, val_count=config.val_count))
     label_map = labels.LabelMap.parse(config.label_map, 3)
     cluster.connect()
     try:

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from petseg import access, cli, isolate, manifest, report, reports, rows, shards, storage
+from petseg import access, cli, isolate, manifest, plans, report, reports, rows, shards, storage
 from petseg.config import ModelConfig
 from petseg.errors import InputError, JobError, UnavailableError
+from petseg.plans import Outputs, Plan, Summary, Target
 from petseg.predict_config import PredictConfig
 from petseg.progress import Clock, Progress
-from petseg.shards import Outputs, Plan, Summary, Target
 
 
 @cli.on_interrupt("what is finished is kept: the same command goes on")
@@ -32,7 +32,7 @@ def main() -> None:
         raise InputError(
             f"--output {output}: it lies in --images, so its masks would be taken for photos; choose another"
         )
-    if any(f"{images}/".startswith(f"{output}/{folder}/") for folder in (shards.MASK_FOLDER, shards.OVERLAY_FOLDER)):
+    if any(f"{images}/".startswith(f"{output}/{folder}/") for folder in (plans.MASK_FOLDER, plans.OVERLAY_FOLDER)):
         raise InputError(f"--images {images}: it lies where --output {output} puts its masks; choose another output")
     access.require_writable(output, "--output")
     clock = Clock()
@@ -45,7 +45,7 @@ def main() -> None:
 
     found = checkpoint.find(storage.absolute(config.checkpoint))
     weights = checkpoint.read_weights(found)
-    plan = shards.make_plan(
+    plan = plans.make_plan(
         photos,
         output,
         shard_size=config.shard_size,
@@ -188,7 +188,7 @@ def _read(
     from petseg import cluster
 
     shard = int(left[number["id"][0].as_py()])
-    table = shards.rows_of(ray.get(manifest), shard, shard_size)
+    table = plans.rows_of(ray.get(manifest), shard, shard_size)
     with isolate.attempt(_attempt_name(target, shard, "read")) as died_before:
         return cluster.or_refusal(lambda: _read_below(images, table, **settings, apart=died_before))
 

@@ -19,7 +19,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from petseg import access, check, check_report, cli, images, labels, manifest, oxford, prepare, recipes, report, storage
+from petseg import (
+    access,
+    check,
+    check_report,
+    cli,
+    images,
+    labels,
+    manifest,
+    oxford,
+    prepare,
+    recipes,
+    report,
+    splits,
+    storage,
+)
 from petseg.check_report import Checked
 from petseg.errors import InputError, JobError, UnavailableError
 from petseg.labels import LabelMap
@@ -121,7 +135,7 @@ def _look(
     """All that is to be known of the pairs."""
     val_fraction = config.val_fraction or (None if config.val_count else recipes.VAL_FRACTION)
     held_out = {"val_count": config.val_count, "val_fraction": val_fraction}
-    sides, notes = manifest.divide(pairs, config.split_file, seed=config.seed, **held_out)
+    sides, notes = splits.divide(pairs, config.split_file, seed=config.seed, **held_out)
     for note in notes:
         print(note)
     rows = []

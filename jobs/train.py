@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from petseg import cli, demo, labels, logs, manifest, prepared, recipes, reports, runs, storage
+from petseg import cli, demo, labels, logs, manifest, prepared, recipes, reports, runs, splits, storage
 from petseg.config import ModelConfig, Resize
 from petseg.errors import InputError
 from petseg.labels import LabelMap
@@ -232,7 +232,7 @@ def _prepared_pairs(config: TrainConfig, location: str) -> _Pairs:
 def _split(config: TrainConfig, pairs: pa.Table, images: str) -> dict[str, pa.Table]:
     """The pairs to train on, in the seeded order, and those of the other sides."""
     held_out = {"val_count": config.val_count, "val_fraction": config.val_fraction}
-    sides, notes = manifest.divide(pairs, config.split_file, seed=config.seed, **held_out)
+    sides, notes = splits.divide(pairs, config.split_file, seed=config.seed, **held_out)
     for note in notes:
         print(note)
     batch_size = config.batch_size or 1

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from petseg import images, pictures, storage
 from petseg.images import DecodeError
-from petseg.shards import MASK_FOLDER, Plan
+from petseg.plans import MASK_FOLDER, Plan
 
 SHARDS = 100
 """That are read at most, spread evenly over all."""

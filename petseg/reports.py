@@ -7,9 +7,9 @@ import numpy as np
 
 from petseg import pictures, predicted, report, storage
 from petseg.config import ModelConfig
+from petseg.plans import Plan, Summary
 from petseg.report import Bars, Command, Confusion, Curves, Facts, Picture, Section, Sheet, Table
 from petseg.runs import score
-from petseg.shards import Plan, Summary
 
 SHOWN = 12
 """Pictures on each sheet, at most."""

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from petseg import coco, images, isolate, pictures, shards, storage
+from petseg import coco, images, isolate, pictures, plans, shards, storage
 from petseg.config import Resize
 from petseg.errors import UnavailableError
 from petseg.images import DecodeError, Photo
-from petseg.shards import Outputs, Summary, Target
+from petseg.plans import Outputs, Summary, Target
 
 _IO_THREADS = 16
 _KILLED = "the process that decoded it has died"
@@ -73,7 +73,7 @@ def predict_shard(
     pool: ThreadPoolExecutor,
     apart: bool = False,
 ) -> pa.Table:
-    """The rows of `read_shard` as rows of `shards.schema`, with the columns `shard` and `preview`.
+    """The rows of `read_shard` as rows of `plans.schema`, with the columns `shard` and `preview`.
 
     `predict` gives a `predict.Prediction` for each decoded photo, in order; `predict_tiled` a `predict.Mask` for a
     photo at its own size. With `apart`, those are decoded in another process, as `read_shard` does.
@@ -117,7 +117,7 @@ def predict_shard(
             masks.put(row, mask.class_ids.size, lambda mask=mask: mask)
             del mask
     columns = {**{name: rows[name] for name in rows.column_names}, **found, **masks.columns()}
-    schema = shards.schema(outputs)
+    schema = plans.schema(outputs)
     table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
     return table.append_column("shard", rows["shard"]).append_column("preview", rows["preview"])
 
@@ -169,7 +169,7 @@ class _Encoding:
         """What is known of the masks, by column; null where a row has none."""
         while self._waiting:
             self._take()
-        of_mask = [name for name in shards.schema(self._outputs).names if name not in shards.OF_PHOTO]
+        of_mask = [name for name in plans.schema(self._outputs).names if name not in shards.OF_PHOTO]
         return {name: [encoded.get(name) for encoded in self._encoded] for name in of_mask}
 
     def _take(self) -> None:
@@ -233,7 +233,7 @@ def _write_file(target: Target, name: str, mask_png: bytes | None, preview: byte
     location = storage.join(target.output, name)
     if mask_png is None:
         storage.remove_file(location)  # of an earlier start, killed, that could still read the photo
-    elif name.startswith(f"{shards.OVERLAY_FOLDER}/"):
+    elif name.startswith(f"{plans.OVERLAY_FOLDER}/"):
         assert preview is not None
         storage.write(location, pictures.overlay(preview, mask_png), scratch=target.output)
     else:

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from petseg import access, manifest, recipes, storage
+from petseg import access, recipes, splits, storage
 from petseg.config import from_json, to_json
 from petseg.errors import InputError
 from petseg.train_config import TrainConfig
@@ -94,7 +94,7 @@ def resolve(config: TrainConfig, first: TrainConfig | None) -> TrainConfig:
 def _absolute_list(entry: str) -> str:
     """An entry of --split-file with an absolute location."""
     side, equals, location = entry.partition("=")
-    return f"{side}={storage.absolute(location)}" if equals and side in manifest.SIDES else storage.absolute(entry)
+    return f"{side}={storage.absolute(location)}" if equals and side in splits.SIDES else storage.absolute(entry)
 
 
 def begin(config: TrainConfig, sides: dict[str, pa.Table]) -> None:

@@ -16,8 +16,8 @@ import pytest
 import stores
 from PIL import Image
 
-from petseg import images, labels, manifest, rows, shards
-from petseg.shards import Outputs, Plan, Summary
+from petseg import images, labels, manifest, plans, rows
+from petseg.plans import Outputs, Plan, Summary
 
 if TYPE_CHECKING:
     from petseg.predict import Mask, Prediction
@@ -208,7 +208,7 @@ def photos(tmp_path: Path) -> Path:
 
 def make_plan(photos: Path, output: Path, **changes: object) -> Plan:
     settings = {"shard_size": 3, "outputs": Outputs(), "settings": {"checkpoint_sha256": "c0ffee"}} | changes
-    return shards.make_plan(manifest.discover(str(photos)), str(output), **settings)  # pyright: ignore
+    return plans.make_plan(manifest.discover(str(photos)), str(output), **settings)  # pyright: ignore
 
 
 def paint(photos: list[images.Photo]) -> "Iterator[Prediction]":
@@ -234,7 +234,7 @@ def do_shards(plan: Plan, *numbers: int, tile_hw: tuple[int, int] | None = None)
     common: Any = {"size_hw": SHARD_SIZE_HW, "max_pixels": 10**6}
     with ThreadPoolExecutor(2) as pool:
         for number in numbers:
-            table = shards.rows_of(plan.manifest, number, plan.shard_size)
+            table = plans.rows_of(plan.manifest, number, plan.shard_size)
             table = rows.read_shard(table, **common, tile_hw=tile_hw, previews=outputs.overlay)
             table = rows.predict_shard(
                 table,

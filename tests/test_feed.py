@@ -10,7 +10,7 @@ import ray
 import torch
 from PIL import Image
 
-from petseg import cluster, feed, manifest, prepare, prepared
+from petseg import cluster, feed, manifest, prepare, prepared, splits
 from petseg import share as share_module
 from petseg.errors import InputError, UnavailableError
 from petseg.feed import Decoded
@@ -172,7 +172,7 @@ class TestDecode:
     ) -> None:
         monkeypatch.setattr(feed, "BLOCK_BYTES", 5 * 32 * 48 * 4)
         rows = manifest.discover(*map(str, drawn))
-        train, val = manifest.split(rows, seed=3, val_count=7)
+        train, val = splits.split(rows, seed=3, val_count=7)
         decoded = feed.decode([train, val], (32, 48), LabelMap.parse("", 3))
         assert [part.rows for part in decoded] == [(5, 5, 5, 2), (5, 2)]
         for part, expected in zip(decoded, (train, val), strict=True):
@@ -237,8 +237,8 @@ class TestLoad:
     ) -> None:
         monkeypatch.setattr(feed, "BLOCK_BYTES", 7 * 32 * 48 * 4)  # blocks that cut across the files
         pairs = manifest.discover(*map(str, drawn))
-        from_files = feed.decode(list(manifest.split(pairs, seed=3, val_count=7)), (32, 48), LabelMap.parse("", 3))
-        from_set = feed.load(dataset, list(manifest.split(dataset.manifest, seed=3, val_count=7)))
+        from_files = feed.decode(list(splits.split(pairs, seed=3, val_count=7)), (32, 48), LabelMap.parse("", 3))
+        from_set = feed.load(dataset, list(splits.split(dataset.manifest, seed=3, val_count=7)))
         for one, other in zip(from_files, from_set, strict=True):
             assert (one.rows, one.image_size, one.class_pixels) == (other.rows, other.image_size, other.class_pixels)
             for block, loaded in zip(feed.ray.get(one.blocks), feed.ray.get(other.blocks), strict=True):

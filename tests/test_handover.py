@@ -12,7 +12,7 @@ from PIL import Image
 from test_checkpoint import save
 
 from petseg import images, labelled, labels, shards
-from petseg.shards import Outputs
+from petseg.plans import Outputs
 
 PAGE = (ROOT / "docs" / "handover.md").read_text()
 Example = Callable[[str], dict[str, Any]]

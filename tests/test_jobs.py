@@ -19,7 +19,7 @@ from conftest import PAIRS, ROOT, RunJob, run_in
 from PIL import Image
 from pycocotools import mask as cocotools
 
-from petseg import checkpoint, config, shards
+from petseg import checkpoint, config, plans
 from petseg.train_config import TrainConfig
 
 SETTINGS = ("--image-size", 64, 64, "--batch-size", 8, "--val-count", 7, "--num-workers", 2, "--cpus-per-worker", 1)
@@ -109,7 +109,7 @@ def test_predict_gives_every_photo_a_row(
     assert f"and --max-errors 0 of {PAIRS + 2} allows no more; broken: not an image" in stopped.stderr
     again = run_job("predict", *flags, *settings, "--max-errors", 0)
     assert again.returncode == 1 and again.stderr.startswith("stopped: 1 of ")
-    assert not (tmp_path / "out" / shards.SUCCESS_FILE).exists()
+    assert not (tmp_path / "out" / plans.SUCCESS_FILE).exists()
     written = sorted((tmp_path / "out").glob("part-*"))
     kept = {file: file.read_bytes() for file in written[:1]}
     for file in written[1:]:  # those that were under way when it stopped
@@ -140,16 +140,16 @@ def test_predict_gives_every_photo_a_row(
         assert np.bincount(values.ravel(), minlength=3).tolist() == row["class_pixels"]
         assert 1 / 3 <= row["confidence"] <= 1
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        shards.SUCCESS_FILE,
-        shards.MANIFEST_FILE,
-        shards.PLAN_FILE,
+        plans.SUCCESS_FILE,
+        plans.MANIFEST_FILE,
+        plans.PLAN_FILE,
         "config.json",
         "masks",
         *(file.name for file in files),
         "report.html",
     ]
 
-    (tmp_path / "out" / shards.SUCCESS_FILE).unlink()
+    (tmp_path / "out" / plans.SUCCESS_FILE).unlink()
     last_step = run_job("predict", *flags, *settings)
     assert last_step.returncode == 0, last_step.stderr
     assert f"\nnothing was left to do; {PAIRS + 2} rows, 1 failed" in last_step.stdout
@@ -168,7 +168,7 @@ def test_a_first_look_with_all_that_can_be_written(
     flags = ("--checkpoint", storage / "first", "--images", drawn[0], "--output", "out")
     (tmp_path / "out").mkdir()
     before = {"png": False, "manifest_sha256": "", "shard_size": 256}
-    (tmp_path / "out" / shards.PLAN_FILE).write_text(json.dumps(before))
+    (tmp_path / "out" / plans.PLAN_FILE).write_text(json.dumps(before))
     extras = ("--limit", 5, "--tile", 96, 128, "--tile-overlap", 16, "--overlay", "--probabilities", "--coco-rle")
     refused = run_job("predict", *flags, *extras)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
@@ -177,7 +177,7 @@ def test_a_first_look_with_all_that_can_be_written(
 
     parts = str(tmp_path / "out" / "part-*.parquet")
     names = [f"pet_{i * PAIRS // 5:04}" for i in range(5)]
-    columns = [*shards.schema(shards.Outputs()).names, "probability_pngs", "coco_rle"]
+    columns = [*plans.schema(plans.Outputs()).names, "probability_pngs", "coco_rle"]
     with duckdb.connect() as database:
         found = database.sql(f"select * from '{parts}' order by id")  # noqa: S608 - a path of this test's own
         assert found.columns == columns

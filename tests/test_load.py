@@ -19,8 +19,8 @@ from test_checkpoint import CONFIG, save
 import petseg
 from petseg import checkpoint, images, rows
 from petseg.errors import InputError
+from petseg.plans import Outputs
 from petseg.predict import Predictor
-from petseg.shards import Outputs
 
 MAX_PIXELS = 10**6
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from petseg import manifest
+from petseg import manifest, splits
 from petseg.errors import InputError
 
 
@@ -105,10 +105,10 @@ def test_a_folder_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
 def test_split_is_the_keras_example_s(tmp_path: Path) -> None:
     """random.Random(1337).shuffle of 0..9 is [0, 3, 7, 2, 1, 6, 4, 5, 8, 9]; the last ones are held out."""
     rows = manifest.discover(touch(tmp_path, *(f"{i}.jpg" for i in range(10))))
-    train, val = manifest.split(rows, seed=1337, val_count=3)
+    train, val = splits.split(rows, seed=1337, val_count=3)
     assert "".join(train["id"].to_pylist() + val["id"].to_pylist()) == SHUFFLED
     assert val.num_rows == 3
-    other, _ = manifest.split(rows, seed=1, val_count=3)
+    other, _ = splits.split(rows, seed=1, val_count=3)
     assert other != train
 
 

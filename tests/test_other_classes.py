@@ -12,7 +12,7 @@ from conftest import RunJob, run_in
 from drawn import untrained
 from PIL import Image, ImageDraw
 
-from petseg import checkpoint, manifest, runs
+from petseg import checkpoint, manifest, runs, splits
 from petseg.errors import InputError
 
 COLOURS = {
@@ -75,7 +75,7 @@ def test_five_classes_of_colours_are_learnt_predicted_and_scored(landscapes: Pat
     assert "1 of 64 pairs are in no list of --split-file, and left out" in done.stdout
     assert "training on 40 pairs, validating on 12" in done.stdout
     split = pq.read_table(landscapes / "runs" / "five" / "manifest.parquet")["split"].to_pylist()
-    assert [split.count(side) for side in manifest.SIDES] == [40, 12, 11]
+    assert [split.count(side) for side in splits.SIDES] == [40, 12, 11]
     history = runs.read_metrics(str(landscapes / "runs" / "five"))
     assert list(history[-1]["val_iou"]) == list(COLOURS)
     assert max(epoch["val_miou"] for epoch in history) > 0.6
@@ -143,7 +143,7 @@ def test_a_list_with_none_of_the_pairs_is_refused(landscapes: Path) -> None:
     pairs = manifest.discover(str(landscapes / "photos"), str(landscapes / "masks"))
     (landscapes / "other.txt").write_text("b/77 train\n")
     with pytest.raises(InputError, match=r"none of the ids in it is that of a pair, such as a/00; ids are paths"):
-        manifest.assign(pairs, (str(landscapes / "other.txt"),))
+        splits.assign(pairs, (str(landscapes / "other.txt"),))
 
 
 def test_ids_may_have_spaces_and_those_that_are_no_pair_s_are_named(tmp_path: Path) -> None:
@@ -153,23 +153,23 @@ def test_ids_may_have_spaces_and_those_that_are_no_pair_s_are_named(tmp_path: Pa
             Image.new("L", (8, 8)).save(tmp_path / name / f"{stem}.png")
     pairs = manifest.discover(str(tmp_path / "photos"), str(tmp_path / "masks"))
     (tmp_path / "train.txt").write_text("\ufeffmy cat 1.png\ndog 3 4\ncow 5 6\n", encoding="utf-8")
-    sides, unknown = manifest.assign(pairs, (f"train={tmp_path}/train.txt",))
+    sides, unknown = splits.assign(pairs, (f"train={tmp_path}/train.txt",))
     assert sides["train"]["id"].to_pylist() == ["dog", "my cat 1"] and unknown == ["cow"]
     (tmp_path / "val.txt").write_text("horse\n")
     with pytest.raises(InputError, match=r"val.txt: none of the ids in it is that of a pair, such as dog"):
-        manifest.assign(pairs, (f"train={tmp_path}/train.txt", f"val={tmp_path}/val.txt"))
+        splits.assign(pairs, (f"train={tmp_path}/train.txt", f"val={tmp_path}/val.txt"))
     pq.write_table(pairs.select(["id"]), tmp_path / "manifest.parquet")
     with pytest.raises(InputError, match=r"manifest.parquet: no Parquet file with columns id and split"):
-        manifest.assign(pairs, (str(tmp_path / "manifest.parquet"),))
+        splits.assign(pairs, (str(tmp_path / "manifest.parquet"),))
 
 
 def test_the_manifest_of_a_run_is_a_list(landscapes: Path, tmp_path: Path) -> None:
     pairs = manifest.discover(str(landscapes / "photos"), str(landscapes / "masks"))
-    sides, unknown = manifest.assign(pairs, tuple(str(landscapes / name) for name in ("val.csv",)))
-    assert [sides[side].num_rows for side in manifest.SIDES] == [0, 12, 0] and unknown == []
+    sides, unknown = splits.assign(pairs, tuple(str(landscapes / name) for name in ("val.csv",)))
+    assert [sides[side].num_rows for side in splits.SIDES] == [0, 12, 0] and unknown == []
     listed = pairs.slice(3, 2).append_column("split", [["train", "test"]])
     pq.write_table(listed, tmp_path / "manifest.parquet")
-    sides, _ = manifest.assign(pairs, (str(tmp_path / "manifest.parquet"),))
+    sides, _ = splits.assign(pairs, (str(tmp_path / "manifest.parquet"),))
     assert (sides["train"]["id"].to_pylist(), sides["test"]["id"].to_pylist()) == (["a/03"], ["a/04"])
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from petseg import feed, labels, predicted, prepared, report, reports, samples, shards
 from petseg.config import ModelConfig
-from petseg.shards import Outputs
+from petseg.plans import Outputs
 from petseg.unet import UNet
 
 CLASSES = ("pet", "background", "border")

@@ -13,8 +13,8 @@ import pytest
 from conftest import SHARD_SIZE_HW, do_shards, make_plan
 from PIL import Image
 
-from petseg import manifest, rows, shards
-from petseg.shards import Outputs
+from petseg import manifest, plans, rows, shards
+from petseg.plans import Outputs
 
 EVERYTHING = Outputs(overlay=True, probabilities=True, coco_rle=True)
 
@@ -32,7 +32,7 @@ def test_every_photo_has_its_row_and_every_mask_its_files(photos: Path, tmp_path
     found = write_all(photos, output, outputs=EVERYTHING)
     assert [file.name for file in sorted(output.glob("part-*"))] == [f"part-0000{i}-of-00003.parquet" for i in range(3)]
     for file in output.glob("part-*"):
-        assert pq.read_schema(file).remove_metadata() == shards.schema(EVERYTHING)
+        assert pq.read_schema(file).remove_metadata() == plans.schema(EVERYTHING)
     assert [row["id"] for row in found] == ["a/0", "a/2", "a/4", "a/6", "b/1", "b/3", "b/5"]
     for row in found:
         number = int(row["id"][2:])
@@ -75,7 +75,7 @@ def test_without_png_the_masks_are_in_the_parquet_alone(photos: Path, tmp_path: 
     found = write_all(photos, tmp_path / "out", outputs=Outputs(png=False))
     assert not (tmp_path / "out" / "masks").exists()
     assert [row["mask_png"] is None for row in found] == [row["id"] == "b/3" for row in found]
-    assert set(found[0]) == set(shards.schema(Outputs()).names)
+    assert set(found[0]) == set(plans.schema(Outputs()).names)
 
 
 def test_a_photo_that_is_lost_between_two_starts_leaves_no_file(photos: Path, tmp_path: Path) -> None:

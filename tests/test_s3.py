@@ -14,7 +14,7 @@ import pytest
 import stores
 from conftest import PAIRS, ROOT, RunJob, Store, run_in
 
-from petseg import runs, shards, storage
+from petseg import plans, runs, storage
 
 SETTINGS = ("--image-size", 64, 64, "--batch-size", 8, "--val-count", 7, "--num-workers", 2, "--cpus-per-worker", 1)
 TRAIN = (*SETTINGS, "--precision", "fp32", "--epochs", 2)
@@ -171,7 +171,7 @@ def test_a_store_that_goes_away_stops_the_job_and_no_photo_is_blamed(
     assert line.startswith("stopped: ") and "refused 6 times: SlowDown" in line and line.endswith("command again")
     weather.reset()
     before = contents(output)
-    assert shards.SUCCESS_FILE not in before
+    assert plans.SUCCESS_FILE not in before
     expected = contents(bucket.predicted)
     assert before == {name: expected[name] for name in before}
     again = run_job("predict", *bucket.predict("--output", output))
@@ -186,7 +186,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(bucket: Bucket, pr
     job.send_signal(signal.SIGKILL)
     job.communicate()
     found = contents(output)
-    assert shards.SUCCESS_FILE not in found and found == {name: expected[name] for name in found}
+    assert plans.SUCCESS_FILE not in found and found == {name: expected[name] for name in found}
     done = run_job("predict", *bucket.predict("--output", output))
     assert done.returncode == 0, done.stderr
     assert contents(output) == expected
@@ -203,7 +203,7 @@ def test_of_two_jobs_that_race_for_one_output_one_is_told(bucket: Bucket, prefix
     assert re.match(rf"error: --output: {prefix}/out.* is there already|error: --output {prefix}/out: begun", line), (
         line
     )
-    assert shards.SUCCESS_FILE in storage.list_names(f"{prefix}/out")
+    assert plans.SUCCESS_FILE in storage.list_names(f"{prefix}/out")
 
 
 @pytest.mark.parametrize(

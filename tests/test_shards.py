@@ -6,14 +6,14 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import do_shards, make_plan
 
-from petseg import disk, shards, storage
+from petseg import disk, plans, shards, storage
 from petseg.errors import InputError
-from petseg.shards import Outputs, Plan
+from petseg.plans import Outputs, Plan
 
 SETTINGS = {"checkpoint_sha256": "c0ffee"}
 
 
-def start(plan: Plan, *, overwrite: bool = False) -> dict[int, shards.Summary]:
+def start(plan: Plan, *, overwrite: bool = False) -> dict[int, plans.Summary]:
     done = shards.find_done(plan, overwrite=overwrite)
     shards.begin(plan, overwrite=overwrite)
     return done
@@ -101,7 +101,7 @@ def test_looking_changes_nothing(photos: Path, tmp_path: Path) -> None:
 def test_a_plan_that_was_edited_is_refused(content: bytes, photos: Path, tmp_path: Path) -> None:
     plan = make_plan(photos, tmp_path / "out")
     start(plan)
-    (tmp_path / "out" / shards.PLAN_FILE).write_bytes(content)
+    (tmp_path / "out" / plans.PLAN_FILE).write_bytes(content)
     with pytest.raises(InputError, match=r"out/_plan\.json: "):
         shards.find_done(plan)
 
@@ -121,7 +121,7 @@ def test_a_folder_that_changed_is_refused_and_what_changed_is_named(photos: Path
 
 def test_a_changed_folder_is_refused_also_where_the_old_names_are_lost(photos: Path, tmp_path: Path) -> None:
     start(make_plan(photos, tmp_path / "out"))
-    (tmp_path / "out" / shards.MANIFEST_FILE).write_bytes(b"broken")
+    (tmp_path / "out" / plans.MANIFEST_FILE).write_bytes(b"broken")
     (photos / "new.jpg").touch()
     with pytest.raises(InputError, match=r"images \(was 7, now 8\), manifest_sha256"):
         start(make_plan(photos, tmp_path / "out"))
@@ -199,7 +199,7 @@ def test_overwriting_keeps_a_file_among_the_masks_that_no_job_wrote(photos: Path
 
 
 def test_a_plan_of_something_else_is_not_overwritten(photos: Path, tmp_path: Path) -> None:
-    plan = tmp_path / "out" / shards.PLAN_FILE
+    plan = tmp_path / "out" / plans.PLAN_FILE
     plan.parent.mkdir()
     plan.write_text('{"png": true, "steps": []}')
     with pytest.raises(InputError, match="not the plan of a prediction"):
@@ -208,7 +208,7 @@ def test_a_plan_of_something_else_is_not_overwritten(photos: Path, tmp_path: Pat
 
 def test_masks_that_are_not_known_by_name_are_not_overwritten(photos: Path, tmp_path: Path) -> None:
     finished(photos, tmp_path / "out")
-    (tmp_path / "out" / shards.MANIFEST_FILE).unlink()
+    (tmp_path / "out" / plans.MANIFEST_FILE).unlink()
     with pytest.raises(InputError, match="so what to overwrite is not known"):
         start(make_plan(photos, tmp_path / "out", shard_size=2), overwrite=True)
 
@@ -231,10 +231,10 @@ def test_a_job_whose_output_another_has_taken_over_writes_no_more(photos: Path, 
 
 
 def test_the_names_are_written_again_where_an_overwriting_start_had_replaced_them(photos: Path, tmp_path: Path) -> None:
-    expected = finished(photos, tmp_path / "out")[shards.MANIFEST_FILE]
-    (tmp_path / "out" / shards.MANIFEST_FILE).write_bytes(b"of the job that was killed before its plan")
+    expected = finished(photos, tmp_path / "out")[plans.MANIFEST_FILE]
+    (tmp_path / "out" / plans.MANIFEST_FILE).write_bytes(b"of the job that was killed before its plan")
     start(make_plan(photos, tmp_path / "out"))
-    assert (tmp_path / "out" / shards.MANIFEST_FILE).read_bytes() == expected
+    assert (tmp_path / "out" / plans.MANIFEST_FILE).read_bytes() == expected
 
 
 def test_overwriting_keeps_what_the_same_job_has_done(photos: Path, tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_overwriting_keeps_what_the_same_job_has_done(photos: Path, tmp_path: Pa
     assert start(plan, overwrite=True) == done
 
 
-@pytest.mark.parametrize("step", [0, 1, 3, 5, 8, 12, 15, 19, 20, 21])
+@pytest.mark.parametrize("step", [0, 1, 3, 5, 8, 12, 15, 19, 20, 21, 22])
 def test_overwriting_that_was_killed_is_taken_up_again(
     step: int, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,8 +269,8 @@ def test_overwriting_that_was_killed_is_taken_up_again(
     with monkeypatch.context() as patched:
         for name in ("remove_file", "write"):
             patched.setattr(storage, name, killed_at_step(name))
-        # _SUCCESS.json, four shards, seven masks, seven overlays, the manifest and the plan
-        with pytest.raises(KeyboardInterrupt) if step < 21 else contextlib.nullcontext():
+        # _SUCCESS.json, the report, four shards, seven masks, seven overlays, the manifest and the plan
+        with pytest.raises(KeyboardInterrupt) if step < 22 else contextlib.nullcontext():
             start(plan, overwrite=True)
     assert not shards.is_finished(plan, shards.find_done(plan, overwrite=True))
     assert finished(photos, tmp_path / "out") == finished(photos, tmp_path / "fresh")

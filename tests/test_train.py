@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from petseg import checkpoint, feed, labels, learner, manifest, metrics, recipes, runs, train
+from petseg import checkpoint, feed, labels, learner, manifest, metrics, recipes, runs, splits, train
 from petseg.config import ModelConfig
 from petseg.errors import InputError
 from petseg.labels import IGNORE_ID, LabelMap
@@ -60,7 +60,7 @@ def test_a_score_that_is_not_defined_is_null() -> None:
 @pytest.fixture(scope="module")
 def decoded(local_ray: None, drawn: tuple[Path, Path]) -> list[feed.Decoded]:
     rows = manifest.discover(*map(str, drawn))
-    return feed.decode(list(manifest.split(rows, seed=1, val_count=7)), (32, 32), LabelMap.parse("", 3))
+    return feed.decode(list(splits.split(rows, seed=1, val_count=7)), (32, 32), LabelMap.parse("", 3))
 
 
 @pytest.fixture
