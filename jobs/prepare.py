@@ -193,6 +193,7 @@ def _make_shards(config: ShardsConfig) -> None:
     if failures and not config.skip_bad:
         raise manifest.refuse_bad(failures, "Mend or remove them, or leave them out with --skip-bad")
     with access.writing(config.output):
+        storage.write(storage.join(config.output, cli.CONFIG_FILE), cli.as_file(config))
         _report(prepare.finish(target, pairs, done), how)
 
 

@@ -40,6 +40,7 @@ class Decoded:
 
     @property
     def num_rows(self) -> int:
+        """Pairs in all blocks."""
         return sum(self.rows)
 
 

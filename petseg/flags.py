@@ -47,6 +47,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
+        """What argparse calls where a value is wrong or missing."""
         raise InputError(f"{message.removeprefix('argument ')} (--help tells more)")
 
     def given(self, words: Iterable[str]) -> dict[str, Any]:

@@ -202,6 +202,7 @@ def open_image(content: bytes, max_pixels: int) -> ImageFile.ImageFile:
 
 
 def decode_opened(image: Image.Image, header: Header, size_hw: tuple[int, int], resize: Resize) -> Photo:
+    """What `decode_photo` makes of an image that is open, with its `header_of`."""
     rows, columns = size_hw[::-1] if header.still_to_turn in SWAPS_SIDES else size_hw
     # A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as that is no less than the size asked for: a
     # third less time for 500 × 375, and by 0.8 of 255 (mean) from what decoding it whole and then shrinking it gives.
@@ -229,6 +230,7 @@ def header_of(image: Image.Image) -> Header:
 
 
 def upright(image: Image.Image, orientation: int) -> Image.Image:
+    """An image turned by its EXIF orientation; 1, and what is none, leaves it."""
     return image.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else image
 
 

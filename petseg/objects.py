@@ -31,6 +31,7 @@ class ArrowStore:
             raise NoSuchPlaceError(f"{self._place}: cannot be opened: {without_secrets(error)}") from error
 
     def list_files(self, folder: str) -> Iterator[str]:
+        """As `S3Store.list_files`."""
         path = self._path(folder)
         with self._errors(folder):
             infos = self._filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
@@ -39,21 +40,25 @@ class ArrowStore:
                 yield info.path[len(path) + 1 :]
 
     def list_names(self, folder: str) -> list[str]:
+        """As `S3Store.list_names`."""
         with self._errors(folder):
             infos = self._filesystem.get_file_info(pafs.FileSelector(self._path(folder), allow_not_found=True))
         return [info.base_name for info in infos]
 
     def read(self, path: str, at_most: int | None = None) -> bytes:
+        """As `S3Store.read`."""
         with self._errors(path), self._filesystem.open_input_file(self._path(path)) as file:
             if at_most is not None and file.size() > at_most:
                 raise OSError(errno.EFBIG, f"it has more than {at_most} bytes", path)
             return file.read()
 
     def open_file(self, path: str) -> pa.NativeFile:
+        """As `S3Store.open_file`."""
         with self._errors(path):
             return self._filesystem.open_input_file(self._path(path))
 
     def write(self, path: str, content: bytes) -> None:
+        """As `S3Store.write`."""
         with self._errors(path), self._filesystem.open_output_stream(self._path(path)) as stream:
             stream.write(content)
 
@@ -64,11 +69,13 @@ class ArrowStore:
         self.write(path, content)
 
     def remove_file(self, path: str) -> None:
+        """As `S3Store.remove_file`."""
         if self._exists(path):
             with self._errors(path):
                 self._filesystem.delete_file(self._path(path))
 
     def remove_folder(self, path: str) -> None:
+        """As `S3Store.remove_folder`."""
         for below in self.list_files(path):
             self.remove_file(f"{path}/{below}")
 

@@ -88,6 +88,7 @@ _client_lock = threading.Lock()
 
 
 def client() -> Any:
+    """boto3's client for S3, one for the process. Raises `NoSuchPlaceError` where its settings cannot be used."""
     with _client_lock:  # to make two at once is not safe
         return _new_client()
 

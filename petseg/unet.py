@@ -36,6 +36,7 @@ class SeparableConv2d(nn.Module):
         self.pointwise = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) → (N, C_out, H, W)."""
         return self.pointwise(self.depthwise(x))
 
 
@@ -51,6 +52,7 @@ class DownBlock(nn.Module):
         self.residual = nn.Conv2d(in_channels, out_channels, 1, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) → (N, C_out, H / 2, W / 2)."""
         y = self.bn1(self.conv1(F.relu(x)))
         y = self.bn2(self.conv2(F.relu(y)))
         # TensorFlow's "same" max-pool of an even size pads the right and the bottom only: that is ceil_mode.
@@ -70,6 +72,7 @@ class DoubledConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, 3, padding=1)
 
     def forward(self, input: Tensor) -> Tensor:
+        """(N, C_in, H, W) → (N, C_out, 2 H, 2 W)."""
         kernels, bias = self.summed()
         return _together(F.conv2d(input, kernels, bias, padding=1))
 
@@ -157,6 +160,7 @@ class UpBlock(nn.Module):
         self.doubles = doubles
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) → (N, C_out, H, W), of a block that doubles (N, C_out, 2 H, 2 W)."""
         y = self.bn1(self.conv1(F.relu(x)))
         y = self.bn2(self.conv2(F.relu(y)))
         residual = self.residual(x)
@@ -189,6 +193,7 @@ class UNet(nn.Module):
                 _init_like_keras(module)
 
     def forward(self, pixels_nchw: Tensor) -> Tensor:
+        """Pixels 0..255, of any type, (N, 3, H, W) → logits (N, num_classes, H, W); any height and width."""
         height, width = pixels_nchw.shape[2:]
         x = pixels_nchw.to(self.entry.weight.dtype) * self.input_scale + self.input_offset
         bottom, right = (_multiple_from(side) - side for side in (height, width))
