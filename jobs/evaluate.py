@@ -186,7 +186,7 @@ def _first_errors(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _report(output: str, rows: list[dict[str, Any]], metrics: dict[str, Any]) -> None:
-    print(f"{metrics['pairs']} pairs, {metrics['failed']} failed: {output}/{METRICS_FILE}, {output}/{report.FILE}")
+    print(f"{metrics['pairs']} pairs, {metrics['failed']} failed: {output}/{METRICS_FILE}")
     first_errors = _first_errors(rows)
     for error in first_errors:
         print(f"  failed: {error}")
@@ -196,6 +196,7 @@ def _report(output: str, rows: list[dict[str, Any]], metrics: dict[str, Any]) ->
         print(_line(title, of_size))
         if of_size["without_border"] is not None:
             print(_line("  without border", of_size["without_border"]))
+    print(f"report: {output}/{report.FILE}")
     for row in metrics["worst"][:1]:
         print(f"worst: {row['id']}, cross-entropy {score(row['cross_entropy'])}: {output}/{row['picture']}")
 

@@ -84,12 +84,7 @@ def _get_oxford_pets(config: OxfordConfig) -> None:
 
 
 def _check(config: CheckConfig) -> None:
-    config = dataclasses.replace(
-        config,
-        images=storage.absolute(config.images),
-        masks=storage.absolute(config.masks),
-        output=storage.absolute(config.output),
-    )
+    config = cli.located(config)
     _refuse_inside(config.output, config.images, config.masks)
     access.require_writable(config.output, "--output")
     if report.FILE in storage.list_names(config.output) and not config.overwrite:
@@ -169,12 +164,7 @@ def _refuse_inside(output: str, *folders: str) -> None:
 
 
 def _make_shards(config: ShardsConfig) -> None:
-    config = dataclasses.replace(
-        config,
-        images=storage.absolute(config.images),
-        masks=storage.absolute(config.masks),
-        output=storage.absolute(config.output),
-    )
+    config = cli.located(config)
     _refuse_inside(config.output, config.images, config.masks)
     classes = labels.class_names(config.num_classes, config.classes)
     label_map = LabelMap.parse(config.label_map, len(classes), classes, config.ignore_label)

@@ -98,11 +98,16 @@ def _read(cls: type[Config], file: str) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in _OF_ONE_RUN}
 
 
-def as_file(config: Config) -> bytes:
-    """The settings as `CONFIG_FILE` holds them: with absolute locations, so that they mean the same elsewhere."""
+def located(config: ConfigT) -> ConfigT:
+    """The settings with absolute locations, so that they mean the same in another folder."""
     places = {name: getattr(config, name, None) for name in flags.PLACES}
     absolute = {name: storage.absolute(place) for name, place in places.items() if place}
-    return to_json(dataclasses.replace(config, **absolute)).encode()
+    return dataclasses.replace(config, **absolute)
+
+
+def as_file(config: Config) -> bytes:
+    """What `CONFIG_FILE` holds of the settings."""
+    return to_json(located(config)).encode()
 
 
 def peek_resume() -> tuple[str, str] | None:

@@ -5,7 +5,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from petseg import cluster, storage
+from petseg import access, cluster
 from petseg.errors import InputError, JobError, UnavailableError
 
 
@@ -144,7 +144,7 @@ def test_a_place_on_one_disk_is_refused_where_work_is_done_on_others(
     """Several nodes; or none with cores yet, so that those with the cores are still to come."""
     monkeypatch.setattr(cluster.ray, "nodes", lambda: found)
     monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": float(cpus)})
-    monkeypatch.setattr(storage, "is_own_disk", lambda location: not location.startswith(("s3://", "/network")))
+    monkeypatch.setattr(access, "is_own_disk", lambda location: not location.startswith(("s3://", "/network")))
     cluster.require_shared({"--storage": "s3://bucket/runs", "--images": "/network/photos"})
     if not refused:
         cluster.require_shared({"--storage": "/runs"})
