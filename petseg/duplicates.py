@@ -11,6 +11,9 @@ NEAR_BITS = 4
 Like That", 2013), takes 0 for the same picture and up to 10 for a variation of it. With 4, of 1,649 photos of the pet
 dataset 13 were paired with another; those that were looked at were the same photo."""
 
+MOST_PAIRS = 100_000
+"""That are looked for: of a thousand frames of one film, half a million pairs are near."""
+
 _BANDS = NEAR_BITS + 1
 _BLOCK = 2**22
 
@@ -23,7 +26,7 @@ def difference_hash(picture: Image.Image) -> int:
 
 def near(hashes: np.ndarray) -> list[tuple[int, int, int]]:
     """The pairs of places whose hashes, uint64 (n,), differ in at most `NEAR_BITS` bits, and in how many; the nearest
-    first. Of many that are equal, each is paired with the first alone.
+    first. Of many that are equal, each is paired with the first alone; after `MOST_PAIRS` it ends.
 
     Two hashes that differ in at most 4 bits have at least one of five parts in common, so only those are compared.
     """
@@ -38,6 +41,12 @@ def near(hashes: np.ndarray) -> list[tuple[int, int, int]]:
             close = bits <= NEAR_BITS
             ones, others = np.sort([first[left[close]], first[right[close]]], axis=0).tolist()
             found.update(zip(zip(ones, others, strict=True), bits[close].tolist(), strict=True))
+            if len(found) >= MOST_PAIRS:
+                return _sorted(found)
+    return _sorted(found)
+
+
+def _sorted(found: dict[tuple[int, int], int]) -> list[tuple[int, int, int]]:
     return sorted(((*pair, distance) for pair, distance in found.items()), key=lambda entry: (entry[2], entry[:2]))
 
 

@@ -285,3 +285,11 @@ def test_a_class_that_no_mask_has_is_told() -> None:
     counts = {1: 5, 2: 5}
     [finding] = check_report.findings(found([], {}, labels=Labels(counts, counts, False)))
     assert str(finding) == "no pixel of border in any mask; see --label-map, --num-classes and --classes"
+
+
+def test_of_very_many_that_are_near_some_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "MOST_PAIRS", 50)
+    frames = np.array([1 << bit for bit in range(64)], np.uint64)  # any two differ in two bits
+    found = duplicates.near(frames)
+    assert 50 <= len(found) < 64 * 63 // 2
+    assert {distance for *_, distance in found} == {2}
