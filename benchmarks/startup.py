@@ -169,7 +169,7 @@ def inside(marks: str, command: list[str]) -> None:
 
     run = cli.run
 
-    def run_wrapped(main: Callable[[], None]) -> None:
+    def run_wrapped(main: Callable[[], None], *rest: Any) -> None:
         job = main.__globals__
         if "_ShardPredictor" in job:
             job["_read"] = timed(job["_read"], marks, "read", "have")

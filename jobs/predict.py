@@ -24,7 +24,6 @@ from petseg.predict_config import PredictConfig
 from petseg.progress import Clock, Progress
 
 
-@cli.on_interrupt("what is finished is kept: the same command goes on")
 def main() -> None:
     config = cli.parse(PredictConfig, about=__doc__)
     images, output = storage.absolute(config.images), storage.absolute(config.output)
@@ -297,4 +296,4 @@ def _say(summary: Summary, output: str, how: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, "what is finished is kept: the same command goes on")

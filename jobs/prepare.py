@@ -45,7 +45,6 @@ from petseg.progress import Progress
 CHECK_FILE = "check.parquet"
 
 
-@cli.on_interrupt("what is finished is kept: the same command goes on")
 def main() -> None:
     commands = {"oxford-pets": OxfordConfig, "check": CheckConfig, "shards": ShardsConfig}
     config = cli.parse_subcommand(commands, about=__doc__)
@@ -288,4 +287,4 @@ def _report(found: Prepared, how: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, "what is finished is kept: the same command goes on")

@@ -238,8 +238,8 @@ def _split(config: TrainConfig, pairs: pa.Table, images: str) -> dict[str, pa.Ta
     batch_size = config.batch_size or 1
     if sides["train"].num_rows < batch_size:
         raise InputError(
-            f"{images}: of {pairs.num_rows} pairs, {sides['val'].num_rows} are for validation, and the rest does not "
-            f"fill one batch of {batch_size}; add pairs, or lower --val-count, --val-fraction or --batch-size"
+            f"{images}: {sides['train'].num_rows} pairs to train on, beside {sides['val'].num_rows} for validation, do "
+            f"not fill one batch of {batch_size}; add pairs, or lower --val-count, --val-fraction or --batch-size"
         )
     return sides
 

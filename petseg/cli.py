@@ -141,7 +141,7 @@ def _is_interrupt(error: BaseException | None) -> bool:
     return error is not None
 
 
-def run(main: Callable[[], None]) -> NoReturn:
+def run(main: Callable[[], None], interrupted: str = "the same command begins again") -> NoReturn:
     """Run a job's `main` and exit: 0, 2 with one line on bad input, 1 with one line where it had to stop, 130 after
     Ctrl-C, and 70 with one line on a defect of ours. With --debug the traceback comes before the line.
     """
@@ -150,7 +150,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
-        line, code = _verdict(error)
+        line, code = _verdict(error, interrupted)
         if code == _DEFECT and "--debug" not in sys.argv:  # after hours nobody wants to see it once more to show it
             with tempfile.NamedTemporaryFile("w", prefix="petseg-defect-", suffix=".txt", delete=False) as file:
                 traceback.print_exc(file=file)
@@ -160,7 +160,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     sys.exit(0)
 
 
-def _verdict(error: BaseException) -> tuple[str, int]:
+def _verdict(error: BaseException, interrupted: str) -> tuple[str, int]:
     """What the user is told of what ended a job, and its exit code."""
     match error:
         case InputError():
@@ -176,7 +176,7 @@ def _verdict(error: BaseException) -> tuple[str, int]:
         case KeyboardInterrupt(args=[_]):
             return f"interrupted; {error}", 130
     if _is_interrupt(error):
-        return "interrupted; the same command begins again", 130
+        return f"interrupted; {interrupted}", 130
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     what = ": ".join([type(error).__name__, *lines[:1]])
     return f"defect: {what}", _DEFECT

@@ -359,7 +359,7 @@ def folder(tmp_path: Path, drawn: tuple[Path, Path]) -> Path:
         ("--images photos --masks none", "--masks {}/none: no image in it"),
         ("--images one-photo --masks masks", "a mask without a photo: pet_0001, pet_0002"),
         ("--images photos", "--images and --masks belong together"),
-        ("--images photos --masks masks --val-count 20", "the rest does not fill one batch of 8"),
+        ("--images photos --masks masks --val-count 20", "do not fill one batch of 8"),
         ("--images photos --masks masks --storage file", "--storage {}/file/new: {}/file is not a folder"),
         ("--images photos --masks masks --label-map 1", "--label-map: '1' is not"),
         ("--resume", "there is no run in {}/runs/new"),

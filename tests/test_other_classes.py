@@ -124,7 +124,7 @@ def test_a_prepared_set_trains_to_the_same_numbers(landscapes: Path) -> None:
         ((*FLAGS, "--split-file", "nowhere.txt"), "nowhere.txt: cannot be read: No such file"),
         ((*FLAGS, "--split-file", "train.txt"), "train.txt, line 2: an id and one of train, val, test are expected"),
         ((*FLAGS, "--split-file", "train=train.txt", "val=train.txt"), "is listed for val and for train"),
-        ((*FLAGS, "--split-file", "val.csv"), "of 0 pairs, 0 are for validation, and the rest does not fill"),
+        ((*FLAGS, "--split-file", "val.csv"), "0 pairs to train on, beside 12 for validation, do not fill"),
         (("--data", "nowhere"), "nowhere"),
         (("--data", "photos"), "photos"),
     ],

@@ -29,7 +29,8 @@ def source(drawn: tuple[Path, Path], tmp_path: Path) -> Path:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """But for `config.json`, which names the folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "config.json"}
 
 
 def make(source: Path, output: Path) -> None:
