@@ -104,7 +104,7 @@ def _check(config: CheckConfig) -> None:
     alone = [{"id": row["id"], "image": row["image"], "error": "no mask"} for row in photos_alone.to_pylist()]
     alone += [{"id": row["id"], "mask": row["image"], "error": "no photo"} for row in masks_alone.to_pylist()]
     content = io.BytesIO()
-    pq.write_table(check.table(list(found.rows), pairs, dict(found.sides), alone), content)
+    pq.write_table(check.table(list(found.rows), pairs, found.sides, found.like(), alone), content)
     page = check_report.page(found, said, dataclasses.asdict(config), command)
     with access.writing(config.output):
         storage.write(storage.join(config.output, CHECK_FILE), content.getvalue())

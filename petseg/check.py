@@ -6,7 +6,7 @@ A plain process, no Ray and no torch: threads decode, and what is held is a row 
 import hashlib
 import os
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from petseg import duplicates, images, labelled, manifest
 from petseg.images import DecodeError
-from petseg.labels import IGNORE_ID, UNKNOWN_ID, LabelMap
+from petseg.labels import IGNORE_ID, NUMBERS, UNKNOWN_ID, LabelMap
 
 ROWS = pa.schema(
     [
@@ -29,13 +29,15 @@ ROWS = pa.schema(
         ("values", pa.list_(pa.struct([("value", pa.int32()), ("pixels", pa.int64())]))),
         ("sha256", pa.string()),
         ("difference_hash", pa.uint64()),
+        ("like", pa.string()),
         ("error", pa.string()),
     ]
 )
 """A row per pair, and per photo or mask without a partner. `side` is where training would put it;
 `height` and `width` are the photo's once it is turned upright by its EXIF `orientation` (1 to 8); `values` are the raw
-values of the mask (a colour as 0xRRGGBB); `error` is why training would refuse the pair, null where it would not. What
-is not known is null."""
+values of the mask (a colour as 0xRRGGBB); `like` is the id of another photo that it repeats or looks like, on another
+side of the split where there is one; `error` is why training would refuse the pair, null where it would not. What is
+not known is null."""
 
 _HASH_SIDE = 64
 _VALUES_KEPT = 300
@@ -121,8 +123,7 @@ def class_pixels(found: Labels, label_map: LabelMap) -> tuple[list[int], list[in
     """
     pixels, files, unknown = [0] * label_map.num_classes, [0] * label_map.num_classes, 0
     for value, count in found.pixels.items():
-        known = found.colours == label_map.colours and value < len(label_map.table)
-        class_id = int(label_map.table[value]) if known else UNKNOWN_ID
+        class_id = label_map.ids.get(value, UNKNOWN_ID) if found.colours == label_map.colours else UNKNOWN_ID
         if class_id == UNKNOWN_ID:
             unknown += count
         elif class_id != IGNORE_ID:
@@ -131,19 +132,24 @@ def class_pixels(found: Labels, label_map: LabelMap) -> tuple[list[int], list[in
     return pixels, files, unknown
 
 
-def suggest(found: Labels) -> list[str] | None:
-    """Flags that would take these raw values as classes; None where there are too many of them to be classes."""
+def suggest(found: Labels, ignored: Set[int] | None = None) -> list[str] | None:
+    """Flags that would take these raw values as classes, but for those in `ignored` (without it, as in training, the
+    number 255); None where they are too many to be classes, or out of a label map's reach.
+    """
     values = sorted(found.pixels)
-    if not 2 <= len(set(values) - {IGNORE_ID}) <= _SUGGESTED_VALUES and values != [0, IGNORE_ID]:
+    if ignored is not None:
+        values = [value for value in values if value not in ignored]
+    elif not found.colours and values != [0, IGNORE_ID]:  # these are black and white
+        values = [value for value in values if value != IGNORE_ID]
+    if not 2 <= len(values) <= _SUGGESTED_VALUES:
         return None
     if found.colours:
         return _mapped([f"#{value:06x}" for value in values])
-    if values == [0, IGNORE_ID]:  # black and white
-        return _mapped(["0", "255"])
-    numbers = [value for value in values if value != IGNORE_ID]
-    if numbers == list(range(1, len(numbers) + 1)):
-        return ["--num-classes", str(len(numbers))]
-    return _mapped([str(value) for value in numbers])
+    if values[0] < 0 or values[-1] >= NUMBERS:
+        return None
+    if values == list(range(1, len(values) + 1)):
+        return ["--num-classes", str(len(values))]
+    return _mapped([str(value) for value in values])
 
 
 def _mapped(raw: list[str]) -> list[str]:
@@ -168,8 +174,10 @@ def twice(rows: list[Row]) -> tuple[list[tuple[int, int]], list[tuple[int, int, 
     return same, alike
 
 
-def table(rows: list[Row], pairs: pa.Table, sides: dict[str, str], alone: list[dict[str, str]]) -> pa.Table:
-    """All of it as `ROWS` has it, sorted by id; `sides` are by id, `alone` the files without a partner."""
+def table(
+    rows: list[Row], pairs: pa.Table, sides: Mapping[str, str], like: Mapping[str, str], alone: list[dict[str, str]]
+) -> pa.Table:
+    """All of it as `ROWS` has it, sorted by id; `sides` and `like` are by id, `alone` the files without a partner."""
     found = [
         {
             **pair,
@@ -182,6 +190,7 @@ def table(rows: list[Row], pairs: pa.Table, sides: dict[str, str], alone: list[d
             else [{"value": v, "pixels": n} for v, n in sorted(row.values.items())],
             "sha256": row.sha256,
             "difference_hash": row.difference_hash,
+            "like": like.get(row.id),
             "error": row.error,
         }
         for row, pair in zip(rows, pairs.to_pylist(), strict=True)

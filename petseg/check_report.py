@@ -1,5 +1,6 @@
 """What the report of a check says, and what the job prints of it: findings, each with its remedy."""
 
+import dataclasses
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,10 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from petseg import check, images, labelled, pictures, report, reports, storage
+from petseg import check, duplicates, images, labelled, pictures, report, reports, storage
 from petseg.check import Labels, Row
 from petseg.images import DecodeError
-from petseg.labels import LabelMap, palette
+from petseg.labels import IGNORE_ID, LabelMap, palette
 from petseg.prepare_config import CheckConfig
 from petseg.report import Bars, Picture, Section, Sheet, Table
 
@@ -54,9 +55,17 @@ class Checked:
 
     def across(self) -> list[tuple[int, int]]:
         """The photos that are there twice, once to train on and once to validate or test on."""
-        twice = [*self.same, *((one, other) for one, other, _ in self.alike)]
         side = [self.sides.get(row.id) for row in self.rows]
-        return [(one, other) for one, other in twice if side[one] != side[other] and side[one] and side[other]]
+        return [(one, other) for one, other in self.twice() if side[one] != side[other] and side[one] and side[other]]
+
+    def twice(self) -> list[tuple[int, int]]:
+        """All photos that are there twice."""
+        return [*self.same, *((one, other) for one, other, _ in self.alike)]
+
+    def like(self) -> dict[str, str]:
+        """By the id of such a photo, that of the other: of one on another side of the split where there is one."""
+        pairs = [*reversed(self.twice()), *reversed(self.across())]
+        return {self.rows[other].id: self.rows[one].id for one, other in pairs}
 
 
 def findings(found: Checked) -> list[Finding]:
@@ -84,11 +93,14 @@ def findings(found: Checked) -> list[Finding]:
         remedy = "see --label-map, --num-classes and --classes"
         said.append(Finding(f"no pixel of {', '.join(absent)} in any mask", remedy, refused=False))
     if found.same:
-        remedy = "keep one of each; which they are is in check.parquet, by sha256"
+        remedy = "keep one of each; which they are is in check.parquet, column like"
         said.append(Finding(f"photos that are there twice, byte for byte: {len(found.same):,}", remedy, refused=False))
     if found.alike:
         what = f"photos that look like another: {len({other for _, other, _ in found.alike}):,}"
-        said.append(Finding(what, "look at them in the report", refused=False))
+        remedy = "look at them in the report; all are in check.parquet, column like"
+        if len(found.alike) >= duplicates.MOST_PAIRS:
+            remedy += "; there are more, which were not looked for"
+        said.append(Finding(what, remedy, refused=False))
     across = found.across()
     if across:
         what = f"of these, on two sides of the split, so that scores would flatter: {len(across):,}"
@@ -98,15 +110,14 @@ def findings(found: Checked) -> list[Finding]:
 
 def train_flags(found: Checked) -> list[str]:
     """Flags of `jobs/train.py` that take this set; the classes as they were given, or as the masks suggest them."""
-    config = found.config
-    flags = ["--images", config.images, "--masks", config.masks]
     _, _, unknown = check.class_pixels(found.labels, found.label_map)
-    suggested = check.suggest(found.labels) if unknown and not _lossy(found) else None
-    if suggested:
-        return [*flags, *suggested]
-    for name in ("classes", "num_classes", "label_map", "ignore_label"):
-        if getattr(config, name):
-            flags += [f"--{name.replace('_', '-')}", str(getattr(config, name))]
+    suggested = _suggested(found) if unknown else None
+    classes = () if suggested else ("classes", "num_classes", "label_map", "ignore_label")
+    flags = ["--images", found.config.images, "--masks", found.config.masks, *(suggested or ())]
+    for field in dataclasses.fields(CheckConfig):
+        value = getattr(found.config, field.name)
+        if field.name in (*classes, "split_file", "val_fraction", "val_count", "seed") and value != field.default:
+            flags += [f"--{field.name.replace('_', '-')}", *(value if isinstance(value, tuple) else [str(value)])]
     return flags
 
 
@@ -131,7 +142,7 @@ def page(found: Checked, said: Sequence[Finding], settings: Mapping[str, Any], c
         _sizes(found.rows),
         _samples(found),
         _twice("There twice, on two sides of the split", found, found.across()),
-        _twice("There twice", found, [*found.same, *((one, other) for one, other, _ in found.alike)]),
+        _twice("There twice", found, found.twice()),
     ]
     if failed:
         note = "" if len(failed) <= _LISTED else f"… and {len(failed) - _LISTED:,} more: see check.parquet."
@@ -171,10 +182,21 @@ def _lossy(found: Checked) -> bool:
     return any(mask.lower().endswith((".jpg", ".jpeg")) for mask in found.pairs["mask"].to_pylist())
 
 
+def _suggested(found: Checked) -> list[str] | None:
+    """Flags that would take the masks, with what was given of their classes as far as it fits."""
+    config, ignored = found.config, None
+    if config.ignore_label and found.label_map.colours == found.labels.colours:
+        ignored = {raw for raw, class_id in found.label_map.ids.items() if class_id == IGNORE_ID}
+    flags = None if _lossy(found) else check.suggest(found.labels, ignored)
+    if flags and config.classes and flags[1] == str(len(found.classes)):
+        flags[:2] = ["--classes", config.classes]
+    return [*flags, "--ignore-label", config.ignore_label] if flags and ignored is not None else flags
+
+
 def _remedy_for_values(found: Checked) -> str:
     if _lossy(found):
         return "some of them are JPEG, which changes values; make them again, as PNG"
-    flags = check.suggest(found.labels)
+    flags = _suggested(found)
     if flags:
         return f"pass {shlex.join(flags)}"
     return "pass --label-map with every value; where their edges were smoothed, make them again without"
@@ -239,7 +261,7 @@ def _twice(title: str, found: Checked, pairs: Sequence[tuple[int, int]]) -> Shee
         if previews[0] is not None and previews[1] is not None:
             picture = pictures.for_report(pictures.side_by_side(previews[0], previews[1]))
             shown.append(Picture(content=picture, caption=f"{names} ({sides[0]}, {sides[1]})", alt=names))
-    note = f"{_SHOWN} of {len(pairs):,}." if len(pairs) > _SHOWN else ""
+    note = f"{_SHOWN} of {len(pairs):,}; all are in check.parquet, column like." if len(pairs) > _SHOWN else ""
     return Sheet(title=title, pictures=shown, note=note)
 
 

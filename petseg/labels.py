@@ -18,7 +18,9 @@ IGNORE_ID = 255
 UNKNOWN_ID = 254
 """What `LabelMap.table` gives for a raw value that no class covers; never a class id, and never left in a mask."""
 
-_NUMBERS = 2**16  # every value of a 16-bit mask
+NUMBERS = 2**16
+"""As many raw values can be mapped: every value of a 16-bit mask."""
+
 _COLOURS = 2**24
 
 _PET_NAMES = ("pet", "background", "border")
@@ -113,7 +115,7 @@ class LabelMap:
     @functools.cached_property
     def table(self) -> np.ndarray:
         """uint8 (65536,), of colours (2^24,): class ids indexed by raw value, `UNKNOWN_ID` where no class covers it."""
-        table = np.full(_COLOURS if self.colours else _NUMBERS, UNKNOWN_ID, np.uint8)
+        table = np.full(_COLOURS if self.colours else NUMBERS, UNKNOWN_ID, np.uint8)
         for raw, class_id in self.ids.items():
             table[raw] = class_id
         return table
@@ -148,7 +150,7 @@ def _entry(part: str, num_classes: int, names: tuple[str, ...]) -> tuple[tuple[b
         known = f" or one of {', '.join(names)}" if names else ""
         raise InputError(
             f'--label-map: {part!r} is not "raw value:class", as in "0:0,1:1" or "#ff0000:0,#00ff00:1"; raw values go '
-            f"from 0 to {_NUMBERS - 1}, classes from 0 to {num_classes - 1}{known}, and {IGNORE_ID} to ignore"
+            f"from 0 to {NUMBERS - 1}, classes from 0 to {num_classes - 1}{known}, and {IGNORE_ID} to ignore"
         )
     return raw, class_id
 
@@ -158,4 +160,4 @@ def _raw(text: str) -> tuple[bool, int] | None:
     text = text.strip()
     if re.fullmatch("#[0-9a-fA-F]{6}", text):
         return True, int(text[1:], 16)
-    return (False, int(text)) if text.isascii() and text.isdecimal() and int(text) < _NUMBERS else None
+    return (False, int(text)) if text.isascii() and text.isdecimal() and int(text) < NUMBERS else None

@@ -1,5 +1,6 @@
 """`jobs/prepare.py check`: what it finds in a folder, what it says, and that a set that is fine passes."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -95,6 +96,9 @@ def test_raw_values_are_counted_whatever_they_mean() -> None:
         (list(range(200)), False, None),
         ([5], False, None),
         ([], False, None),
+        ([0, 70000], False, None),
+        ([-1, 0, 1], False, None),
+        ([0, 255], True, "--num-classes 2 --label-map #000000:0,#0000ff:1"),
     ],
 )
 def test_flags_that_would_take_the_values_are_suggested(values: list[int], colours: bool, flags: str | None) -> None:
@@ -105,6 +109,25 @@ def test_flags_that_would_take_the_values_are_suggested(values: list[int], colou
         text = suggested[3] if len(suggested) > 2 else ""
         label_map = LabelMap.parse(text, int(suggested[1]))
         assert check.class_pixels(Labels(counts, counts, colours), label_map)[2] == 0
+
+
+def test_what_was_given_of_the_classes_is_kept_in_what_is_suggested() -> None:
+    labels = Labels(dict.fromkeys([0, 1, 2, 254], 9), dict.fromkeys([0, 1, 2, 254], 1), False)
+    given: dict[str, Any] = {"classes": "a,b,c", "ignore_label": "254", "split_file": ("train=x", "val=y"), "seed": 5}
+    config = dataclasses.replace(CONFIG, **given)
+    label_map = LabelMap.parse("", 3, ignore="254")
+    flags = check_report.train_flags(found([], {}, labels=labels, label_map=label_map, config=config))
+    expected = "--images i --masks m --classes a,b,c --label-map 0:0,1:1,2:2 --ignore-label 254"
+    assert flags == [*expected.split(), "--split-file", "train=x", "val=y", "--seed", "5"]
+    fitting = LabelMap.parse("0:0,1:1,2:2", 3, ignore="254")
+    config = dataclasses.replace(config, label_map="0:0,1:1,2:2")
+    kept = check_report.train_flags(found([], {}, labels=labels, label_map=fitting, config=config))
+    assert sorted(kept) == sorted(flags)
+
+
+def test_values_that_no_label_map_reaches_are_of_no_class() -> None:
+    values = dict.fromkeys([-70000, -1, 1, 70000], 3)
+    assert check.class_pixels(Labels(values, values, False), TRIMAP) == ([3, 0, 0], [3, 0, 0], 9)
 
 
 def test_classes_are_counted_over_all_masks() -> None:
@@ -194,6 +217,8 @@ def test_everything_that_is_wrong_is_found_and_said(
         assert {entry["value"] for entry in row["values"]} == {0, 255}
         assert sum(entry["pixels"] for entry in row["values"]) == row["height"] * row["width"]
     assert {row["side"] for row in good} == {"train", "val"}
+    first = min(path.stem for path in drawn[0].iterdir())
+    assert (rows["same"]["like"], rows[first]["like"]) == (first, None)
     page = (tmp_path / "checked" / "report.html").read_text()
     for said in ("There twice", "other_size", "Photos without a mask", "class_1", "refuses", command):
         assert said in page
@@ -264,7 +289,8 @@ def found(rows: list[Row], sides: dict[str, str], **twice: Any) -> check_report.
     whole: dict[str, Any] = {"photos_alone": [], "masks_alone": [], "labels": Labels(counts, counts, False)}
     whole |= {"label_map": TRIMAP, "classes": ("pet", "background", "border"), "same": [], "alike": []}
     whole["pairs"] = masks("a.png")
-    return check_report.Checked(config=CONFIG, rows=rows, sides=sides, **(whole | twice))  # pyright: ignore
+    whole |= {"config": CONFIG, "rows": rows, "sides": sides}
+    return check_report.Checked(**(whole | twice))
 
 
 def test_what_is_on_both_sides_of_the_split_is_told_apart() -> None:
@@ -279,6 +305,9 @@ def test_what_is_on_both_sides_of_the_split_is_told_apart() -> None:
         "of these, on two sides of the split, so that scores would flatter: 2",
     ]
     assert not any(finding.refused for finding in check_report.findings(twice))
+    assert twice.like() == {"b": "a", "c": "a", "d": "b", "e": "a"}
+    sides = {"a": "val", "b": "train", "c": "val"}
+    assert found(rows, sides, same=[(0, 2)], alike=[(1, 2, 1)]).like() == {"c": "b"}  # it leaks; a copy of a does not
 
 
 def test_a_class_that_no_mask_has_is_told() -> None:

@@ -71,7 +71,7 @@ WITHIN_A_LAYER = {
     "predicted": {"plans", "shards"},
     "reports": {"plans", "predicted", "shards"},
     "check": {"duplicates"},
-    "check_report": {"check", "reports"},
+    "check_report": {"check", "duplicates", "reports"},
     "shards": {"plans"},
     "rows": {"plans", "shards"},
     "config": {"errors"},
