@@ -5,13 +5,10 @@ python jobs/export.py --checkpoint runs/first --output exported
 
 import contextlib
 import importlib.metadata
-import io
 import json
 import os
 from collections import Counter
 from typing import TYPE_CHECKING
-
-import pyarrow.parquet as pq
 
 from petseg import access, card, cli, oxford, storage
 from petseg.config import from_json, to_json
@@ -91,7 +88,7 @@ def _training(location: str) -> card.Training | None:
         return None
     file = storage.join(run, "config.json")
     settings = from_json(TrainConfig, storage.read(file), file)
-    table = pq.read_table(io.BytesIO(storage.read(storage.join(run, "manifest.parquet"))))
+    table = storage.parse_parquet(storage.read(storage.join(run, "manifest.parquet")))
     first = table.slice(0, 1).to_pylist()[0]
     images = first["image"].rpartition(f"/{first['id']}.")[0]
     return card.Training(settings=settings, pairs=Counter(table["split"].to_pylist()), what=_dataset(settings, images))

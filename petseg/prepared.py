@@ -6,7 +6,6 @@
 
 import dataclasses
 import hashlib
-import io
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -107,7 +106,7 @@ def open_set(location: str) -> Prepared:
     content = _read(manifest_file)
     if hashlib.sha256(content).hexdigest() != settings.manifest_sha256:
         raise InputError(f"{manifest_file}: not the one that {settings_file} was written for; {REMEDY}")
-    manifest = pq.read_table(io.BytesIO(content))
+    manifest = storage.parse_parquet(content)
     if manifest.num_rows != settings.rows:
         raise InputError(
             f"{settings_file}: it says {settings.rows} rows of {manifest.num_rows}; was it edited? {REMEDY}"

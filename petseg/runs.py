@@ -115,7 +115,7 @@ def begin(config: TrainConfig, sides: dict[str, pa.Table]) -> None:
         storage.remove_leftovers(run)
         storage.remove_leftovers(storage.join(run, "checkpoints"))
         # Not the locations: the folders may have been moved.
-        before = pq.read_table(io.BytesIO(storage.read(location)), columns=["id", "split"])
+        before = storage.parse_parquet(storage.read(location), ["id", "split"])
         if before != pairs.select(["id", "split"]):
             old, new = set(before["id"].to_pylist()), set(pairs["id"].to_pylist())
             raise InputError(

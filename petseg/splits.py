@@ -1,11 +1,9 @@
 """Which pairs are for what: to train on, to validate on, kept for a test. Manifests in and out; only lists are read."""
 
-import io
 import random
 from collections.abc import Iterator
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from petseg import storage
 from petseg.config import InputError
@@ -92,7 +90,7 @@ def _listed(location: str, side: str, ids: set[str]) -> Iterator[tuple[str, str]
         raise InputError(f"--split-file {location}: cannot be read: {error.strerror or error}") from error
     if content.startswith(b"PAR1"):
         try:
-            rows = pq.read_table(io.BytesIO(content), columns=["id", "split"]).cast(_LIST_SCHEMA).to_pylist()
+            rows = storage.parse_parquet(content, ["id", "split"]).cast(_LIST_SCHEMA).to_pylist()
         except (pa.ArrowException, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"--split-file {location}: no Parquet file with columns id and split: {reason}") from error
