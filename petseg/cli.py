@@ -160,7 +160,7 @@ def run(main: Callable[[], None], interrupted: str = "the same command begins ag
     sys.exit(0)
 
 
-def _verdict(error: BaseException, interrupted: str) -> tuple[str, int]:
+def _verdict(error: BaseException, interrupted: str = "the same command begins again") -> tuple[str, int]:
     """What the user is told of what ended a job, and its exit code."""
     match error:
         case InputError():
