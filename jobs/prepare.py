@@ -105,10 +105,11 @@ def _check(config: CheckConfig) -> None:
     alone += [{"id": row["id"], "mask": row["image"], "error": "no photo"} for row in masks_alone.to_pylist()]
     content = io.BytesIO()
     pq.write_table(check.table(list(found.rows), pairs, found.sides, found.like(), alone), content)
-    page = check_report.page(found, said, dataclasses.asdict(config), command)
-    with access.writing(config.output):
+    with access.writing(config.output):  # before the page, for which photos are read again
         storage.write(storage.join(config.output, CHECK_FILE), content.getvalue())
         storage.write(storage.join(config.output, cli.CONFIG_FILE), cli.as_file(config))
+    page = check_report.page(found, said, dataclasses.asdict(config), command)
+    with access.writing(config.output):
         storage.write(storage.join(config.output, report.FILE), page)
     print(f"{pairs.num_rows} pairs: {storage.join(config.output, report.FILE)}")
     for finding in said:

@@ -32,8 +32,7 @@ arena; which then grows by 64 MB at a time."""
 
 _PATIENCE = {"idle_worker_killing_time_threshold_ms": 60_000}
 """Of a local Ray: by default it ends a process that has had no task for a second, unless cores are idle, too, and
-begins another (a second of a core, to import) for the next task. Writing a shard is one,
-every two seconds or so."""
+begins another (a second of a core, to import) for the next task. Writing a shard is such a task, every two seconds."""
 
 _LOOK_S = 1.0
 _TELL_S = 60.0

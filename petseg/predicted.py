@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from petseg import images, pictures, storage
+from petseg.errors import UnavailableError
 from petseg.images import DecodeError
 from petseg.plans import MASK_FOLDER, Plan
 
@@ -55,15 +56,17 @@ def survey(plan: Plan, num_classes: int) -> Found:
 
 
 def look(plan: Plan, rows: pa.Table, max_pixels: int) -> Iterator[tuple[dict[str, object], bytes]]:
-    """Each of some rows of `survey` with its photo beside the photo under its mask, as a JPEG; those whose photo is
-    gone, or another, meanwhile are left out.
+    """Each of some rows of `survey` with its photo beside the photo under its mask, as a JPEG; those whose photo
+    cannot be read any more, or is another meanwhile, are left out. Raises `UnavailableError`.
     """
     for row in rows.to_pylist():
         try:
             content = storage.read(row["image"], at_most=images.max_bytes(max_pixels))
             preview = pictures.preview(content, max_pixels)
             yield row, pictures.side_by_side(preview, pictures.overlay(preview, _mask(plan, row["id"], row["shard"])))
-        except (DecodeError, FileNotFoundError):
+        except UnavailableError:
+            raise
+        except (DecodeError, OSError):
             continue
 
 

@@ -94,6 +94,23 @@ def test_a_cluster_of_another_version_is_refused_in_one_line(monkeypatch: pytest
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("address", [None, "10.0.0.9:6379"])
+def test_a_local_ray_keeps_processes_that_are_idle_for_a_moment(
+    address: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a Ray of others is not told how long: it would refuse."""
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(cluster.services, "canonicalize_bootstrap_address", lambda _: address)
+    monkeypatch.setattr(cluster, "_answers", lambda host, port: True)
+    monkeypatch.setattr(cluster.ray, "init", lambda **settings: asked.update(settings))
+    monkeypatch.setattr(cluster, "_divert_lines_of_c", lambda: None)
+    monkeypatch.setattr(cluster, "quieten", lambda: None)
+    monkeypatch.setattr(cluster.worker, "print_worker_logs", None)
+    cluster.connect()
+    patience = asked.get("_system_config", {}).get("idle_worker_killing_time_threshold_ms", 0)
+    assert patience >= 10_000 if address is None else "_system_config" not in asked
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_more_than_this_machine_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
