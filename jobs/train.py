@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from petseg import cli, demo, labels, logs, manifest, prepared, recipes, reports, runs, splits, storage
+from petseg import cli, demo, labels, logs, manifest, prepared, recipes, report, reports, runs, splits, storage
 from petseg.config import ModelConfig, Resize
 from petseg.errors import InputError
 from petseg.labels import LabelMap
@@ -34,7 +34,8 @@ def main() -> None:
     config = runs.resolve(cli.parse(TrainConfig, first, about=__doc__), first)
     run = runs.folder(config)
     finished = len(runs.read_metrics(run))
-    if finished >= config.epochs:
+    # Where a kill came between the last epoch and the report, what follows trains no more and writes it.
+    if finished >= config.epochs and report.FILE in storage.list_names(run):
         print(f"{run} has its {finished} epochs; give more with --epochs")
         return
     logs.require_trackers(config)
