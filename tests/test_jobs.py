@@ -164,7 +164,14 @@ def test_predict_gives_every_photo_a_row(
 def test_a_first_look_with_all_that_can_be_written(
     storage: Path, drawn: tuple[Path, Path], tmp_path: Path, run_job: RunJob
 ) -> None:
-    """Tiles, overlays, probabilities and COCO masks over another job's output; then read by tools that know no Ray."""
+    """Tiles, overlays, probabilities and COCO masks over another job's output; then read by tools that know no Ray.
+
+    And on the Ray in RAY_ADDRESS: that of the tests has 4 CPUs, so four predictors fit; one started here has the
+    machine's.
+    """
+    import ray
+
+    before = len(ray._private.state.jobs())  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
     flags = ("--checkpoint", storage / "first", "--images", drawn[0], "--output", "out")
     (tmp_path / "out").mkdir()
     before = {"png": False, "manifest_sha256": "", "shard_size": 256}
@@ -172,8 +179,10 @@ def test_a_first_look_with_all_that_can_be_written(
     extras = ("--limit", 5, "--tile", 96, 128, "--tile-overlap", 16, "--overlay", "--probabilities", "--coco-rle")
     refused = run_job("predict", *flags, *extras)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
-    done = run_job("predict", *flags, *extras, "--overwrite")
+    done = run_job("predict", *flags, *extras, "--num-workers", 4, "--overwrite")
     assert done.returncode == 0, done.stderr
+    jobs = ray._private.state.jobs()  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
+    assert len(jobs) == before + 1
 
     parts = str(tmp_path / "out" / "part-*.parquet")
     names = [f"pet_{i * PAIRS // 5:04}" for i in range(5)]
@@ -274,6 +283,7 @@ job["cli"].run(job["main"])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.own_ray
 def test_what_is_read_waits_for_a_slow_writer(storage: Path, tmp_path: Path) -> None:
@@ -292,24 +302,6 @@ def test_what_is_read_waits_for_a_slow_writer(storage: Path, tmp_path: Path) -> 
     assert log.count("r") == log.count("w") == num_shards
     ahead = np.cumsum([1 if what == "r" else -1 for what in log])
     assert ahead.max() < num_shards / 2
-
-
-@pytest.mark.ray
-def test_the_ray_in_ray_address_is_joined(
-    local_ray: None, storage: Path, drawn: tuple[Path, Path], run_job: RunJob, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The cluster of the tests has 4 CPUs, so four predictors fit; a Ray started here has the machine's."""
-    import ray
-
-    before = len(ray._private.state.jobs())  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
-    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
-    done = run_job(
-        "predict", "--checkpoint", storage / "first", "--images", drawn[0], "--output", "out", "--num-workers", 4
-    )
-    assert done.returncode == 0, done.stderr
-    assert f"{PAIRS} rows, 0 failed" in done.stdout
-    jobs = ray._private.state.jobs()  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
-    assert len(jobs) == before + 1
 
 
 @pytest.mark.ray

@@ -19,6 +19,7 @@ from petseg import storage
 PHOTOS = 80
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.own_ray
 def test_killed_at_random_moments_and_started_again() -> None:

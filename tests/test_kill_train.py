@@ -69,6 +69,7 @@ def last_weights(run: str) -> dict[str, torch.Tensor]:
     return checkpoint.load_model(last).state_dict() | {f"moved.{name}": tensor for name, tensor in moved.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_killed_and_resumed_it_ends_with_the_weights_of_an_undisturbed_run(
     drawn: tuple[Path, Path], tmp_path: Path

@@ -67,6 +67,7 @@ LISTS = ("--split-file", "train=train.txt", "val.csv", "test=test.txt")
 SMALL = ("--image-size", 64, 96, "--cpus-per-worker", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_five_classes_of_colours_are_learnt_predicted_and_scored(landscapes: Path) -> None:
     weights = ("--class-weights", "balanced")

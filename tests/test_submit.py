@@ -142,6 +142,7 @@ def test_what_is_sent_is_the_jobs_and_the_package(submitter: Submitter) -> None:
     assert set(said) == {f"{PETSEG_IS}{package.resolve()}/petseg/__init__.py"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("trained")
 def test_a_ci_goes_on_when_every_photo_has_its_row(submitter: Submitter) -> None:
     code, output = submitter.run(submitter.script(CI) + "echo went on\n")
@@ -166,6 +167,7 @@ def test_a_ci_ends_with_one_line_on_a_wrong_flag(submitter: Submitter) -> None:
     assert code == 0 and re.findall("^error: .*", log, re.MULTILINE) == ["error: --shard-size 0: give at least 1"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("trained")
 def test_a_ci_ends_where_a_job_was_stopped_though_its_exit_code_is_0(submitter: Submitter, tmp_path: Path) -> None:
     """A job that waits for a cluster which does not grow, so that it cannot end before it is stopped."""

@@ -1,9 +1,15 @@
+import os
+import signal
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import kill_predict
 import pytest
 import torch
+from test_kill_train import TRAIN_WORKER
 from torch import nn
 
 from petseg import checkpoint, feed, labels, learner, manifest, metrics, recipes, runs, splits, train
@@ -15,6 +21,7 @@ from petseg.train_config import TrainConfig
 from petseg.unet import UNet
 
 CPU = torch.device("cpu")
+EPOCHS = 12
 MODEL = ModelConfig(
     num_classes=3,
     image_size=(32, 32),
@@ -65,48 +72,58 @@ def decoded(local_ray: None, drawn: tuple[Path, Path]) -> list[feed.Decoded]:
 
 @pytest.fixture
 def fit(decoded: list[feed.Decoded], tmp_path: Path) -> Callable[..., Path]:
-    def fit(name: str, **settings: Any) -> Path:
+    def fit(name: str, say: Callable[[str], None] = print, **settings: Any) -> Path:
         given: dict[str, Any] = {"batch_size": 4} | settings
         config = recipes.resolve(TrainConfig(storage=str(tmp_path), name=name, **given))
         setup = train.WorkerSetup(
             config=config, model=MODEL, run=runs.folder(config), cpus=1, train=decoded[0], val=decoded[1]
         )
-        train.fit(setup)
+        train.fit(setup, say)
         return tmp_path / name
 
     return fit
 
 
 @pytest.mark.ray
-def test_the_same_seed_and_worker_count_give_the_same_numbers(fit: Callable[..., Path]) -> None:
-    first, again = (fit(name, num_workers=(2,), epochs=2) for name in ("first", "again"))
+def test_the_same_seed_and_worker_count_give_the_same_numbers_though_a_worker_is_killed(
+    fit: Callable[..., Path], decoded: list[feed.Decoded], tmp_path: Path
+) -> None:
+    """And seven rows that two ranks validate count once each, with the averaged statistics that the checkpoint has."""
+    settings: dict[str, Any] = {"num_workers": (2,), "epochs": EPOCHS, "precision": "fp32"}
+    first, said = fit("first", **settings), []
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(_kill_a_worker, tmp_path / "again")
+        again = fit("again", say=said.append, **settings)
+        killed.result()
+    assert [line.partition(" (")[0] for line in said] == ["a worker has died"]
     timing = {"seconds", "train_images_per_s"}
     histories = [
         [{k: v for k, v in epoch.items() if k not in timing} for epoch in runs.read_metrics(str(run))]
         for run in (first, again)
     ]
-    assert len(histories[0]) == 2 and histories[0] == histories[1]
+    assert len(histories[0]) == EPOCHS and histories[0] == histories[1]
     assert [path.name for path in first.iterdir() if path.name.startswith(".")] == []
     states = []
     for run in (first, again):
         last = checkpoint.last(str(run))
-        assert last is not None and last.epoch == 2
+        assert last is not None and last.epoch == EPOCHS
         states.append(checkpoint.load_model(last).state_dict())
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
-
-
-@pytest.mark.ray
-def test_what_the_ranks_validate_is_what_one_process_would(
-    fit: Callable[..., Path], decoded: list[feed.Decoded]
-) -> None:
-    """Seven rows on two ranks: each counted once, with the averaged statistics that the checkpoint has."""
-    run = fit("run", num_workers=(2,), epochs=1, precision="fp32")
-    last = checkpoint.last(str(run))
+    last = checkpoint.last(str(first))
     assert last is not None
     share = Share(decoded[1], 0, 1, CPU, 1e9)
     scores = learner.validate(checkpoint.load_model(last), share.eval_batches(3), MODEL, "fp32", CPU)
     assert last.history[-1]["val_loss"] == pytest.approx(scores["val_loss"], rel=1e-4)
     assert last.history[-1]["val_pixel_accuracy"] == pytest.approx(scores["val_pixel_accuracy"], abs=1e-3)
+
+
+def _kill_a_worker(run: Path) -> None:
+    """Once there is a checkpoint to go on from."""
+    deadline = time.monotonic() + 120
+    while not runs.read_metrics(str(run)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(kill_predict.matching(os.getpid(), TRAIN_WORKER)[0], signal.SIGKILL)
 
 
 @pytest.mark.ray
@@ -120,8 +137,6 @@ def test_a_run_goes_on_from_its_last_checkpoint(fit: Callable[..., Path]) -> Non
     run = fit("run", epochs=1)
     first = runs.read_metrics(str(run))
     (run / "metrics.jsonl").unlink()  # as after a kill between checkpoint and metrics
-    fit("run", epochs=1)
-    assert runs.read_metrics(str(run)) == first
     fit("run", epochs=2)
     history = runs.read_metrics(str(run))
     assert [epoch["epoch"] for epoch in history] == [1, 2]
