@@ -171,7 +171,7 @@ def test_a_first_look_with_all_that_can_be_written(
     """
     import ray
 
-    before = len(ray._private.state.jobs())  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
+    jobs_before = len(ray._private.state.jobs())  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
     flags = ("--checkpoint", storage / "first", "--images", drawn[0], "--output", "out")
     (tmp_path / "out").mkdir()
     before = {"png": False, "manifest_sha256": "", "shard_size": 256}
@@ -182,7 +182,7 @@ def test_a_first_look_with_all_that_can_be_written(
     done = run_job("predict", *flags, *extras, "--num-workers", 4, "--overwrite")
     assert done.returncode == 0, done.stderr
     jobs = ray._private.state.jobs()  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
-    assert len(jobs) == before + 1
+    assert len(jobs) == jobs_before + 1
 
     parts = str(tmp_path / "out" / "part-*.parquet")
     names = [f"pet_{i * PAIRS // 5:04}" for i in range(5)]
