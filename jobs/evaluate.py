@@ -35,8 +35,7 @@ def main() -> None:
     config = cli.parse(EvaluateConfig, about=__doc__)
     images, masks = storage.absolute(config.images), storage.absolute(config.masks)
     output = storage.absolute(config.output)
-    _refuse_overlap(output, images, "--images")
-    _refuse_overlap(output, masks, "--masks")
+    access.refuse_overlap(output, {"--images": images, "--masks": masks}, [WORST_FOLDER])
     access.require_writable(output, "--output")
     if METRICS_FILE in storage.list_names(output) and not config.overwrite:
         raise InputError(
@@ -68,15 +67,6 @@ def main() -> None:
     page = reports.of_evaluation(metrics=metrics, failures=_failures(rows), samples=samples, seconds=clock.laps)
     _write(output, pictures | {report.FILE: page, cli.CONFIG_FILE: cli.as_file(config)}, per_image, metrics)
     _report(output, rows, metrics)
-
-
-def _refuse_overlap(output: str, folder: str, flag: str) -> None:
-    if f"{output}/".startswith(f"{folder}/"):
-        raise InputError(
-            f"--output {output}: it lies in {flag}, so its pictures would be taken for input; choose another"
-        )
-    if f"{folder}/".startswith(f"{output}/{WORST_FOLDER}/"):
-        raise InputError(f"{flag} {folder}: it lies where --output {output} puts its pictures; choose another output")
 
 
 def _load(

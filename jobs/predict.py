@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from petseg import access, cli, isolate, manifest, plans, report, reports, rows, shards, storage
 from petseg.config import ModelConfig
-from petseg.errors import InputError, JobError, UnavailableError
+from petseg.errors import JobError, UnavailableError
 from petseg.plans import Outputs, Plan, Summary, Target
 from petseg.predict_config import PredictConfig
 from petseg.progress import Clock, Progress
@@ -27,12 +27,7 @@ from petseg.progress import Clock, Progress
 def main() -> None:
     config = cli.parse(PredictConfig, about=__doc__)
     images, output = storage.absolute(config.images), storage.absolute(config.output)
-    if f"{output}/".startswith(f"{images}/"):
-        raise InputError(
-            f"--output {output}: it lies in --images, so its masks would be taken for photos; choose another"
-        )
-    if any(f"{images}/".startswith(f"{output}/{folder}/") for folder in (plans.MASK_FOLDER, plans.OVERLAY_FOLDER)):
-        raise InputError(f"--images {images}: it lies where --output {output} puts its masks; choose another output")
+    access.refuse_overlap(output, {"--images": images}, (plans.MASK_FOLDER, plans.OVERLAY_FOLDER))
     access.require_writable(output, "--output")
     clock = Clock()
     photos = manifest.discover(images)
@@ -128,14 +123,7 @@ def _predicted(
 
     from petseg import cluster
 
-    context = ray.data.DataContext.get_current()
-    context.target_max_block_size = None  # a shard stays one block, however large it is
-    # Ray would read ahead until half of its object store is full: gigabytes that make nothing faster.
-    height, width = model.image_size
-    shard_bytes = config.shard_size * (3 * height * width + (_PREVIEW_BYTES if config.overlay else 0))
-    wanted = shard_bytes * (_SHARDS_AHEAD * config.num_workers + 2 * cluster.total("CPU"))
-    if not config.probabilities:  # at the photos' size, which is not known; then Ray's half it is
-        context.override_object_store_memory_limit_fraction = min(0.5, wanted / cluster.total("object_store_memory"))
+    _bound_what_waits(model, config)
     whole_blocks: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None, "zero_copy_batch": True}
     left = np.array([shard for shard in range(plan.target.num_shards) if shard not in done])
     read = partial(
@@ -176,6 +164,21 @@ def _predicted(
         if row["refusal"] is not None:
             raise JobError(row["refusal"])
         yield row["shard"], Summary(row["rows"], row["failed"], list(row["first_errors"]))
+
+
+def _bound_what_waits(model: ModelConfig, config: PredictConfig) -> None:
+    """Ray would read ahead until half of its object store is full: gigabytes that make nothing faster."""
+    import ray.data
+
+    from petseg import cluster
+
+    context = ray.data.DataContext.get_current()
+    context.target_max_block_size = None  # a shard stays one block, however large it is
+    height, width = model.image_size
+    shard_bytes = config.shard_size * (3 * height * width + (_PREVIEW_BYTES if config.overlay else 0))
+    wanted = shard_bytes * (_SHARDS_AHEAD * config.num_workers + 2 * cluster.total("CPU"))
+    if not config.probabilities:  # at the photos' size, which is not known; then Ray's half it is
+        context.override_object_store_memory_limit_fraction = min(0.5, wanted / cluster.total("object_store_memory"))
 
 
 def _read(

@@ -84,7 +84,7 @@ def _get_oxford_pets(config: OxfordConfig) -> None:
 
 def _check(config: CheckConfig) -> None:
     config = cli.located(config)
-    _refuse_inside(config.output, config.images, config.masks)
+    access.refuse_overlap(config.output, {"--images": config.images, "--masks": config.masks})
     access.require_writable(config.output, "--output")
     if report.FILE in storage.list_names(config.output) and not config.overwrite:
         raise InputError(
@@ -157,15 +157,9 @@ def _look(
     )
 
 
-def _refuse_inside(output: str, *folders: str) -> None:
-    for folder in folders:
-        if f"{output}/".startswith(f"{folder}/"):
-            raise InputError(f"--output {output}: it lies in {folder}, which is read; choose another")
-
-
 def _make_shards(config: ShardsConfig) -> None:
     config = cli.located(config)
-    _refuse_inside(config.output, config.images, config.masks)
+    access.refuse_overlap(config.output, {"--images": config.images, "--masks": config.masks})
     classes = labels.class_names(config.num_classes, config.classes)
     label_map = LabelMap.parse(config.label_map, len(classes), classes, config.ignore_label)
     access.require_writable(config.output, "--output")

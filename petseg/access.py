@@ -3,7 +3,7 @@
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from petseg import storage
@@ -27,6 +27,21 @@ def is_own_disk(location: str) -> bool:
         if inside and len(mounted) >= longest:  # the last of equals lies over the others
             kind, longest = after.split(" ")[0], len(mounted)
     return not (kind in _NETWORK_FILE_SYSTEMS or kind.startswith("fuse"))
+
+
+def refuse_overlap(output: str, sources: Mapping[str, str], folders: Iterable[str] = ()) -> None:
+    """Raise `InputError` where an output lies in one of the places that are read (absolute locations, by flag), or one
+    of these in a folder of the output, among `folders`, that a job fills with pictures.
+    """
+    for flag, source in sources.items():
+        if f"{output}/".startswith(f"{source}/"):
+            raise InputError(
+                f"--output {output}: it lies in {flag}, so what is written would be taken for input; choose another"
+            )
+        if any(f"{source}/".startswith(f"{output}/{folder}/") for folder in folders):
+            raise InputError(
+                f"{flag} {source}: it lies where --output {output} puts its pictures; choose another output"
+            )
 
 
 def require_readable(locations: Iterable[str], what: str) -> None:

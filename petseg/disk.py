@@ -1,5 +1,6 @@
 """Files of a local disk: listed, and written so that they appear whole. Only `storage` uses it."""
 
+import errno
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -33,6 +34,33 @@ def list_files(folder: str) -> Iterator[str]:
                         yield below + entry.name
         except OSError as error:
             raise InputError(f"{error.filename}: cannot be listed: {error.strerror}") from error
+
+
+def write(location: str, content: bytes, scratch: str | None) -> None:
+    """As `storage.write`."""
+    hidden = temporary(scratch or os.path.dirname(location))  # noqa: PTH120
+    try:
+        write_through(hidden, content)
+        in_new_folder(location, lambda: hidden.replace(location))
+    except BaseException:
+        hidden.unlink(missing_ok=True)
+        raise
+
+
+def create(location: str, content: bytes) -> None:
+    """Write a file that must not be there yet. Raises `FileExistsError` where it is."""
+    hidden = temporary(os.path.dirname(location))  # noqa: PTH120
+    try:
+        write_through(hidden, content)
+        try:
+            os.link(hidden, location)  # unlike a rename, not over another
+        except OSError as error:
+            # Some file systems have no links; there it is looked for first.
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS) or Path(location).exists():
+                raise
+            hidden.replace(location)
+    finally:
+        hidden.unlink(missing_ok=True)
 
 
 def temporary(folder: str) -> Path:

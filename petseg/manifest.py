@@ -163,10 +163,12 @@ def _refuse_twice(found: pa.Table, folder: str, flag: str) -> None:
     is_as_before = pc.equal(ids[1:], ids[:-1])  # pyright: ignore[reportAttributeAccessIssue]
     twice = pc.index(is_as_before, True).as_py()
     if twice >= 0:
+        count = pc.sum(is_as_before).as_py()  # pyright: ignore[reportAttributeAccessIssue]
+        more = f"; {count} times in all" if count > 1 else ""
         one, other = found["image"][twice : twice + 2].to_pylist()
         raise InputError(
-            f"{storage.join(folder, other)} and {storage.join(folder, one)}: two files with one id ({ids[twice]}), "
-            f"whose outputs would have one name; rename or move one of them out of {flag}"
+            f"{storage.join(folder, other)} and {storage.join(folder, one)}: two files with one id "
+            f"({ids[twice]}{more}), whose outputs would have one name; rename or move one of them out of {flag}"
         )
 
 

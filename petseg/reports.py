@@ -44,30 +44,23 @@ def of_training(
     """
     best = min(history, key=lambda epoch: _or_infinity(epoch["val_loss"]))
     classes = list(best["val_iou"])
-    epochs = [epoch["epoch"] for epoch in history]
-
-    def over_epochs(title: str, y_label: str, lines: Mapping[str, str], note: str = "") -> Curves:
-        values = {label: [epoch[key] for epoch in history] for label, key in lines.items()}
-        return Curves(title=title, x_label="epoch", y_label=y_label, x=epochs, lines=values, note=note)
-
     losses = {"training": "train_loss", "validation": "val_loss"}
     scores = {"pixel accuracy": "val_pixel_accuracy", "mIoU": "val_miou"}
     note = "The training loss is the mean over the epoch, of pairs changed at random where the recipe does so."
-    by_class = {label: [epoch["val_iou"][label] for epoch in history] for label in classes}
+    by_class = [epoch["val_iou"] for epoch in history]
     sections: list[Section] = [
-        over_epochs("Loss", "cross-entropy, nats per pixel", losses, note),
-        over_epochs("Scores on the validation pairs", "score", scores),
+        _over_epochs("Loss", "cross-entropy, nats per pixel", history, losses, note),
+        _over_epochs("Scores on the validation pairs", "score", history, scores),
         Bars(title=f"IoU by class, epoch {best['epoch']}", values=_rounded(best["val_iou"])),
     ]
     if len(classes) <= MATRIX_CLASSES:
-        title = "IoU by class, by epoch"
-        sections.append(Curves(title=title, x_label="epoch", y_label="IoU", x=epochs, lines=by_class))
+        sections.append(_over_epochs("IoU by class, by epoch", "IoU", by_class, {name: name for name in classes}))
     if confusion is not None:
         sections += _confusion(classes, confusion, f"{counted} validation pairs")
     sections += [_sheet(title, some) for title, some in samples.items()]
     rate = {"images/s": "train_images_per_s"}
     sections += [
-        over_epochs("Throughput", "images/s", rate, "Of the training steps, over all workers."),
+        _over_epochs("Throughput", "images/s", history, rate, "Of the training steps, over all workers."),
         where_time_went(seconds),
         facts("Settings", settings),
         report.versions(),
@@ -224,6 +217,15 @@ def choose(losses: Sequence[float | None], titles: tuple[str, str, str] = _BY_LO
     count = min(SHOWN, len(rest))
     others = [rest[place * len(rest) // count] for place in range(count)]
     return {title: places for title, places in zip(titles, (worst, best, others), strict=True) if places}
+
+
+def _over_epochs(
+    title: str, y_label: str, epochs: Sequence[Mapping[str, Any]], lines: Mapping[str, str], note: str = ""
+) -> Curves:
+    """`lines` has the key of a line's values in each of the epochs, by the line's name."""
+    values = {label: [epoch[key] for epoch in epochs] for label, key in lines.items()}
+    numbers = list(range(1, len(epochs) + 1))
+    return Curves(title=title, x_label="epoch", y_label=y_label, x=numbers, lines=values, note=note)
 
 
 def _sheet(title: str, samples: Iterable[Mapping[str, Any]]) -> Sheet:

@@ -2,8 +2,8 @@
 
 import io
 from collections import deque
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
@@ -88,34 +88,18 @@ def predict_shard(
         masks.put(row, prediction.height * prediction.width, prediction.mask)
 
     large = [row for row in range(rows.num_rows) if not decoded[row] and found["error"][row] is None]
-    locations = rows["image"]
-    with ThreadPoolExecutor(1) as loader:  # decodes the next photo meanwhile; so two at a time are in memory
-
-        def load(row: int) -> Future[Image.Image | None]:
-            read = partial(_read_whole, max_pixels=max_pixels)
-            location = locations[row].as_py()
-            if apart:
-                return loader.submit(lambda: next(isolate.each(read, [location], if_died=None)))
-            return loader.submit(read, location)
-
-        loading = [load(row) for row in large[:1]]
-        for number, row in enumerate(large, 1):
-            picture, error = None, _KILLED
-            try:
-                picture = loading.pop().result()
-            except UnavailableError:
-                raise
-            except (DecodeError, OSError) as refused:
-                error = _reason(refused)
-            loading += [load(following) for following in large[number : number + 1]]
-            if picture is None:
-                found["height"][row], found["width"][row], found["error"][row] = None, None, error
-                continue
-            mask = predict_tiled(picture)
-            del picture
-            found["height"][row], found["width"][row] = mask.class_ids.shape
-            masks.put(row, mask.class_ids.size, lambda mask=mask: mask)
-            del mask
+    locations = rows["image"].to_pylist()
+    whole_pictures = _each_whole([locations[row] for row in large], max_pixels, apart)
+    for row in large:
+        picture = next(whole_pictures)
+        if isinstance(picture, str):
+            found["height"][row], found["width"][row], found["error"][row] = None, None, picture
+            continue
+        mask = predict_tiled(picture)
+        del picture
+        found["height"][row], found["width"][row] = mask.class_ids.shape
+        masks.put(row, mask.class_ids.size, lambda mask=mask: mask)
+        del mask
     columns = {**{name: rows[name] for name in rows.column_names}, **found, **masks.columns()}
     schema = plans.schema(outputs)
     table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
@@ -211,6 +195,31 @@ def _columns_of(
     except DecodeError as refused:
         return {"error": _reason(refused)}
     return found
+
+
+def _each_whole(locations: list[str], max_pixels: int, apart: bool) -> Iterator[Image.Image | str]:
+    """Photos at their own size, or the reason why there is none. Each is decoded while the one before is in use, so two
+    at a time are in memory: what is handed out is held here no more.
+    """
+    read = partial(_read_whole, max_pixels=max_pixels)
+
+    def load(location: str) -> Image.Image | str:
+        try:
+            return next(isolate.each(read, [location], if_died=_KILLED)) if apart else read(location)
+        except UnavailableError:
+            raise
+        except (DecodeError, OSError) as refused:
+            return _reason(refused)
+
+    if not locations:
+        return
+    with ThreadPoolExecutor(1) as loader:
+        loading = deque([loader.submit(load, locations[0])])
+        for following in [*locations[1:], None]:
+            wait(loading)
+            if following is not None:
+                loading.append(loader.submit(load, following))
+            yield loading.popleft().result()
 
 
 def _read_whole(location: str, max_pixels: int) -> Image.Image:

@@ -166,17 +166,11 @@ def write(location: str, content: bytes, scratch: str | None = None) -> None:
     nowhere else, and `remove_leftovers(scratch)` is all the cleaning. An object store shows a put only when it is
     complete.
     """
-    if not is_local(location):
+    if is_local(location):
+        disk.write(location, content, scratch)
+    else:
         store, path = remote(location)
         store.write(path, content)
-        return
-    temporary = disk.temporary(scratch or os.path.dirname(location))  # noqa: PTH120
-    try:
-        disk.write_through(temporary, content)
-        disk.in_new_folder(location, lambda: temporary.replace(location))
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def create(location: str, content: bytes, flag: str) -> None:
@@ -186,22 +180,11 @@ def create(location: str, content: bytes, flag: str) -> None:
     Raises `InputError`, naming `flag`, where it is there, or where the folder cannot be written.
     """
     try:
-        if not is_local(location):
+        if is_local(location):
+            disk.create(location, content)
+        else:
             store, path = remote(location)
             store.create(path, content)
-            return
-        temporary = disk.temporary(os.path.dirname(location))  # noqa: PTH120
-        try:
-            disk.write_through(temporary, content)
-            try:
-                os.link(temporary, location)  # unlike a rename, not over another
-            except OSError as error:
-                # Some file systems have no links; there it is looked for first.
-                if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS) or Path(location).exists():
-                    raise
-                temporary.replace(location)
-        finally:
-            temporary.unlink(missing_ok=True)
     except FileExistsError as error:
         raise InputError(f"{flag}: {location} is there already; was another job started just now?") from error
     except UnavailableError:

@@ -146,12 +146,13 @@ def _fit_once(setup: WorkerSetup) -> None:
                 failure_config=ray.train.FailureConfig(max_failures=0, max_preemption_failures=0),
             ),
         )
+        on_ctrl_c = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit()
         except SystemExit as error:  # Ray's own answer to Ctrl-C, once it has ended the workers
             raise KeyboardInterrupt from error
         finally:
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # Ray leaves one of its own
+            signal.signal(signal.SIGINT, on_ctrl_c)  # Ray leaves one of its own
 
 
 def _train_worker(loop_config: dict[str, WorkerSetup]) -> None:

@@ -31,6 +31,7 @@ os.environ |= {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_worker_niceness": "0",  # else tests without Ray, in the process beside, starve its workers
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",  # where Ray has not noticed yet that a node is gone
 }
 os.environ.pop("RAY_ADDRESS", None)

@@ -57,8 +57,12 @@ def test_where_no_ray_is_found_one_is_started(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(cluster.services, "find_gcs_addresses", set)
     monkeypatch.setattr(cluster.services, "find_bootstrap_address", lambda _: None)
     monkeypatch.setattr(cluster.ray, "init", init)
-    with pytest.raises(KeyboardInterrupt):
-        cluster.connect()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            cluster.connect()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(started) == 1 and "address" not in started[0]
 
 

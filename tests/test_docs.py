@@ -30,7 +30,7 @@ JOBS: dict[str, dict[str, type]] = {
 }
 
 ELSEWHERE = {
-    r"pip install -e \. && python jobs/train\.py$": "tests/test_first_run.py",
+    r"pip install -e \. && python jobs/train\.py$": "tests/test_jobs.py",
     r"pip install -e '\.\[test\]' && pytest ": ".ci/run",
     r"python benchmarks/\w+\.py": "tests/test_benchmarks.py",
     r"python jobs/prepare\.py oxford-pets": "tests/test_oxford.py",

@@ -321,7 +321,7 @@ def test_the_job_writes_scores_rows_and_pictures(run: Path, spoilt: tuple[Path, 
     [
         (
             "--output photos/out",
-            "--output {}/photos/out: it lies in --images, so its pictures would be taken for input",
+            "--output {}/photos/out: it lies in --images, so what is written would be taken for input",
         ),
         ("--output masks", "--output {}/masks: it lies in --masks, "),
         ("--output . --masks worst/masks", "--masks {0}/worst/masks: it lies where --output {0} puts its pictures"),

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,32 +23,50 @@ from pycocotools import mask as cocotools
 from petseg import checkpoint, config, plans
 from petseg.train_config import TrainConfig
 
-SETTINGS = ("--image-size", 64, 64, "--batch-size", 8, "--val-count", 7, "--num-workers", 2, "--cpus-per-worker", 1)
+EPOCHS = 4
+SMALL = ("--image-size", 64, 64, "--val-count", 7)
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory, drawn: tuple[Path, Path]) -> Path:
-    """A --storage with the run "first": two epochs on two workers."""
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A --storage with the run "first" and, in the file `printed`, what was said of it: the README's first command,
+    which draws its pets and starts a Ray of its own, but smaller and shorter than it is.
+    """
     folder = tmp_path_factory.mktemp("storage")
-    flags = ("--images", drawn[0], "--masks", drawn[1], "--storage", folder, "--name", "first", "--epochs", 2)
-    done = run_in(folder, "train", *flags, *SETTINGS)
+    flags = ("--epochs", EPOCHS, "--image-size", 64, 64)
+    done = run_in(folder, "train", "--storage", folder, "--name", "first", *flags, timeout_s=600)
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert [line.split()[:2] for line in lines if line.startswith("epoch")] == [["epoch", "1/2"], ["epoch", "2/2"]]
-    assert "ETA 0:00" in lines[-4] and lines[-2].startswith("best: epoch ")
-    assert lines[-3] == f"report: {folder / 'first' / 'report.html'}"
+    (folder / "printed").write_text(done.stdout)
     return folder
 
 
 @pytest.mark.ray
-def test_a_run_s_folder(storage: Path, drawn: tuple[Path, Path]) -> None:
+def test_the_first_command_learns_and_says_what_comes_next(storage: Path, run_job: RunJob) -> None:
+    lines = (storage / "printed").read_text().splitlines()
+    epochs = [line.split()[:2] for line in lines if line.startswith("epoch")]
+    assert epochs == [["epoch", f"{number}/{EPOCHS}"] for number in range(1, EPOCHS + 1)]
+    assert "ETA 0:00" in lines[-4] and lines[-2].startswith("best: epoch ")
+    assert lines[-3] == f"report: {storage / 'first' / 'report.html'}"
+    constant = 0.75 / 3  # three quarters of the pixels are background, and nothing else would be predicted
+    assert float(lines[-2].rsplit(" ", 1)[1]) > constant + 0.1
+    command = shlex.split(lines[-1].removeprefix("next: "))
+    assert command[:2] == ["python", "jobs/predict.py"]
+    predicted = run_job("predict", *command[2:])
+    assert predicted.returncode == 0, predicted.stderr
+    photos = {path.stem for path in (storage / "petseg-demo" / "images").iterdir()}
+    assert {path.stem for path in (storage / "first" / "predictions" / "masks").iterdir()} == photos
+    shutil.rmtree(storage / "first" / "predictions")
+
+
+@pytest.mark.ray
+def test_a_run_s_folder(storage: Path) -> None:
     run = storage / "first"
     names = {"checkpoints", "config.json", "manifest.parquet", "metrics.jsonl", "report.html", "tensorboard"}
     assert {path.name for path in run.iterdir()} == names
     resolved = config.from_json(TrainConfig, (run / "config.json").read_text(), "config.json")
-    assert (resolved.images, resolved.epochs, resolved.num_workers) == (str(drawn[0]), 2, (2,))
+    assert (resolved.images, resolved.epochs, resolved.num_workers) == (None, EPOCHS, (1,))
     epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [epoch["epoch"] for epoch in epochs] == [1, 2]
+    assert [epoch["epoch"] for epoch in epochs] == list(range(1, EPOCHS + 1))
     for epoch in epochs:
         assert set(epoch) == {
             "epoch",
@@ -62,36 +81,47 @@ def test_a_run_s_folder(storage: Path, drawn: tuple[Path, Path]) -> None:
         assert set(epoch["val_iou"]) == {"pet", "background", "border"}
         assert all(value > 0 for key, value in epoch.items() if key != "val_iou")
     split = pq.read_table(run / "manifest.parquet")["split"].to_pylist()
-    assert (split.count("train"), split.count("val")) == (PAIRS - 7, 7)
-    for name in ("epoch-0001", "epoch-0002"):
-        files = run / "checkpoints" / name
-        if name == "epoch-0002" or files.exists():  # the first is kept only where it is the best
-            assert {path.name for path in files.iterdir()} == {
-                "config.json",
-                "metrics.json",
-                "model.pt",
-                "train_state.pt",
-            }
+    assert (split.count("train"), split.count("val")) == (192, 48)
+    kept = {path.name for path in (run / "checkpoints").iterdir()}  # the best and the last
+    assert f"epoch-{EPOCHS:04}" in kept and len(kept) <= 2
+    for name in kept:
+        files = {path.name for path in (run / "checkpoints" / name).iterdir()}
+        assert files == {"config.json", "metrics.json", "model.pt", "train_state.pt"}
     assert checkpoint.find(str(run)).model.image_size == (64, 64)
 
 
 @pytest.mark.ray
 def test_a_name_is_taken_until_it_is_resumed(storage: Path, tmp_path: Path, run_job: RunJob) -> None:
-    shutil.copytree(storage / "first", tmp_path / "runs" / "first")
+    shutil.copytree(storage, tmp_path / "runs")
     again = run_job("train", "--name", "first")
     assert again.returncode == 2
     assert again.stderr.startswith("error: --name first: ") and again.stderr.count("\n") == 1
 
     finished = run_job("train", "--name", "first", "--resume")
     assert finished.returncode == 0
-    assert "has its 2 epochs; give more with --epochs" in finished.stdout
+    assert f"has its {EPOCHS} epochs; give more with --epochs" in finished.stdout
 
-    longer = run_job("train", "--name", "first", "--resume", "--epochs", 3)
+    longer = run_job("train", "--name", "first", "--resume", "--epochs", EPOCHS + 1)
     assert longer.returncode == 0, longer.stderr
     before = (storage / "first" / "metrics.jsonl").read_text()
     after = (tmp_path / "runs" / "first" / "metrics.jsonl").read_text()
-    assert after.startswith(before) and after.count("\n") == 3
-    assert "epoch 3/3" in longer.stdout and "epoch 2/3" not in longer.stdout
+    assert after.startswith(before) and after.count("\n") == EPOCHS + 1
+    assert "epoch 5/5" in longer.stdout and "epoch 4/5" not in longer.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_report_that_a_kill_has_cost_a_finished_run_comes_with_resume(
+    storage: Path, tmp_path: Path, run_job: RunJob
+) -> None:
+    shutil.copytree(storage, tmp_path / "runs")
+    report = tmp_path / "runs" / "first" / "report.html"
+    report.unlink()
+    done = run_job("train", "--name", "first", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "Where it is worst" in report.read_text()
+    metrics = [folder / "first" / "metrics.jsonl" for folder in (storage, tmp_path / "runs")]
+    assert metrics[0].read_text() == metrics[1].read_text()
 
 
 @pytest.mark.ray
@@ -309,7 +339,7 @@ def test_a_ray_address_where_none_answers_is_refused(
     drawn: tuple[Path, Path], run_job: RunJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
-    done = run_job("train", "--images", drawn[0], "--masks", drawn[1], *SETTINGS)
+    done = run_job("train", "--images", drawn[0], "--masks", drawn[1], *SMALL)
     assert done.returncode == 2
     assert done.stderr.startswith("error: no Ray answers at 127.0.0.1:9; ") and done.stderr.count("\n") == 1
 
@@ -323,7 +353,7 @@ def test_masks_that_the_classes_do_not_cover_are_refused(
         mask = np.array(Image.open(tmp_path / "masks" / f"{name}.png"))
         mask[0, 0] = value
         Image.fromarray(mask).save(tmp_path / "masks" / f"{name}.png")
-    done = run_job("train", "--images", drawn[0], "--masks", "masks", "--name", "new", *SETTINGS)
+    done = run_job("train", "--images", drawn[0], "--masks", "masks", "--name", "new", *SMALL)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: pairs that cannot be used (2): ")
     assert "pet_0003.png: it has the value 0, but the classes cover 1, 2, 3; if your masks count from 0" in done.stderr
@@ -375,7 +405,7 @@ def test_bad_input_to_train_is_one_line(flags: str, message: str, folder: Path, 
         ("--images photos --output file", "--output {}/file: {}/file is not a folder"),
         ("--images photos --output photos/masks", "--output {}/photos/masks: it lies in --images"),
         ("--images photos --output out --checkpoint masks", "--checkpoint {}/masks: neither a run's folder nor"),
-        ("--images masks --output .", "--images {}/masks: it lies where --output {} puts its masks"),
+        ("--images masks --output .", "--images {}/masks: it lies where --output {} puts its pictures"),
         ("--images photos --output out --shard-size 0", "--shard-size 0: give at least 1"),
         ("--images photos --output out --max-errors 1.5", "--max-errors 1.5: give a whole number, or a share"),
         ("--images photos --output out --tile 8", "--tile 8: give one number or two"),
@@ -389,7 +419,7 @@ def test_bad_input_to_predict_is_one_line(
     import torch
 
     reshaped = folder / "reshaped"
-    shutil.copytree(storage / "first" / "checkpoints" / "epoch-0002", reshaped)
+    shutil.copytree(storage / "first" / "checkpoints" / f"epoch-{EPOCHS:04}", reshaped)
     state = torch.load(reshaped / "model.pt", weights_only=True)
     torch.save(state | {"head.bias": torch.zeros(7)}, reshaped / "model.pt")
     before = sorted(folder.rglob("*"))
