@@ -3,7 +3,7 @@
 import http.server
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 CUT, BUSY, WHOLE, WRONG_PART = "cut", "busy", "whole", "wrong part"
 """Ends after half of what is asked for; 503; takes no notice of Range; sends another part than asked for."""
@@ -43,7 +43,8 @@ def serve() -> Iterator[Server]:
             left = content[start:]
             self.send_header("Content-Length", str(len(left)))
             self.end_headers()
-            self.wfile.write(left[: len(left) // 2] if fault == CUT else left)
+            with suppress(BrokenPipeError, ConnectionResetError):  # who asked has gone, or was killed
+                self.wfile.write(left[: len(left) // 2] if fault == CUT else left)
 
         def log_message(self, format: str, *args: object) -> None:
             pass
