@@ -1,6 +1,8 @@
 """The examples of docs/handover.md, as they stand there."""
 
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +96,33 @@ def test_a_mask_that_is_saved_again_keeps_its_numbers(tmp_path: Path) -> None:
     photo, mask = ((tmp_path / name).read_bytes() for name in ("photo.png", "b.png"))
     _, _, truth = labelled.decode_pair_and_truth(photo, mask, (2, 3), label_map, 10**6)
     assert np.array_equal(truth, class_ids)
+
+
+PAINT = """
+(let* ((image (car (gimp-file-load RUN-NONINTERACTIVE "mask.png" "mask.png")))
+       (layer (car (gimp-image-get-active-drawable image)))
+       (palette (cadr (gimp-image-get-colormap image)))
+       (border (list (vector-ref palette 6) (vector-ref palette 7) (vector-ref palette 8))))
+  (gimp-context-set-foreground border)
+  (gimp-image-select-rectangle image CHANNEL-OP-REPLACE 20 0 10 5)
+  (gimp-drawable-edit-fill layer FILL-FOREGROUND)
+  (gimp-file-save RUN-NONINTERACTIVE image layer "painted.png" "painted.png"))
+"""
+
+
+def test_gimp_paints_with_numbers(tmp_path: Path) -> None:
+    gimp = shutil.which("gimp-console-2.10")  # the words of 3 are others
+    if gimp is None:
+        pytest.skip("GIMP 2.10 is not installed")
+    class_ids = np.zeros((20, 30), np.uint8)
+    class_ids[5:15, 5:20] = 1
+    (tmp_path / "mask.png").write_bytes(images.encode_mask(class_ids, labels.palette(3)))
+    batch = ["-b", PAINT.replace("\n", " "), "-b", "(gimp-quit 0)"]
+    done = subprocess.run([gimp, "-i", "-d", "-f", *batch], cwd=tmp_path, capture_output=True, timeout=120)
+    assert (tmp_path / "painted.png").exists(), done.stderr.decode()
+    class_ids[:5, 20:] = 2
+    painted = Image.open(tmp_path / "painted.png")
+    assert painted.mode == "P" and np.array_equal(np.asarray(painted), class_ids)
 
 
 def test_a_notebook(example: Example, desk: Path) -> None:
