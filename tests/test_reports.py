@@ -211,6 +211,17 @@ def test_the_page_of_a_prediction(photos: Path, tmp_path: Path, png: bool, monke
     assert found.shards == 2 and found.rows.num_rows == 6 and set(found.rows["shard"].to_pylist()) == {0, 1}
 
 
+def test_the_page_of_a_prediction_of_which_every_photo_failed(photos: Path, tmp_path: Path) -> None:
+    for path in photos.rglob("*.jpg"):
+        path.write_bytes(b"broken")
+    plan = make_plan(photos, tmp_path / "out")
+    shards.begin(plan)
+    summary = shards.finish(plan, do_shards(plan, 0, 1, 2))
+    text = text_of(reports.of_prediction(plan, MODEL, 10**6, summary, seconds={}, how="1/s"))
+    assert "photos 7 failed 7 mean confidence – the last start 1/s" in text
+    assert "pet 0 %" in text and "Least sure" not in text
+
+
 def test_a_report_that_cannot_be_written_is_told_and_no_more(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
