@@ -75,7 +75,7 @@ def test_killed_and_resumed_it_ends_with_the_weights_of_an_undisturbed_run(
     drawn: tuple[Path, Path], tmp_path: Path
 ) -> None:
     """First a worker, after which it goes on by itself; then the driver, after which --resume does."""
-    flags = ("--epochs", 7, "--batch-size", 2, "--num-workers", 2, "--cpus-per-worker", 1)
+    flags = ("--epochs", 7, "--batch-size", 2, "--num-workers", 2, "--cpus-per-worker", 1, "--precision", "fp32")
     whole = Job(tmp_path, drawn, "whole", *flags)
     whole.end()
 

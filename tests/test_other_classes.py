@@ -103,7 +103,7 @@ def test_a_prepared_set_trains_to_the_same_numbers(landscapes: Path) -> None:
     """From the files and from shards of them: not a bit differs."""
     prepared = run_in(landscapes, "prepare", "shards", *FLAGS, "--image-size", 64, 96, "--output", "set")
     assert prepared.returncode == 0, prepared.stderr
-    common = ("--epochs", 1, "--batch-size", 4, "--cpus-per-worker", 1, *LISTS)
+    common = ("--epochs", 1, "--batch-size", 4, "--cpus-per-worker", 1, "--precision", "fp32", *LISTS)
     sources = {"files": (*FLAGS, "--image-size", 64, 96), "shards": ("--data", "set")}
     histories, weights = [], []
     for name, flags in sources.items():
