@@ -8,7 +8,6 @@ ray job submit --working-dir . -- python jobs/prepare.py shards …           on
 
 import dataclasses
 import io
-import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -79,7 +78,7 @@ def _get_oxford_pets(config: OxfordConfig) -> None:
         "--masks",
         storage.join(output, oxford.MASK_FOLDER),
     ]
-    print(f"next: python jobs/train.py {shlex.join(folders)}")
+    print(f"next: {report.command('train', folders)}")
 
 
 def _check(config: CheckConfig) -> None:
@@ -100,7 +99,7 @@ def _check(config: CheckConfig) -> None:
         )
     found = _look(config, classes, label_map, pairs, photos_alone, masks_alone)
     said = check_report.findings(found)
-    command = f"python jobs/train.py {shlex.join(check_report.train_flags(found))}"
+    command = report.command("train", check_report.train_flags(found))
     alone = [{"id": row["id"], "image": row["image"], "error": "no mask"} for row in photos_alone.to_pylist()]
     alone += [{"id": row["id"], "mask": row["image"], "error": "no photo"} for row in masks_alone.to_pylist()]
     content = io.BytesIO()
@@ -134,11 +133,11 @@ def _look(
     for note in notes:
         print(note)
     rows = []
-    progress = Progress(pairs.num_rows, 0, 0, sys.stdout)
+    progress = Progress(pairs.num_rows, 0, 0, sys.stdout, unit=("pairs", 1))  # what is wrong with them follows
     try:
         for row in check.look(pairs, label_map, images.MAX_TRAINING_PIXELS):
             rows.append(row)
-            progress.add(1, failed=0 if row.error is None else 1)
+            progress.add(1)
     finally:
         progress.close()
     same, alike = check.twice(rows)

@@ -7,8 +7,8 @@ ray job submit --working-dir . -- python jobs/train.py …           on a cluste
 
 import contextlib
 import dataclasses
-import shlex
 import threading
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -130,12 +130,12 @@ def _network(config: TrainConfig, run: str, pairs: "_Pairs") -> tuple[ModelConfi
 
 def _go_on(config: TrainConfig) -> str:
     flags = ["--name", config.name, "--storage", config.storage, "--resume"]
-    return f"go on with: python jobs/train.py {shlex.join(flags)}"
+    return f"go on with: {report.command('train', flags)}"
 
 
 def _predict_command(run: str, pairs: "_Pairs") -> str:
     flags = ["--checkpoint", run, "--images", pairs.images, "--output", storage.join(run, "predictions")]
-    return f"python jobs/predict.py {shlex.join(flags)}"
+    return report.command("predict", flags)
 
 
 def _write_report(setup: "WorkerSetup", pairs: "_Pairs", clock: Clock, *, with_samples: bool) -> None:
@@ -251,6 +251,7 @@ class _Progress:
     def __init__(self, run: str, epochs: int) -> None:
         self._run, self._epochs = run, epochs
         self._shown = len(runs.read_metrics(run))
+        self._first: tuple[int, float] | None = None  # epoch that was seen first, and when
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
 
@@ -272,8 +273,11 @@ class _Progress:
 
     def _show(self) -> None:
         epochs = runs.read_metrics(self._run)
+        now = time.monotonic()
         for epoch in epochs[self._shown :]:
-            print(runs.describe(epoch, self._epochs), flush=True)
+            number, since = self._first = self._first or (epoch["epoch"], now)
+            pace = (now - since) / (epoch["epoch"] - number) if epoch["epoch"] > number else epoch["seconds"]
+            print(runs.describe(epoch, self._epochs, pace), flush=True)
         self._shown = len(epochs)
 
 

@@ -175,7 +175,8 @@ def page(found: Checked, said: Sequence[Finding], settings: Mapping[str, Any], c
 def _of_values(row: Row, found: Checked) -> bool:
     """Whether a pair is refused for the values of its mask alone, for which there is one finding."""
     of_kind = row.values is not None and row.colours == found.labels.colours != found.label_map.colours
-    return of_kind or "but the classes cover" in (row.error or "")
+    error = row.error or ""
+    return (of_kind and "differs from its photo's" not in error) or "but the classes cover" in error
 
 
 def _lossy(found: Checked) -> bool:

@@ -53,7 +53,7 @@ def parse_subcommand(commands: Mapping[str, type[ConfigT]], *, about: str | None
     known = f"the commands are {', '.join(commands)} (--help tells more)"
     if not words or words[0].startswith("-"):
         raise InputError(f"a command must come first; {known}")
-    raise InputError(f"{words[0]}: there is no such command{flags.did_you_mean(words[0], commands)}; {known}")
+    raise InputError(f"{words[0]}: there is no such command; {known}{flags.did_you_mean(words[0], commands)}")
 
 
 def _parse(

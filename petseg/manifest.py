@@ -163,8 +163,8 @@ def _refuse_twice(found: pa.Table, folder: str, flag: str) -> None:
     is_as_before = pc.equal(ids[1:], ids[:-1])  # pyright: ignore[reportAttributeAccessIssue]
     twice = pc.index(is_as_before, True).as_py()
     if twice >= 0:
-        count = pc.sum(is_as_before).as_py()  # pyright: ignore[reportAttributeAccessIssue]
-        more = f"; {count} times in all" if count > 1 else ""
+        others = pc.unique(ids[1:].filter(is_as_before)).to_pylist()[1:]  # pyright: ignore[reportAttributeAccessIssue]
+        more = f"; the same of {', '.join(others[:4])}{', …' if len(others) > 4 else ''}" if others else ""
         one, other = found["image"][twice : twice + 2].to_pylist()
         raise InputError(
             f"{storage.join(folder, other)} and {storage.join(folder, one)}: two files with one id "

@@ -140,11 +140,18 @@ def versions() -> Facts:
 
 
 def rerun(job: str) -> Command:
-    """The command that this process was started with, as in "python jobs/train.py …".
+    """The command that this process was started with.
 
     No job takes a secret as a flag, and a location that has one in it is refused before there is a report.
     """
-    return Command(title="The same again", lines=[f"python jobs/{job}.py {shlex.join(sys.argv[1:])}".rstrip()])
+    return Command(title="The same again", lines=[command(job, sys.argv[1:])])
+
+
+def command(job: str, flags: Sequence[str]) -> str:
+    """A job's command for the folder that this process was started in: its script lies beside the one that runs."""
+    folder = Path(sys.argv[0]).parent
+    script = folder / f"{job}.py" if folder.absolute().name == "jobs" else f"jobs/{job}.py"
+    return f"python {shlex.join([str(script), *flags])}"
 
 
 def number(value: float | None) -> str:

@@ -146,10 +146,10 @@ def write_metrics(run: str, history: list[dict[str, Any]]) -> None:
     storage.write(storage.join(run, "metrics.jsonl"), lines.encode())
 
 
-def describe(epoch: dict[str, Any], epochs: int) -> str:
-    """One line for one epoch."""
+def describe(epoch: dict[str, Any], epochs: int, pace_s: float) -> str:
+    """One line for one epoch, where each takes so many seconds, from checkpoint to checkpoint."""
     by_class = " ".join(f"{name} {score(value)}" for name, value in epoch["val_iou"].items())
-    remaining_s = round((epochs - epoch["epoch"]) * epoch["seconds"])
+    remaining_s = round((epochs - epoch["epoch"]) * pace_s)
     return (
         f"epoch {epoch['epoch']:>{len(str(epochs))}}/{epochs}  train loss {score(epoch['train_loss'])}  "
         f"val loss {score(epoch['val_loss'])}  accuracy {score(epoch['val_pixel_accuracy'])}  "

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import RunJob
+from conftest import ROOT, RunJob
 from PIL import Image
 
 from petseg import check, check_report, duplicates, images, labelled, manifest
@@ -193,7 +193,7 @@ def test_everything_that_is_wrong_is_found_and_said(
         "photos that look like another: 1; ",
     ):
         assert said in done.stdout
-    command = f"python jobs/train.py --images {tmp_path}/photos --masks {tmp_path}/masks"
+    command = f"python {ROOT}/jobs/train.py --images {tmp_path}/photos --masks {tmp_path}/masks"
     command += " --num-classes 2 --label-map 0:0,255:1"
     assert done.stderr == f"stopped: training would refuse this set; once that is mended: {command}\n"
 
@@ -226,11 +226,23 @@ def test_everything_that_is_wrong_is_found_and_said(
     assert config["images"] == f"{tmp_path}/photos" and config["num_classes"] == 2
 
 
+def test_a_mask_of_another_size_is_told_though_all_masks_have_colours(tmp_path: Path, run_job: RunJob) -> None:
+    for name, size in {"a": (20, 10), "b": (20, 10), "c": (30, 10)}.items():
+        for folder, extent in {"photos": (20, 10), "masks": size}.items():
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.new("RGB", extent, "red").save(tmp_path / folder / f"{name}.png")
+    done = run_job("prepare", "check", "--images", "photos", "--masks", "masks", "--output", "checked")
+    assert done.returncode == 1
+    assert "values that no class covers (they have #ff0000;" in done.stdout
+    assert f"pairs that cannot be used: 1, such as {tmp_path}/masks/c.png: its size 30 × 10 differs" in done.stdout
+    assert "failed" not in done.stdout
+
+
 def test_a_set_that_is_fine_is_said_to_be(drawn: tuple[Path, Path], run_job: RunJob, tmp_path: Path) -> None:
     done = run_job("prepare", "check", "--images", drawn[0], "--masks", drawn[1], "--output", "out")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[-1] == f"next: python jobs/train.py --images {drawn[0]} --masks {drawn[1]}"
+    assert lines[-1] == f"next: python {ROOT}/jobs/train.py --images {drawn[0]} --masks {drawn[1]}"
     assert lines[-2] == f"{len(list(drawn[0].iterdir()))} pairs: {tmp_path}/out/report.html"
 
 

@@ -200,7 +200,10 @@ def test_the_first_word_chooses_the_settings(monkeypatch: pytest.MonkeyPatch) ->
         ("oxford-pets --output pets --url file:///etc", "--url file:///etc: give an address that begins with https://"),
         ("", "a command must come first; the commands are oxford-pets, shards (--help tells more)"),
         ("--output a shards", "a command must come first; the commands are oxford-pets, shards"),
-        ("shard --images a", "shard: there is no such command; did you mean shards?; the commands are oxford-pets, sh"),
+        (
+            "shard --images a",
+            "shard: there is no such command; the commands are oxford-pets, shards (--help tells more); did you mean shards?",
+        ),
         ("cats", "cats: there is no such command; the commands are oxford-pets, shards (--help tells more)"),
         ("shards --images a", "--masks, --output: must be given (--help tells more)"),
         ("oxford-pets --ouput a", "--ouput: there is no such flag; did you mean --output? (--help lists all)"),

@@ -50,7 +50,7 @@ def test_the_first_command_learns_and_says_what_comes_next(storage: Path, run_jo
     constant = 0.75 / 3  # three quarters of the pixels are background, and nothing else would be predicted
     assert float(lines[-2].rsplit(" ", 1)[1]) > constant + 0.1
     command = shlex.split(lines[-1].removeprefix("next: "))
-    assert command[:2] == ["python", "jobs/predict.py"]
+    assert command[:2] == ["python", str(ROOT / "jobs" / "predict.py")]
     predicted = run_job("predict", *command[2:])
     assert predicted.returncode == 0, predicted.stderr
     photos = {path.stem for path in (storage / "petseg-demo" / "images").iterdir()}

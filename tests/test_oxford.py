@@ -286,7 +286,10 @@ runpy.run_path({str(ROOT / "jobs" / "prepare.py")!r}, run_name="__main__")
             *[["  left out", name] for name in LEFT_OUT],
             *[["  odd, but kept", name] for name in ODD],
         ]
-        assert lines[-1] == f"next: python jobs/train.py --images {tmp_path}/pets/images --masks {tmp_path}/pets/masks"
+        assert (
+            lines[-1]
+            == f"next: python {ROOT}/jobs/train.py --images {tmp_path}/pets/images --masks {tmp_path}/pets/masks"
+        )
 
         asked = len(server.asked)
         again = self.run(tmp_path, f"{server.address}/data/")

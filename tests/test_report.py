@@ -200,7 +200,11 @@ def test_numbers_are_short(value: float | None, text: str) -> None:
 
 def test_the_command_that_is_shown_is_the_one_that_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/somewhere/jobs/train.py", "--images", "my photos", "--epochs", "3"])
-    assert report.rerun("train").lines == ["python jobs/train.py --images 'my photos' --epochs 3"]
+    assert report.rerun("train").lines == ["python /somewhere/jobs/train.py --images 'my photos' --epochs 3"]
+    monkeypatch.setattr(sys, "argv", ["jobs/train.py"])
+    assert report.command("predict", ["--output", "my masks"]) == "python jobs/predict.py --output 'my masks'"
+    monkeypatch.setattr(sys, "argv", ["a notebook"])
+    assert report.command("predict", []) == "python jobs/predict.py"
 
 
 def test_versions_are_those_that_are_installed() -> None:

@@ -136,9 +136,9 @@ def test_describe() -> None:
         "val_miou": 0.5,
         "val_iou": {"pet": 0.25, "border": None},
         "train_images_per_s": 31.4,
-        "seconds": 45.0,
+        "seconds": 40.0,
     }
-    assert runs.describe(epoch, 10) == (
+    assert runs.describe(epoch, 10, pace_s=45.0) == (
         "epoch  2/10  train loss 0.510  val loss 0.620  accuracy 0.800  mIoU 0.500 (pet 0.250 border –)  "
         "31 images/s  ETA 6:00"
     )
