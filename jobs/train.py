@@ -276,8 +276,9 @@ class _Progress:
         now = time.monotonic()
         for epoch in epochs[self._shown :]:
             number, since = self._first = self._first or (epoch["epoch"], now)
-            pace = (now - since) / (epoch["epoch"] - number) if epoch["epoch"] > number else epoch["seconds"]
-            print(runs.describe(epoch, self._epochs, pace), flush=True)
+            seen = (now - since) / max(1, epoch["epoch"] - number)
+            # An epoch's own seconds have no checkpoint in them; of epochs that are seen at once there are no others.
+            print(runs.describe(epoch, self._epochs, max(seen, epoch["seconds"])), flush=True)
         self._shown = len(epochs)
 
 

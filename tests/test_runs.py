@@ -1,10 +1,12 @@
 import dataclasses
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from conftest import ROOT
 
 from petseg import manifest, runs
 from petseg.errors import InputError
@@ -142,3 +144,23 @@ def test_describe() -> None:
         "epoch  2/10  train loss 0.510  val loss 0.620  accuracy 0.800  mIoU 0.500 (pet 0.250 border –)  "
         "31 images/s  ETA 6:00"
     )
+
+
+def test_the_time_that_is_left_counts_what_lies_between_epochs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Epochs of 2 s that come every 5 s; two of them are seen at once."""
+    job = runpy.run_path(str(ROOT / "jobs" / "train.py"), run_name="job")
+    found: list[dict[str, object]] = []
+    monkeypatch.setattr(runs, "read_metrics", lambda run: list(found))
+    progress, left = job["_Progress"]("run", 10), []
+    for moment, count in ((100.0, 2), (105.0, 1), (110.0, 1)):
+        monkeypatch.setattr(job["time"], "monotonic", lambda moment=moment: moment)
+        for _ in range(count):
+            found.append(
+                {"epoch": len(found) + 1, "train_loss": 1.0, "val_loss": 1.0, "val_pixel_accuracy": 1.0}
+                | {"val_miou": 1.0, "val_iou": {}, "train_images_per_s": 1.0, "seconds": 2.0}
+            )
+        progress._show()
+        left += [line.rpartition("ETA ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert left == ["0:18", "0:16", "0:18", "0:20"]
