@@ -4,8 +4,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from petseg import checkpoint, demo, labels, unet
-from petseg.config import ModelConfig
+from petseg.config.base import ModelConfig
+from petseg.data import demo, labels
+from petseg.models import checkpoint, unet
 
 
 def untrained(folder: Path, image_size: tuple[int, int] = (64, 64)) -> Path:

@@ -48,10 +48,12 @@ from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
-from petseg import demo, labels, recipes, runs
-from petseg.config import ModelConfig
-from petseg.learner import Learner
-from petseg.train_config import TrainConfig
+from petseg.config.base import ModelConfig
+from petseg.config.train import TrainConfig
+from petseg.data import demo, labels
+from petseg.training import recipes
+from petseg.training import run_folder as runs
+from petseg.training.trainer import Learner
 
 VAL_COUNT = 32
 BATCH = 32

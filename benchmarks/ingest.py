@@ -45,7 +45,9 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from petseg import demo, images, labelled, labels, manifest
+from petseg.data import decode as images
+from petseg.data import demo, labels, manifest
+from petseg.data import pairs as labelled
 
 SIZES = {(500, 375): 1, (2000, 1500): 16}
 """(width, height) of the photos; of the second a sixteenth as many, since one takes so much longer."""
@@ -133,8 +135,9 @@ def measure(epoch: Epoch, count: int, epochs: int) -> dict[str, float]:
 
 
 def ours(pairs: pa.Table, _workers: int) -> Epoch:
-    from petseg import cluster, feed  # and Ray, which the ways that fork their process have no use for
-    from petseg.share import Share
+    from petseg.cluster import connect as cluster
+    from petseg.pipelines import decode as feed
+    from petseg.training.rank_data import Share
 
     cluster.connect()
     decode = functools.partial(feed.decode, image_size=IMAGE_SIZE, label_map=LABEL_MAP)
@@ -150,7 +153,7 @@ def ours(pairs: pa.Table, _workers: int) -> Epoch:
 def read_images(pairs: pa.Table, _workers: int) -> Epoch:
     import ray.data
 
-    from petseg import cluster
+    from petseg.cluster import connect as cluster
 
     cluster.connect()
     read = functools.partial(ray.data.read_images, size=IMAGE_SIZE, mode="RGB")

@@ -23,7 +23,8 @@ from pathlib import Path
 
 import drawn
 
-from petseg import cli, report, storage
+from petseg import files, storage
+from petseg.cli import main as cli
 
 ROOT = Path(__file__).parent.parent
 TEMPORARY = ".petseg-tmp-"
@@ -159,7 +160,7 @@ def contents(output: str) -> dict[str, bytes]:
     """
     if not storage.list_names(output):
         return {}
-    others = (report.FILE, cli.CONFIG_FILE)
+    others = (files.REPORT, cli.CONFIG_FILE)
     names = [name for name in storage.list_files(output) if name not in others]  # which passes over hidden ones
     found = dict(zip(names, storage.read_each(storage.join(output, name) for name in names), strict=True))
     # What the orphans of a killed driver replace meanwhile is there in the next moment.

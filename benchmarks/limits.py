@@ -32,13 +32,20 @@ import train_gpu
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from petseg import checkpoint, demo, images, labels, manifest, plans, precision, recipes, rows, runs, shards
-from petseg.images import Photo
-from petseg.learner import Learner
-from petseg.plans import Outputs
-from petseg.predict import Predictor
-from petseg.predict_config import PredictConfig
-from petseg.train_config import TrainConfig
+from petseg.config.predict import PredictConfig
+from petseg.config.train import TrainConfig
+from petseg.data import decode as images
+from petseg.data import demo, labels, manifest
+from petseg.data.decode import Photo
+from petseg.inference import output as shards
+from petseg.inference import plan as plans
+from petseg.inference import shard as rows
+from petseg.inference.plan import Outputs
+from petseg.inference.predictor import Predictor
+from petseg.models import checkpoint, precision
+from petseg.training import recipes
+from petseg.training import run_folder as runs
+from petseg.training.trainer import Learner
 
 SHARD = 256
 FORWARD, STEP, PEAK = "model", "training step", "convolution"

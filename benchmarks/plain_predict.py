@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from petseg import checkpoint, precision
+from petseg.models import checkpoint, precision
 
 BATCH = 32
 

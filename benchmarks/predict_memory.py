@@ -100,7 +100,9 @@ def megabytes(pid: int, field: str) -> float:
 
 def list_names(count: int) -> str:
     """A generator stands for the folder: so many files would only measure the disk."""
-    from petseg import manifest, plans, storage
+    from petseg import storage
+    from petseg.data import manifest
+    from petseg.inference import plan as plans
 
     def listed(_: str) -> Iterator[str]:
         return (f"{i % 1000:03}/photo-{i * 7919 % count:08}.jpg" for i in range(count))

@@ -58,10 +58,10 @@ PHASES = {
 """By the mark at a phase's end, in their order."""
 
 WRAPPED = {
-    "petseg.manifest.discover": ("discover", None),
-    "petseg.cluster.connect": ("connect", "connected"),
-    "petseg.feed.decode": ("decode", "decoded"),
-    "petseg.train.fit": ("fit", None),
+    "petseg.data.manifest.discover": ("discover", None),
+    "petseg.cluster.connect.connect": ("connect", "connected"),
+    "petseg.pipelines.decode.decode": ("decode", "decoded"),
+    "petseg.training.loop.fit": ("fit", None),
 }
 """Functions of a driver, and the marks before and after them."""
 
@@ -165,7 +165,7 @@ def inside(marks: str, command: list[str]) -> None:
                     setattr(sys.modules[module], original, functools.partial(ours, marks=marks))
 
     watch_imports(imports, wrap_loaded)
-    from petseg import cli
+    from petseg.cli import main as cli
 
     run = cli.run
 
@@ -221,7 +221,8 @@ def timed(
 
 def train_worker(loop_config: dict[str, Any], marks: str) -> None:
     """In a worker, in place of the function that it is to run there."""
-    from petseg import learner, train
+    from petseg.training import loop as train
+    from petseg.training import trainer as learner
 
     mark(marks, "worker")
     learner.Learner.step = timed(learner.Learner.step, marks, "step", "stepped")
@@ -230,15 +231,15 @@ def train_worker(loop_config: dict[str, Any], marks: str) -> None:
 
 def decode_rows(rows: Any, marks: str, **settings: Any) -> Any:
     """In a worker, too."""
-    from petseg import feed
+    from petseg.pipelines import decode as feed
 
     mark(marks, "read")
     return feed.decode_rows(rows, **settings)
 
 
 IN_WORKERS = {
-    "petseg.feed.decode": ("decode_rows", decode_rows),
-    "petseg.train.fit": ("_train_worker", train_worker),
+    "petseg.pipelines.decode.decode": ("decode_rows", decode_rows),
+    "petseg.training.loop.fit": ("_train_worker", train_worker),
 }
 """What each of these functions of a driver sends to workers, and what it is to send instead."""
 

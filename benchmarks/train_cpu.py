@@ -30,9 +30,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from petseg import demo, labels, manifest, precision, runs, splits, unet
-from petseg.config import Precision
-from petseg.train_config import TrainConfig
+from petseg.config.base import Precision
+from petseg.config.train import TrainConfig
+from petseg.data import demo, labels, manifest, splits
+from petseg.models import precision, unet
+from petseg.training import run_folder as runs
 
 VARIANTS = {"keras recipe": ["--recipe", "keras"], "best recipe": ["--recipe", "best"]}
 """What of ours is measured, and the flags that make `jobs/train.py` it."""
@@ -191,7 +193,8 @@ def decode(config: TrainConfig) -> float:
     """Seconds in which all pairs are decoded as `jobs/train.py` does it."""
     import ray
 
-    from petseg import cluster, feed
+    from petseg.cluster import connect as cluster
+    from petseg.pipelines import decode as feed
 
     assert config.images is not None and config.masks is not None and config.val_count is not None
     pairs = manifest.discover(config.images, config.masks)

@@ -26,11 +26,16 @@ import ray
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from petseg import cluster, demo, feed, labels, precision, recipes, runs
-from petseg.config import ModelConfig
-from petseg.learner import Learner
-from petseg.share import Batch, Share
-from petseg.train_config import TrainConfig
+from petseg.cluster import connect as cluster
+from petseg.config.base import ModelConfig
+from petseg.config.train import TrainConfig
+from petseg.data import demo, labels
+from petseg.models import precision
+from petseg.pipelines import decode as feed
+from petseg.training import recipes
+from petseg.training import run_folder as runs
+from petseg.training.rank_data import Batch, Share
+from petseg.training.trainer import Learner
 
 ROOT = Path(__file__).parent.parent
 SIZE = (160, 160)

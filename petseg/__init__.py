@@ -1,14 +1,14 @@
 """Photos in, a trained U-Net, masks out: on a laptop first, on a Ray cluster after.
 
 `petseg.load` is for notebooks and scripts; all else is in the modules, and done by the jobs. Nothing is imported here
-until `load` is called, so that `import petseg.config` costs milliseconds and only what a job uses is loaded.
+until `load` is called, so that `import petseg.config.base` costs milliseconds and only what a job uses is loaded.
 """
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from petseg.config import Precision
-    from petseg.segmenter import Segmenter
+    from petseg.api import Segmenter
+    from petseg.config.base import Precision
 
 __version__ = "0.1.0"
 
@@ -37,8 +37,8 @@ def load(
 
     Raises `InputError`, a `ValueError`, where `checkpoint` is none, or an option cannot be.
     """
-    from petseg import segmenter
-    from petseg.predict_config import PredictConfig
+    from petseg import api as segmenter
+    from petseg.config.predict import PredictConfig
 
     settings = PredictConfig(
         checkpoint=str(checkpoint),

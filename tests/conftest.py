@@ -16,11 +16,14 @@ import pytest
 import stores
 from PIL import Image
 
-from petseg import images, labels, manifest, plans, rows
-from petseg.plans import Outputs, Plan, Summary
+from petseg.data import decode as images
+from petseg.data import labels, manifest
+from petseg.inference import plan as plans
+from petseg.inference import shard as rows
+from petseg.inference.plan import Outputs, Plan, Summary
 
 if TYPE_CHECKING:
-    from petseg.predict import Mask, Prediction
+    from petseg.inference.predictor import Mask, Prediction
 
 ROOT = Path(__file__).parent.parent
 
@@ -65,7 +68,7 @@ RunJob = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Folders of `PAIRS` generated photos and their trimaps; not to be changed."""
-    from petseg import demo
+    from petseg.data import demo
 
     images, trimaps = demo.draw_set(str(tmp_path_factory.mktemp("drawn")), count=PAIRS, seed=7)
     return Path(images), Path(trimaps)
@@ -134,7 +137,7 @@ def local_ray(way_to_store: Store) -> Iterator[None]:
     """
     import ray
 
-    from petseg import cluster
+    from petseg.cluster import connect as cluster
 
     ray.init(
         num_cpus=4,
@@ -216,7 +219,7 @@ def paint(photos: list[images.Photo]) -> "Iterator[Prediction]":
     """A predictor that needs no network: the class is the photo's brightest channel."""
     import torch
 
-    from petseg.predict import Prediction
+    from petseg.inference.predictor import Prediction
 
     for photo in photos:
         probabilities = torch.full((3, 4, 4), 0.125)

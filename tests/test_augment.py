@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from petseg.augment import augment
-from petseg.labels import IGNORE_ID
+from petseg.data.labels import IGNORE_ID
+from petseg.training.augment import augment
 
 
 def generator(seed: int) -> torch.Generator:

@@ -20,8 +20,8 @@ PHOTOS = 24
 MAX_NODES = 2
 ON_SHARED_DISK = """
 import runpy, sys
-from petseg import access
-access.is_own_disk = lambda location: False  # all nodes are on this machine
+from petseg.storage import checks
+checks.is_own_disk = lambda location: False  # all nodes are on this machine
 del sys.argv[0]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

@@ -10,7 +10,7 @@ import picture
 import pytest
 import train_cpu
 
-from petseg import manifest
+from petseg.data import manifest
 
 EPOCHS = [
     {"epoch": 1, "train_loss": 1.0, "train_images_per_s": 40.0, "seconds": 3.0},

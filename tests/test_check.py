@@ -14,10 +14,13 @@ import pytest
 from conftest import ROOT, RunJob
 from PIL import Image
 
-from petseg import check, check_report, duplicates, images, labelled, manifest
-from petseg.check import Labels, Row
-from petseg.labels import LabelMap
-from petseg.prepare_config import CheckConfig
+from petseg.config.prepare import CheckConfig
+from petseg.data import check, duplicates, manifest
+from petseg.data import decode as images
+from petseg.data import pairs as labelled
+from petseg.data.check import Labels, Row
+from petseg.data.labels import LabelMap
+from petseg.reports import check as check_report
 
 TRIMAP = LabelMap.parse("", 3)
 

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from petseg import checkpoint, labels, storage
-from petseg.checkpoint import TrainState
-from petseg.config import ModelConfig
+from petseg import storage
+from petseg.config.base import ModelConfig
+from petseg.data import labels
 from petseg.errors import InputError
-from petseg.unet import UNet
+from petseg.models import checkpoint
+from petseg.models.checkpoint import TrainState
+from petseg.models.unet import UNet
 
 CONFIG = ModelConfig(
     num_classes=3,

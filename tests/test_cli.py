@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from petseg import cli, config
+from petseg.cli import main as cli
+from petseg.config import base as config
+from petseg.config.predict import EvaluateConfig, PredictConfig
+from petseg.config.prepare import OxfordConfig, ShardsConfig
+from petseg.config.train import TrainConfig
 from petseg.errors import InputError, JobError, NoSuchPlaceError, UnavailableError
-from petseg.predict_config import EvaluateConfig, PredictConfig
-from petseg.prepare_config import OxfordConfig, ShardsConfig
-from petseg.train_config import TrainConfig
 
 
 def raising(error: BaseException) -> None:

@@ -5,8 +5,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from petseg import access, cluster
+from petseg.cluster import connect as cluster
 from petseg.errors import InputError, JobError, UnavailableError
+from petseg.storage import checks as access
 
 
 def nodes(*cpus: int, alive: bool = True) -> list[dict[str, Any]]:

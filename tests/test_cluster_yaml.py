@@ -22,10 +22,12 @@ from botocore.exceptions import ClientError
 from conftest import ROOT
 from packaging.requirements import Requirement
 
-from petseg import cluster, recipes, train
+from petseg.cluster import connect as cluster
+from petseg.cluster.aws import AWSProvider, check, check_closed
+from petseg.config.train import TrainConfig
 from petseg.errors import InputError
-from petseg.launch import AWSProvider, check, check_closed
-from petseg.train_config import TrainConfig
+from petseg.training import loop as train
+from petseg.training import recipes
 
 TEXT = (ROOT / "cluster.yaml").read_text()
 PAGE = (ROOT / "docs" / "aws.md").read_text()
@@ -152,7 +154,7 @@ def test_a_training_worker_fits_a_node(use_gpu: bool, monkeypatch: pytest.Monkey
 def requests() -> list[dict[str, float]]:
     """The most that each call of Ray Data in the jobs may ask for: 1 CPU where it says nothing."""
     found = []
-    for path in [*(ROOT / "jobs").glob("*.py"), *(ROOT / "petseg").glob("*.py")]:
+    for path in (ROOT / "petseg").rglob("*.py"):
         for call in ast.walk(ast.parse(path.read_text())):
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "map_batches":
                 given = {keyword.arg: keyword.value for keyword in call.keywords}

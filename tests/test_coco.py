@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as cocotools
 
-from petseg import coco
+from petseg.data import coco_rle as coco
 
 
 def masks() -> list[np.ndarray]:

@@ -3,12 +3,13 @@ import json
 
 import pytest
 
-from petseg import config, labels
-from petseg.config import DatasetConfig, ModelConfig
+from petseg.config import base as config
+from petseg.config.base import DatasetConfig, ModelConfig
+from petseg.config.predict import EvaluateConfig, PredictConfig
+from petseg.config.prepare import OxfordConfig, ShardsConfig
+from petseg.config.train import TrainConfig
+from petseg.data import labels
 from petseg.errors import InputError
-from petseg.predict_config import EvaluateConfig, PredictConfig
-from petseg.prepare_config import OxfordConfig, ShardsConfig
-from petseg.train_config import TrainConfig
 
 MODEL = ModelConfig(
     num_classes=3,

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from petseg import demo, manifest
+from petseg.data import demo, manifest
 
 
 def test_pairs_follow_from_index_and_seed() -> None:

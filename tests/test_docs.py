@@ -13,7 +13,11 @@ import pytest
 from conftest import ROOT, Store, run_in
 from PIL import Image
 
-from petseg import cli, predict_config, prepare_config, storage, train_config
+from petseg import storage
+from petseg.cli import main as cli
+from petseg.config import predict as predict_config
+from petseg.config import prepare as prepare_config
+from petseg.config import train as train_config
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 

@@ -8,8 +8,8 @@ import pytest
 import webserver
 from webserver import BUSY, CUT, WHOLE, WRONG_PART, Server
 
-from petseg import download
 from petseg.errors import InputError, JobError
+from petseg.storage import download
 
 CONTENT = random.Random(0).randbytes(1_000_000)
 MD5 = hashlib.md5(CONTENT, usedforsecurity=False).hexdigest()

@@ -11,11 +11,19 @@ import pytest
 from conftest import ROOT, make_plan
 from PIL import Image
 
-from petseg import access, checkpoint, cli, images, labelled, manifest, runs, shards, storage
-from petseg.config import Config
-from petseg.labels import LabelMap
-from petseg.predict_config import PredictConfig
-from petseg.train_config import TrainConfig
+from petseg import storage
+from petseg.cli import main as cli
+from petseg.config.base import Config
+from petseg.config.predict import PredictConfig
+from petseg.config.train import TrainConfig
+from petseg.data import decode as images
+from petseg.data import manifest
+from petseg.data import pairs as labelled
+from petseg.data.labels import LabelMap
+from petseg.inference import output as shards
+from petseg.models import checkpoint
+from petseg.storage import checks as access
+from petseg.training import run_folder as runs
 
 CATALOGUE = re.findall(r"^\| `(\S.*? .*?)` \| ", (ROOT / "docs" / "errors.md").read_text(), re.MULTILINE)
 

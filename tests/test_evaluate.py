@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import runpy
 import shutil
 import sys
 from collections import deque
@@ -17,16 +16,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import PAIRS, ROOT, RunJob
+from conftest import PAIRS, RunJob
 from PIL import Image
 
-from petseg import checkpoint, evaluate, labelled, labels, learner, manifest, metrics, predict
-from petseg.config import ModelConfig
+from petseg.config.base import ModelConfig
+from petseg.data import labels, manifest
+from petseg.data import pairs as labelled
+from petseg.data.labels import IGNORE_ID, LabelMap
 from petseg.errors import InputError
-from petseg.evaluate import Counts, Evaluator, View
-from petseg.labels import IGNORE_ID, LabelMap
-from petseg.predict import Prediction, Predictor
-from petseg.unet import UNet
+from petseg.evaluation import evaluator as evaluate
+from petseg.evaluation import metrics
+from petseg.evaluation.evaluator import Counts, Evaluator, View
+from petseg.inference import predictor as predict
+from petseg.inference.predictor import Prediction, Predictor
+from petseg.jobs import evaluate as job
+from petseg.models import checkpoint
+from petseg.models.unet import UNet
+from petseg.training import trainer as learner
 
 CPU = torch.device("cpu")
 LIMIT = 10**6
@@ -346,9 +352,8 @@ def test_the_job_refuses_what_cannot_be(
     monkeypatch.chdir(tmp_path)
     command = "evaluate.py --checkpoint run --images photos --masks masks --output out"
     monkeypatch.setattr(sys, "argv", [*command.split(), *flags.split()])
-    job = runpy.run_path(str(ROOT / "jobs" / "evaluate.py"))
     with pytest.raises(InputError, match=re.escape(message.format(tmp_path))):
-        job["main"]()
+        job.main()
     assert not (tmp_path / "out").exists()
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,19 @@ import onnxruntime
 import pyarrow as pa
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
 from test_checkpoint import CONFIG, trained
 
 import petseg
-from petseg import card, checkpoint, config, export, oxford, runs
-from petseg.checkpoint import TrainState
+from petseg.config import base as config
+from petseg.config.train import TrainConfig
+from petseg.data import oxford_pets as oxford
 from petseg.errors import InputError, JobError
-from petseg.train_config import TrainConfig
+from petseg.jobs import export as job
+from petseg.models import checkpoint, export
+from petseg.models.checkpoint import TrainState
+from petseg.reports import model_card as card
+from petseg.training import run_folder as runs
 
 SIZES = [(1, 160, 160), (2, 17, 17), (4, 64, 33), (1, 45, 77), (3, 96, 250)]
 
@@ -29,7 +32,7 @@ def export_job(*flags: object) -> int:
     """Run the job in this process: loading torch again would take longer than all else."""
     before, sys.argv = sys.argv, ["jobs/export.py", *map(str, flags)]
     try:
-        runpy.run_path(str(ROOT / "jobs" / "export.py"), run_name="__main__")
+        job.run()
     except SystemExit as exit:
         assert isinstance(exit.code, int)
         return exit.code

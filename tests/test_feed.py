@@ -10,13 +10,16 @@ import ray
 import torch
 from PIL import Image
 
-from petseg import cluster, feed, manifest, prepare, prepared, splits
-from petseg import share as share_module
+from petseg.cluster import connect as cluster
+from petseg.config.prepare import ShardsConfig
+from petseg.data import manifest, prepared, splits
+from petseg.data import prepared_writer as prepare
+from petseg.data.labels import LabelMap
 from petseg.errors import InputError, UnavailableError
-from petseg.feed import Decoded
-from petseg.labels import LabelMap
-from petseg.prepare_config import ShardsConfig
-from petseg.share import Batch, Share
+from petseg.pipelines import decode as feed
+from petseg.pipelines.decode import Decoded
+from petseg.training import rank_data as share_module
+from petseg.training.rank_data import Batch, Share
 
 SIZE = (2, 3)
 CPU = torch.device("cpu")

@@ -3,10 +3,14 @@ from typing import Any
 
 import pytest
 
-from petseg import config, flags, predict_config, prepare_config, train_config
+from petseg.cli import options as flags
+from petseg.config import base as config
+from petseg.config import predict as predict_config
+from petseg.config import prepare as prepare_config
+from petseg.config import train as train_config
+from petseg.config.predict import PredictConfig
+from petseg.config.train import TrainConfig
 from petseg.errors import InputError
-from petseg.predict_config import PredictConfig
-from petseg.train_config import TrainConfig
 
 JOBS = [
     cls

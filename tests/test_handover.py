@@ -13,8 +13,11 @@ from conftest import ROOT, do_shards, make_plan
 from PIL import Image
 from test_checkpoint import save
 
-from petseg import images, labelled, labels, shards
-from petseg.plans import Outputs
+from petseg.data import decode as images
+from petseg.data import labels
+from petseg.data import pairs as labelled
+from petseg.inference import output as shards
+from petseg.inference.plan import Outputs
 
 PAGE = (ROOT / "docs" / "handover.md").read_text()
 Example = Callable[[str], dict[str, Any]]

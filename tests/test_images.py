@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from petseg import images, labelled, labels, pictures
-from petseg.images import DecodeError
-from petseg.labels import IGNORE_ID, LabelMap
+from petseg.data import decode as images
+from petseg.data import labels
+from petseg.data import pairs as labelled
+from petseg.data import visualize as pictures
+from petseg.data.decode import DecodeError
+from petseg.data.labels import IGNORE_ID, LabelMap
 
 TRIMAP = LabelMap.parse("", 3)
 LIMIT = 10**6

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from petseg import isolate
+from petseg.inference import crash_guard as isolate
 
 
 def deadly(number: int) -> int:
@@ -53,7 +53,12 @@ def test_an_attempt_is_known_for_as_long_as_nobody_has_ended_it(
     with pytest.raises(ZeroDivisionError), isolate.attempt("a") as died_before:
         assert not died_before
         raise ZeroDivisionError
-    killed = "import os; from petseg import isolate\nwith isolate.attempt('a'): os.kill(os.getpid(), 9)"
+    killed = """
+import os
+from petseg.inference import crash_guard
+with crash_guard.attempt("a"):
+    os.kill(os.getpid(), 9)
+"""
     subprocess.run([sys.executable, "-c", killed], env=os.environ | {"TMPDIR": str(tmp_path)}, check=False)
     with isolate.attempt("b") as died_before:
         assert not died_before

@@ -20,8 +20,10 @@ from conftest import PAIRS, ROOT, RunJob, run_in
 from PIL import Image
 from pycocotools import mask as cocotools
 
-from petseg import checkpoint, config, plans
-from petseg.train_config import TrainConfig
+from petseg.config import base as config
+from petseg.config.train import TrainConfig
+from petseg.inference import plan as plans
+from petseg.models import checkpoint
 
 EPOCHS = 4
 SMALL = ("--image-size", 64, 64, "--val-count", 7)
@@ -290,10 +292,11 @@ def test_a_photo_that_kills_its_worker_is_a_row(
 
 
 SLOW_WRITER = """
-import runpy, sys, time
+import sys, time
+from petseg.jobs import predict
 
-log, job = sys.argv.pop(1), runpy.run_path(sys.argv.pop(1), run_name="job")
-read, write = job["_read"], job["_write"]
+log = sys.argv.pop(1)
+read, write = predict._read, predict._write
 
 def note(what):
     with open(log, "a") as file:
@@ -308,8 +311,8 @@ def slow_write(predicted, **settings):
     note("w")
     return write(predicted, **settings)
 
-job["main"].__globals__.update(_read=noted_read, _write=slow_write)
-job["cli"].run(job["main"])
+predict._read, predict._write = noted_read, slow_write
+predict.run()
 """
 
 
@@ -324,7 +327,7 @@ def test_what_is_read_waits_for_a_slow_writer(storage: Path, tmp_path: Path) -> 
     for number in range(4 * num_shards - 1):
         (tmp_path / "photos" / f"{number}.jpg").symlink_to("noise.jpg")
     (tmp_path / "slow.py").write_text(SLOW_WRITER)
-    command = [sys.executable, "slow.py", "log", str(ROOT / "jobs" / "predict.py"), "--images", "photos"]
+    command = [sys.executable, "slow.py", "log", "--images", "photos"]
     command += ["--output", "out", "--checkpoint", str(storage / "first"), "--shard-size", "4", "--overlay"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,9 @@ import pytest
 import torch
 from conftest import ROOT, Store
 
-from petseg import checkpoint, runs, storage
+from petseg import storage
+from petseg.models import checkpoint
+from petseg.training import run_folder as runs
 
 TRAIN_WORKER = r"^ray::\w*TrainWorker"
 

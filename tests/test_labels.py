@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from petseg import labels
+from petseg.data import labels
+from petseg.data.labels import IGNORE_ID, UNKNOWN_ID, LabelMap
 from petseg.errors import InputError
-from petseg.labels import IGNORE_ID, UNKNOWN_ID, LabelMap
 
 
 def test_the_default_map_is_the_trimaps() -> None:

@@ -3,11 +3,12 @@ from typing import Any
 import pytest
 import torch
 
-from petseg import labels, recipes
-from petseg.config import ModelConfig
-from petseg.labels import IGNORE_ID
-from petseg.learner import Learner
-from petseg.train_config import RecipeName, TrainConfig
+from petseg.config.base import ModelConfig
+from petseg.config.train import RecipeName, TrainConfig
+from petseg.data import labels
+from petseg.data.labels import IGNORE_ID
+from petseg.training import recipes
+from petseg.training.trainer import Learner
 
 CPU = torch.device("cpu")
 MODEL = ModelConfig(

@@ -17,10 +17,12 @@ from PIL import Image
 from test_checkpoint import CONFIG, save
 
 import petseg
-from petseg import checkpoint, images, rows
+from petseg.data import decode as images
 from petseg.errors import InputError
-from petseg.plans import Outputs
-from petseg.predict import Predictor
+from petseg.inference import shard as rows
+from petseg.inference.plan import Outputs
+from petseg.inference.predictor import Predictor
+from petseg.models import checkpoint
 
 MAX_PIXELS = 10**6
 

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from petseg import labels, logs, storage
+from petseg import storage
+from petseg.config.train import TrainConfig
+from petseg.data import labels
 from petseg.errors import InputError, JobError
-from petseg.train_config import TrainConfig
+from petseg.training import trackers as logs
 
 EPOCH: dict[str, Any] = {"epoch": 2, "val_loss": 0.5, "val_miou": None, "val_iou": {"pet": 0.25, "border": None}}
 

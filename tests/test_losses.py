@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from petseg import losses
+from petseg.data.labels import IGNORE_ID
 from petseg.errors import InputError
-from petseg.labels import IGNORE_ID
+from petseg.training import losses
 
 
 def test_cross_entropy_leaves_ignored_pixels_out() -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from petseg import manifest, splits
+from petseg.data import manifest, splits
 from petseg.errors import InputError
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torchmetrics.functional import classification as peer
 
-from petseg import metrics
-from petseg.labels import IGNORE_ID
+from petseg.data.labels import IGNORE_ID
+from petseg.evaluation import metrics
 
 # Truth and prediction of eight pixels, one of them ignored, counted by hand.
 TARGET = torch.tensor([[0, 0, 0, 1], [1, 2, 2, IGNORE_ID]], dtype=torch.uint8)

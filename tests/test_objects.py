@@ -16,8 +16,12 @@ import pytest
 import stores
 from conftest import Store
 
-from petseg import access, manifest, objects, s3, s3_client, storage
+from petseg import storage
+from petseg.data import manifest
 from petseg.errors import InputError, UnavailableError
+from petseg.storage import arrow as objects
+from petseg.storage import checks as access
+from petseg.storage import s3, s3_client
 
 
 @pytest.fixture

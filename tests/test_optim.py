@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from petseg import optim
-from petseg.optim import KerasRMSprop, MovingAverage
-from petseg.recipes import RECIPES
-from petseg.unet import UNet
+from petseg.models.unet import UNet
+from petseg.training import optim
+from petseg.training.optim import KerasRMSprop, MovingAverage
+from petseg.training.recipes import RECIPES
 
 
 def test_the_schedule_rises_then_falls_to_zero() -> None:

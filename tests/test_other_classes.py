@@ -12,8 +12,10 @@ from conftest import RunJob, run_in
 from drawn import untrained
 from PIL import Image, ImageDraw
 
-from petseg import checkpoint, manifest, runs, splits
+from petseg.data import manifest, splits
 from petseg.errors import InputError
+from petseg.models import checkpoint
+from petseg.training import run_folder as runs
 
 COLOURS = {
     "ground": (128, 64, 0),

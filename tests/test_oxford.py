@@ -18,7 +18,9 @@ from conftest import ROOT
 from PIL import Image
 from webserver import Server
 
-from petseg import manifest, oxford, storage
+from petseg import storage
+from petseg.data import manifest
+from petseg.data import oxford_pets as oxford
 from petseg.errors import InputError, JobError
 
 Files = dict[str, bytes]
@@ -257,8 +259,9 @@ class TestJob:
     def command(self, url: str, *flags: str) -> list[str]:
         code = f"""
 import runpy, sys
-from petseg import download, oxford
-oxford.MD5S = {oxford.MD5S!r}
+from petseg.data import oxford_pets
+from petseg.storage import download
+oxford_pets.MD5S = {oxford.MD5S!r}
 download.FIRST_PAUSE_S = 0.01
 sys.argv = ["prepare.py", "oxford-pets", "--output", "pets", "--cache", "archives", "--url", {url!r}, *{flags!r}]
 runpy.run_path({str(ROOT / "jobs" / "prepare.py")!r}, run_name="__main__")

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from petseg import config, precision
+from petseg.config import base as config
+from petseg.models import precision
 
 CPU = torch.device("cpu")
 

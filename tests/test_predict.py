@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from petseg import predict
-from petseg.images import Photo
-from petseg.predict import Prediction, Predictor
-from petseg.unet import UNet
+from petseg.data.decode import Photo
+from petseg.inference import predictor as predict
+from petseg.inference.predictor import Prediction, Predictor
+from petseg.models.unet import UNet
 
 CPU = torch.device("cpu")
 SIZE = (32, 48)

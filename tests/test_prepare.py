@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, RunJob
 
-from petseg import feed, manifest, prepare, prepared, storage
+from petseg import storage
+from petseg.config.prepare import ShardsConfig
+from petseg.data import manifest, prepared
+from petseg.data import prepared_writer as prepare
+from petseg.data.labels import LabelMap
+from petseg.data.prepared import Target
 from petseg.errors import UnavailableError
-from petseg.labels import LabelMap
-from petseg.prepare_config import ShardsConfig
-from petseg.prepared import Target
+from petseg.pipelines import decode as feed
 
 FLAGS = ("shards", "--images", "images", "--masks", "masks", "--output", "set")
 SETTINGS = ("--image-size", "32", "48", "--shard-size", "5")

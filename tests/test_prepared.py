@@ -15,11 +15,14 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from petseg import feed, labelled, manifest, prepare, prepared
+from petseg.config.prepare import ShardsConfig
+from petseg.data import manifest, prepared
+from petseg.data import pairs as labelled
+from petseg.data import prepared_writer as prepare
+from petseg.data.labels import LabelMap
+from petseg.data.prepared import Prepared, Target
 from petseg.errors import InputError
-from petseg.labels import LabelMap
-from petseg.prepare_config import ShardsConfig
-from petseg.prepared import Prepared, Target
+from petseg.pipelines import decode as feed
 
 SIZE = (16, 24)
 LABELS = LabelMap.parse("", 3)

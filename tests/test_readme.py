@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from petseg.predict_config import EvaluateConfig, ExportConfig, PredictConfig
-from petseg.prepare_config import CheckConfig, OxfordConfig, ShardsConfig
-from petseg.train_config import TrainConfig
+from petseg.config.predict import EvaluateConfig, ExportConfig, PredictConfig
+from petseg.config.prepare import CheckConfig, OxfordConfig, ShardsConfig
+from petseg.config.train import TrainConfig
 
 README = (ROOT / "README.md").read_text()
 HOUSE = (ROOT / "docs" / "how-it-works.md").read_text()
@@ -17,9 +17,11 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_the_tree_names_every_file_once() -> None:
-    tree = re.findall(r"^((?:jobs|petseg)/\w+\.py) ", HOUSE, re.MULTILINE)
-    files = [str(path.relative_to(ROOT)) for folder in ("jobs", "petseg") for path in (ROOT / folder).glob("*.py")]
-    assert sorted(tree) == sorted(path for path in files if not path.endswith("__init__.py"))
+    tree = re.findall(r"^(petseg/\S+\.py) ", HOUSE, re.MULTILINE)
+    files = [path for path in (ROOT / "petseg").rglob("*.py") if path.read_text().count("\n") > 1]
+    assert sorted(tree) == sorted(
+        str(path.relative_to(ROOT)) for path in files if path.parent.parent != ROOT or path.stem != "__init__"
+    )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

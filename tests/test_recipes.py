@@ -1,5 +1,5 @@
-from petseg import recipes
-from petseg.train_config import TrainConfig
+from petseg.config.train import TrainConfig
+from petseg.training import recipes
 
 
 def test_the_keras_recipe_is_the_published_one() -> None:

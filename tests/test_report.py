@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from petseg import report
-from petseg.report import Bars, Command, Confusion, Curves, Facts, Picture, Section, Sheet, Table
+from petseg.reports import html as report
+from petseg.reports.html import Bars, Command, Confusion, Curves, Facts, Picture, Section, Sheet, Table
 
 EVIL = "<script>alert('x')</script>\" onload=\"x"
 

@@ -14,10 +14,16 @@ import torch
 from conftest import do_shards, make_plan
 from PIL import Image
 
-from petseg import feed, labels, predicted, prepared, report, reports, samples, shards
-from petseg.config import ModelConfig
-from petseg.plans import Outputs
-from petseg.unet import UNet
+from petseg import files
+from petseg.config.base import ModelConfig
+from petseg.data import labels, prepared
+from petseg.inference import output as shards
+from petseg.inference import survey as predicted
+from petseg.inference.plan import Outputs
+from petseg.models.unet import UNet
+from petseg.pipelines import decode as feed
+from petseg.reports import jobs as reports
+from petseg.training import samples
 
 CLASSES = ("pet", "background", "border")
 MODEL = ModelConfig(
@@ -194,7 +200,7 @@ def test_the_page_of_a_prediction(photos: Path, tmp_path: Path, png: bool, monke
     (photos / "a" / "6.jpg").unlink()
     (photos / "a" / "6.jpg").mkdir()  # not to be read: neither
     reports.keep(plan.target.output, lambda: reports.of_prediction(plan, MODEL, 10**6, summary, seconds={}, how="1/s"))
-    page = (tmp_path / "out" / report.FILE).read_bytes()
+    page = (tmp_path / "out" / files.REPORT).read_bytes()
     text = text_of(page)
     assert "photos 7 failed 1 mean confidence 0.750 the last start 1/s" in text
     assert "Counted in 3 of 3 shards, 7 photos." in text
@@ -234,9 +240,9 @@ def test_another_job_s_report_goes_with_what_it_was_of(photos: Path, tmp_path: P
     plan = make_plan(photos, tmp_path / "out")
     shards.begin(plan)
     shards.finish(plan, do_shards(plan, 0, 1, 2))
-    (tmp_path / "out" / report.FILE).write_text("of the first")
+    (tmp_path / "out" / files.REPORT).write_text("of the first")
     other = make_plan(photos, tmp_path / "out", settings={"checkpoint_sha256": "beef"})
     shards.find_done(other, overwrite=True)
     shards.begin(other, overwrite=True)
-    assert not (tmp_path / "out" / report.FILE).exists()
+    assert not (tmp_path / "out" / files.REPORT).exists()
     assert dataclasses.asdict(plan.target) != dataclasses.asdict(other.target)

@@ -13,8 +13,11 @@ import pytest
 from conftest import SHARD_SIZE_HW, do_shards, make_plan
 from PIL import Image
 
-from petseg import manifest, plans, rows, shards
-from petseg.plans import Outputs
+from petseg.data import manifest
+from petseg.inference import output as shards
+from petseg.inference import plan as plans
+from petseg.inference import shard as rows
+from petseg.inference.plan import Outputs
 
 EVERYTHING = Outputs(overlay=True, probabilities=True, coco_rle=True)
 

@@ -1,16 +1,16 @@
 import dataclasses
 import json
-import runpy
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from conftest import ROOT
 
-from petseg import manifest, runs
+from petseg.config.train import TrainConfig
+from petseg.data import manifest
 from petseg.errors import InputError
-from petseg.train_config import TrainConfig
+from petseg.jobs import train as job
+from petseg.training import run_folder as runs
 
 
 def pairs(*ids: str) -> pa.Table:
@@ -150,12 +150,11 @@ def test_the_time_that_is_left_counts_what_lies_between_epochs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Epochs of 2 s that come every 5 s; two of them are seen at once."""
-    job = runpy.run_path(str(ROOT / "jobs" / "train.py"), run_name="job")
     found: list[dict[str, object]] = []
     monkeypatch.setattr(runs, "read_metrics", lambda run: list(found))
-    progress, left = job["_Progress"]("run", 10), []
+    progress, left = job._Progress("run", 10), []
     for moment, count in ((100.0, 2), (105.0, 1), (110.0, 1)):
-        monkeypatch.setattr(job["time"], "monotonic", lambda moment=moment: moment)
+        monkeypatch.setattr(job.time, "monotonic", lambda moment=moment: moment)
         for _ in range(count):
             found.append(
                 {"epoch": len(found) + 1, "train_loss": 1.0, "val_loss": 1.0, "val_pixel_accuracy": 1.0}

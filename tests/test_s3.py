@@ -14,7 +14,9 @@ import pytest
 import stores
 from conftest import PAIRS, ROOT, RunJob, Store, run_in
 
-from petseg import plans, runs, storage
+from petseg import storage
+from petseg.inference import plan as plans
+from petseg.training import run_folder as runs
 
 SETTINGS = ("--image-size", 64, 64, "--batch-size", 8, "--val-count", 7, "--num-workers", 2, "--cpus-per-worker", 1)
 TRAIN = (*SETTINGS, "--precision", "fp32", "--epochs", 2)

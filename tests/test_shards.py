@@ -6,9 +6,12 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import do_shards, make_plan
 
-from petseg import disk, plans, shards, storage
+from petseg import storage
 from petseg.errors import InputError
-from petseg.plans import Outputs, Plan
+from petseg.inference import output as shards
+from petseg.inference import plan as plans
+from petseg.inference.plan import Outputs, Plan
+from petseg.storage import local as disk
 
 SETTINGS = {"checkpoint_sha256": "c0ffee"}
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from petseg import access, storage
+from petseg import storage
 from petseg.errors import InputError
+from petseg.storage import checks as access
 
 
 def test_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from conftest import PAIRS, ROOT
 from ray_head import Head, wait_until
 
 import petseg
-from petseg.predict_config import PredictConfig
+from petseg.config.predict import PredictConfig
 
 PAGE = (ROOT / "docs" / "clusters.md").read_text()
 CI = "ray job submit --submission-id"
@@ -134,8 +134,8 @@ def test_what_is_sent_is_the_jobs_and_the_package(submitter: Submitter) -> None:
     session = submitter.head.folder / "ray" / "session_latest"
     [package] = session.glob("runtime_resources/working_dir_files/_ray_pkg_*/")
     sent = {str(path.relative_to(package)) for path in package.rglob("*") if "__pycache__" not in path.parts}
-    files = [path for folder in ("jobs", "petseg") for path in (ROOT / folder).iterdir() if path.is_file()]
-    assert sent == {"jobs", "petseg", *(str(path.relative_to(ROOT)) for path in files)}
+    files = [path for folder in ("jobs", "petseg") for path in (ROOT / folder, *(ROOT / folder).rglob("*"))]
+    assert sent == {str(path.relative_to(ROOT)) for path in files if "__pycache__" not in path.parts}
     logs = [log for pattern in ("job-driver-*.log", "worker-*.out") for log in session.glob(f"logs/{pattern}")]
     said = [line for log in logs for line in log.read_text().splitlines() if line.startswith(PETSEG_IS)]
     assert len(said) >= 3  # the driver, a task and a worker at least

@@ -12,13 +12,20 @@ import torch
 from test_kill_train import TRAIN_WORKER
 from torch import nn
 
-from petseg import checkpoint, feed, labels, learner, manifest, metrics, recipes, runs, splits, train
-from petseg.config import ModelConfig
+from petseg.config.base import ModelConfig
+from petseg.config.train import TrainConfig
+from petseg.data import labels, manifest, splits
+from petseg.data.labels import IGNORE_ID, LabelMap
 from petseg.errors import InputError
-from petseg.labels import IGNORE_ID, LabelMap
-from petseg.share import Share
-from petseg.train_config import TrainConfig
-from petseg.unet import UNet
+from petseg.evaluation import metrics
+from petseg.models import checkpoint
+from petseg.models.unet import UNet
+from petseg.pipelines import decode as feed
+from petseg.training import loop as train
+from petseg.training import recipes
+from petseg.training import run_folder as runs
+from petseg.training import trainer as learner
+from petseg.training.rank_data import Share
 
 CPU = torch.device("cpu")
 EPOCHS = 12

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from petseg import checkpoint, unet
 from petseg.errors import InputError
-from petseg.unet import UNet
+from petseg.models import checkpoint, unet
+from petseg.models.unet import UNet
 
 Weights = list[np.ndarray]
 

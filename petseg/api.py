@@ -1,0 +1,110 @@
+"""A trained network for notebooks and scripts: one photo in, its mask out. No Ray; `petseg.load` is how one gets it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from petseg import storage
+from petseg.config.base import ModelConfig
+from petseg.config.predict import PredictConfig
+from petseg.data import decode as images
+from petseg.data.decode import DecodeError, Photo
+from petseg.errors import InputError, UnavailableError
+from petseg.inference.predictor import Mask, Predictor
+from petseg.models import checkpoint
+
+_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"}
+"""Of Pillow, with 8 bits a channel: the others it would cut off instead of scaling them."""
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """A network that is ready to predict."""
+
+    model: ModelConfig
+    """What it knows: `class_names`, `palette` (RGB, 0..255), `image_size`, …"""
+
+    settings: PredictConfig
+    """The options it was loaded with."""
+
+    predictor: Predictor
+
+    def predict(self, image: str | Path | bytes | Image.Image | np.ndarray) -> Mask:
+        """The mask of one photo, at its original, upright size.
+
+        `image`: the path or URI of a file, the content of one, a Pillow image, or RGB as uint8 (H, W, 3). A file gives
+        what `jobs/predict.py` writes for it. An image that is decoded already may give a little less than that at the
+        edges of things: the job decodes a large JPEG at a fraction of its size.
+
+        Returns a `petseg.predict.Mask`: `class_ids` uint8 (H, W), `class_pixels`, `confidence` and, where they were
+        asked for, `probabilities` uint8 (C, H, W).
+
+        Raises `InputError` where the file cannot be read, or is no image that can be used.
+        """
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+                raise InputError(f"image: RGB as uint8 (H, W, 3) is expected, not {image.dtype} {image.shape}")
+            return self._of_picture(Image.fromarray(image))
+        if isinstance(image, Image.Image):
+            if image.mode not in _MODES:
+                raise InputError(f"image: Pillow has it as {image.mode}; give the file's path or its bytes instead")
+            return self._of_picture(ImageOps.exif_transpose(image).convert("RGB"))
+        name, content = ("image", image) if isinstance(image, bytes) else (str(image), _read(str(image), self.settings))
+        try:
+            return self._of_file(content)
+        except DecodeError as error:
+            raise InputError(f"{name}: {error}") from error
+
+    def picture(self, mask: Mask) -> Image.Image:
+        """A mask as an indexed-colour image: the pixel values are the class ids, the palette is for looking.
+
+        A notebook shows it; `.save("cat.png")` keeps the ids; `.convert("RGB")` has the colours.
+        """
+        image = Image.fromarray(mask.class_ids, mode="P")
+        image.putpalette([channel for colour in self.model.palette for channel in colour])
+        return image
+
+    def _of_file(self, content: bytes) -> Mask:
+        limit, tile = self.settings.max_pixels, self.settings.tile_hw
+        if tile is not None:
+            height, width = images.upright_size(content, limit)
+            if height > tile[0] or width > tile[1]:
+                return self._of_picture(images.decode_whole(content, limit))
+        return self._of_photo(images.decode_photo(content, self.model.image_size, limit, self.model.resize))
+
+    def _of_picture(self, picture: Image.Image) -> Mask:
+        tile, whole = self.settings.tile_hw, (picture.height, picture.width)
+        if tile is not None and (whole[0] > tile[0] or whole[1] > tile[1]):
+            return self.predictor.tiled(picture, tile, self.settings.overlap)
+        pixels = images.cut(picture, 0, 0, whole, self.model.image_size, self.model.resize)
+        return self._of_photo(Photo(pixels, *whole))
+
+    def _of_photo(self, photo: Photo) -> Mask:
+        return next(self.predictor([photo])).mask()
+
+
+def load(settings: PredictConfig, device: str) -> Segmenter:
+    """The network of a checkpoint on a device, such as "cpu" or "cuda:1". Raises `InputError` as `checkpoint.find`."""
+    found = checkpoint.find(storage.absolute(settings.checkpoint), "load")
+    predictor = Predictor(
+        checkpoint.load_model(found),
+        torch.device(device),
+        settings.photos_per_pass,
+        found.model.image_size,
+        settings.precision,
+        resize=found.model.resize,
+        probabilities=settings.probabilities,
+    )
+    return Segmenter(found.model, settings, predictor)
+
+
+def _read(location: str, settings: PredictConfig) -> bytes:
+    try:
+        return storage.read(storage.absolute(location), at_most=images.max_bytes(settings.max_pixels))
+    except UnavailableError:
+        raise
+    except OSError as error:
+        raise InputError(f"{location}: cannot be read: {storage.reason(error)}") from error

@@ -1,0 +1,179 @@
+"""A settings class as flags: what each takes, and what `--help` says of it. Nothing is read or decided here."""
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import inspect
+import itertools
+import shutil
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NoReturn
+
+from petseg.config.base import Config
+from petseg.errors import InputError
+
+GROUPS: Mapping[str, Sequence[str]] = {
+    "data": (
+        *("images", "masks", "data", "classes", "num_classes", "label_map", "ignore_label", "image_size", "resize"),
+        *("split_file", "val_fraction", "val_count", "skip_bad", "limit", "max_pixels", "max_errors", "url", "cache"),
+    ),
+    "network": ("checkpoint", "recipe", "init_from", "tile", "tile_overlap"),
+    "training": ("epochs", "learning_rate", "clip_norm", "augment", "class_weights", "seed"),
+    "speed and memory": ("batch_size", "accumulate", "precision", "compile", "feed_budget_gb"),
+    "cluster": ("num_workers", "use_gpu", "cpus_per_worker", "max_failures", "wait_min"),
+    "where it goes": ("storage", "name", "resume", "output", "overwrite"),
+    "what is written": ("png", "overlay", "probabilities", "coco_rle", "shard_size", "formats", "licence"),
+    "logging": ("mlflow", "wandb"),
+}
+"""The headings of `--help` and the settings below each, in order. A name means the same in every job."""
+
+PLACES = {"images", "masks", "data", "checkpoint", "init_from", "storage", "output", "cache"}
+
+
+class Parser(argparse.ArgumentParser):
+    """One that raises `InputError`, where argparse prints a page and exits, and that knows only what was given."""
+
+    def __init__(self, usage: str, about: str | None) -> None:
+        super().__init__(
+            usage=_escaped(usage),
+            description=about,
+            add_help=False,
+            allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,
+            formatter_class=_layout,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """What argparse calls where a value is wrong or missing."""
+        raise InputError(f"{message.removeprefix('argument ')} (--help tells more)")
+
+    def given(self, words: Iterable[str]) -> dict[str, Any]:
+        """The values of a command line by setting; of those alone that are there.
+
+        Raises `InputError` on a flag that is not known, or a value that cannot be.
+        """
+        found, unknown = self.parse_known_args([_hyphened(word) for word in words])
+        flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+        if flags:
+            near = did_you_mean(flags[0], [flag for action in self._actions for flag in action.option_strings])
+            raise InputError(f"{flags[0]}: there is no such flag{near} (--help lists all)")
+        if unknown:
+            raise InputError(f"{unknown[0]!r}: a value that belongs to no flag (--help lists all)")
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in vars(found).items()}
+
+
+def parser_of(cls: type[Config], prog: str, about: str | None) -> Parser:
+    """A flag for each setting, under the headings of `GROUPS`."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    usage = [f"{flag(name)} {_metavar(name, str)}" for name in required(cls)]
+    parser = Parser(" ".join([prog, *usage, "[FLAGS]"]), about or inspect.getdoc(cls))
+    hints, texts = typing.get_type_hints(cls), _docstrings(cls)
+    others = [name for name in fields if not any(name in names for names in GROUPS.values())]
+    for title, names in {**GROUPS, "others": others}.items():
+        here = [name for name in names if name in fields]
+        if here:
+            group = parser.add_argument_group(title)
+            for name in here:
+                _add(group, name, hints[name], _help(texts[name], fields[name].default))
+    return parser
+
+
+def required(cls: type[Config]) -> list[str]:
+    """The settings that have no default."""
+    return [field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]
+
+
+def flag(name: str) -> str:
+    """The flag of a setting."""
+    return f"--{name.replace('_', '-')}"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message about a word that is not known: the nearest that is, if one is near."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _hyphened(word: str) -> str:
+    """--batch_size is --batch-size."""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if word.startswith("--") else word
+
+
+def _layout(prog: str) -> argparse.HelpFormatter:
+    width = min(shutil.get_terminal_size().columns, 120) - 1
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=width)
+
+
+def _add(group: Any, name: str, hint: Any, text: str) -> None:
+    if hint is bool:
+        group.add_argument(flag(name), action=argparse.BooleanOptionalAction, help=text)
+        return
+    several = typing.get_origin(hint) is tuple
+    kinds = typing.get_args(hint) if several else (hint,)
+    nargs = None if not several else "*" if Ellipsis in kinds else len(kinds)
+    group.add_argument(flag(name), nargs=nargs, type=_reader(kinds[0]), metavar=_metavar(name, hint), help=text)
+
+
+def _reader(kind: Any) -> Callable[[str], Any]:
+    """What makes a word of the command line a value of the type; None is written so."""
+    optional = isinstance(kind, types.UnionType)
+    if optional:
+        [kind] = [member for member in typing.get_args(kind) if member is not type(None)]
+    choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+
+    def read(word: str) -> Any:
+        if optional and word == "None":
+            return None
+        if choices:
+            if word not in choices:
+                raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(choices)}")
+            return word
+        try:
+            return kind(word)
+        except ValueError:
+            what = {int: "a whole number", float: "a number"}[kind]
+            raise argparse.ArgumentTypeError(f"{word!r} is not {what}") from None
+
+    return read
+
+
+def _metavar(name: str, hint: Any) -> str | tuple[str, ...]:
+    """What stands for the value of a flag."""
+    if name in PLACES:
+        return "PLACE"
+    kinds = (hint, *typing.get_args(hint))
+    for kind in kinds:
+        if typing.get_origin(kind) is Literal:
+            return "|".join(typing.get_args(kind))
+    number = "N" if int in kinds else "X" if float in kinds else "TEXT"
+    return ("HEIGHT", "WIDTH") if name == "image_size" else number
+
+
+def _help(text: str, default: Any) -> str:
+    if default is dataclasses.MISSING:
+        return f"{_escaped(text)} Required."
+    if default is False or default in (None, "", ()):
+        return _escaped(text)
+    values = default if isinstance(default, tuple) else ("yes" if default is True else default,)
+    return _escaped(f"{text} Default: {' '.join(map(str, values))}.")
+
+
+def _escaped(text: str) -> str:
+    """As argparse wants it, which fills in what follows a %."""
+    return text.replace("%", "%%")
+
+
+def _docstrings(cls: type[Config]) -> dict[str, str]:
+    """The docstring under each field of a settings class, which only its source has."""
+    [definition] = ast.parse(inspect.getsource(cls)).body
+    assert isinstance(definition, ast.ClassDef)
+    texts = {}
+    for pair in itertools.pairwise(definition.body):
+        match pair:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                texts[name] = inspect.cleandoc(text)
+    return texts

@@ -1,0 +1,205 @@
+"""A prepared set: pairs decoded once and for all, as Parquet shards that training reads. No Ray, no decoding.
+
+`part-*.parquet` (a row group per pair, so that any few can be read), `manifest.parquet` (which pairs) and, last,
+`dataset.json` (what it all means, a `DatasetConfig`). How it is written is in `prepare`.
+"""
+
+import dataclasses
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from petseg import storage
+from petseg.config.base import DatasetConfig, from_json, to_json
+from petseg.errors import InputError, UnavailableError
+
+DATASET_FILE = "dataset.json"
+MANIFEST_FILE = "manifest.parquet"
+
+
+FORMAT = 1
+"""Raised when the same settings would give other bytes than before."""
+
+SET_KEY = b"petseg.set"
+"""Where the footer of a shard has its `Target.mark`."""
+
+REMEDY = "prepare the set again, in another folder"
+
+_IO_THREADS = 16
+
+
+def schema(image_size: tuple[int, int]) -> pa.Schema:
+    """A row per pair: `image` is RGB uint8 (H, W, 3), `mask` class ids uint8 (H, W), both as raw bytes at `image_size`;
+    `height` and `width` are the upright original's."""
+    area = image_size[0] * image_size[1]
+    fields = {
+        "id": pa.string(),
+        "image": pa.binary(area * 3),
+        "mask": pa.binary(area),
+        "height": pa.int32(),
+        "width": pa.int32(),
+    }
+    return pa.schema(list(fields.items()))
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the shards go and what they are; small, so that every task can be told."""
+
+    output: str
+    num_shards: int
+    settings: DatasetConfig
+    """Without what is known only at the end."""
+
+    def location(self, shard: int) -> str:
+        """Where the Parquet file of a shard is."""
+        return storage.join(self.output, self.name(shard))
+
+    def name(self, shard: int) -> str:
+        """The name of that file."""
+        return f"part-{shard:05d}-of-{self.num_shards:05d}.parquet"
+
+    def mark(self, shard: int) -> bytes:
+        """What the footer of a shard has, and no other shard's of this or any other set."""
+        return f"{hashlib.sha256(to_json(self.settings).encode()).hexdigest()} {shard}".encode()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A finished set."""
+
+    location: str
+    settings: DatasetConfig
+    manifest: pa.Table
+    """As `manifest.discover` gives it, without the pairs that were left out: ids, and where the files were."""
+
+
+def open_set(location: str) -> Prepared:
+    """The set in a folder (an absolute location).
+
+    Raises `InputError`, naming the file and the remedy, where it is not finished, or any of it has been edited, is
+    gone or is of another set. The pixels are not read.
+    """
+    settings_file = storage.join(location, DATASET_FILE)
+    if DATASET_FILE not in storage.list_names(location):
+        raise InputError(
+            f"{location}: no {DATASET_FILE} in it; `python jobs/prepare.py shards` writes it last, so give that "
+            "command again, or another folder"
+        )
+    settings = from_json(DatasetConfig, _read(settings_file), settings_file)
+    if settings.format != FORMAT:
+        raise InputError(f"{settings_file}: made by another version of petseg; {REMEDY}")
+    if sum(settings.file_rows) != settings.rows or len(settings.file_rows) != len(settings.files):
+        raise InputError(f"{settings_file}: its numbers of rows do not agree; was it edited? {REMEDY}")
+    target = Target(location, len(settings.files), unfinished(settings))
+    with ThreadPoolExecutor(_IO_THREADS) as pool:
+        expected = enumerate(zip(settings.files, settings.file_rows, strict=True))
+        for refusal in pool.map(lambda of_file: _refusal(target, of_file[0], *of_file[1]), expected):
+            if refusal:
+                raise InputError(f"{refusal}; {REMEDY}")
+    manifest_file = storage.join(location, MANIFEST_FILE)
+    content = _read(manifest_file)
+    if hashlib.sha256(content).hexdigest() != settings.manifest_sha256:
+        raise InputError(f"{manifest_file}: not the one that {settings_file} was written for; {REMEDY}")
+    manifest = storage.parse_parquet(content)
+    if manifest.num_rows != settings.rows:
+        raise InputError(
+            f"{settings_file}: it says {settings.rows} rows of {manifest.num_rows}; was it edited? {REMEDY}"
+        )
+    return Prepared(location, settings, manifest)
+
+
+def locate(prepared: Prepared, rows: pa.Table) -> pa.Table:
+    """Where the pairs of a part of the set's manifest are: columns `file` (location) and `row` in it."""
+    found = pc.index_in(rows["id"], value_set=prepared.manifest["id"])  # pyright: ignore[reportAttributeAccessIssue]
+    assert not found.null_count
+    places = found.to_numpy()
+    ends = np.cumsum(prepared.settings.file_rows)
+    numbers = np.searchsorted(ends, places, side="right")
+    starts = ends - prepared.settings.file_rows
+    files = pa.array([storage.join(prepared.location, name) for name in prepared.settings.files])
+    return pa.table({"file": files.take(pa.array(numbers)), "row": places - starts[numbers]})
+
+
+def read_rows(located: pa.Table, image_size: tuple[int, int]) -> pa.Table:
+    """The pairs that `locate` found, in that order: `image`, `mask` as in `schema`, and `error`, null in all rows or,
+    where a file could not be read, in none. Raises `UnavailableError` where storage does not answer."""
+    files, rows = located["file"].to_numpy(), located["row"].to_numpy()
+    of_set = schema(image_size)
+    wanted = pa.schema([of_set.field("image"), of_set.field("mask")])
+    places = {file: np.flatnonzero(files == file) for file in dict.fromkeys(files)}
+
+    def read(file: str) -> pa.Table | str:
+        try:
+            with storage.open_file(file) as content:
+                # The checksums see what zstd does not.
+                shard = pq.ParquetFile(content, pre_buffer=True, page_checksum_verification=True)
+                return shard.read_row_groups(rows[places[file]].tolist(), columns=wanted.names)
+        except UnavailableError:
+            raise
+        except (OSError, pa.ArrowException) as error:
+            return f"{file}: cannot be read: {_reason(error)}"
+
+    with ThreadPoolExecutor(_IO_THREADS) as pool:
+        found = list(pool.map(read, places))
+    parts = [wanted.empty_table(), *(part for part in found if isinstance(part, pa.Table))]
+    refusals = [part for part in found if isinstance(part, str)]
+    if refusals:
+        error = pa.array(["; ".join(refusals)] * located.num_rows)
+        nulls = {name: pa.nulls(located.num_rows, kind) for name, kind in zip(wanted.names, wanted.types, strict=True)}
+        return pa.table({**nulls, "error": error})
+    order = np.argsort(np.concatenate([np.arange(0), *places.values()]))
+    found = pa.concat_tables(parts).combine_chunks().take(pa.array(order))
+    return found.append_column("error", pa.nulls(found.num_rows, pa.string()))
+
+
+def unfinished(settings: DatasetConfig) -> DatasetConfig:
+    """The settings as they were before anything was written."""
+    begun = {field.name for field in dataclasses.fields(settings) if field.default is dataclasses.MISSING}
+    return DatasetConfig(**{name: getattr(settings, name) for name in begun})
+
+
+def footer(location: str) -> tuple[pq.FileMetaData | None, str]:
+    """The footer of a Parquet file, or why there is none."""
+    try:
+        with storage.open_file(location) as file:
+            return pq.read_metadata(file), ""
+    except UnavailableError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        return None, _reason(error)
+
+
+def _refusal(target: Target, shard: int, name: str, rows: int) -> str:
+    """Why a file of a set is not what it should be; "" where it is."""
+    location = target.location(shard)
+    if name != target.name(shard):
+        return f"{storage.join(target.output, DATASET_FILE)}: it names a file {name!r}; was it edited?"
+    metadata, error = footer(location)
+    if metadata is None:
+        return f"{location}: cannot be read: {error}"
+    if (metadata.metadata or {}).get(SET_KEY) != target.mark(shard):
+        return f"{location}: not written for this {DATASET_FILE}; was that edited, or the file replaced?"
+    if metadata.num_rows != rows or metadata.num_row_groups != rows:
+        return f"{location}: it has {metadata.num_rows} rows, not {rows}"
+    if not metadata.schema.to_arrow_schema().equals(schema(target.settings.image_size)):
+        return f"{location}: its columns are not those of a prepared set"
+    return ""
+
+
+def _read(location: str) -> bytes:
+    try:
+        return storage.read(location)
+    except UnavailableError:
+        raise
+    except OSError as error:
+        raise InputError(f"{location}: cannot be read: {error.strerror or error}") from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(getattr(error, "strerror", None) or error).split())

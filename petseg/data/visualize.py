@@ -1,0 +1,84 @@
+"""Pictures that are for looking at: previews, masks over photos, truth beside prediction. JPEG in bytes."""
+
+import io
+import math
+
+import numpy as np
+from PIL import Image
+
+from petseg.data import decode as images
+from petseg.data import labels
+
+PREVIEW_SIDE = 1024
+"""Longest side in pixels of a picture that is for looking at."""
+
+COMPARISON_SIDE = 400
+"""The same of each of the four in a `comparison`."""
+
+REPORT_PIXELS = 160_000
+"""At most, of a picture in a report, which holds dozens of them."""
+
+_GAP = 4  # pixels between the pictures of a comparison
+_IGNORED_COLOUR = (255, 255, 255)  # no palette of ours has it, nor the next
+_WRONG_COLOUR = (255, 0, 0)
+
+
+def preview(content: bytes, max_pixels: int) -> bytes:
+    """A photo as an upright JPEG of at most `PREVIEW_SIDE` pixels a side. Raises `DecodeError` as `decode_photo`."""
+    return _to_jpeg(images.decode_small(content, PREVIEW_SIDE, max_pixels))
+
+
+def overlay(preview_jpeg: bytes, mask_png: bytes) -> bytes:
+    """A mask of `encode_mask` in its colours over the `preview` of its photo, half and half, as a JPEG."""
+    Image.MAX_IMAGE_PIXELS = None  # the photo was within ours
+    photo = Image.open(io.BytesIO(preview_jpeg), formats=("JPEG",))
+    mask = Image.open(io.BytesIO(mask_png), formats=("PNG",)).resize(photo.size, Image.Resampling.NEAREST)
+    return _to_jpeg(Image.blend(photo.convert("RGB"), mask.convert("RGB"), 0.5))
+
+
+def side_by_side(left_jpeg: bytes, right_jpeg: bytes) -> bytes:
+    """Two JPEGs as one, with a gap; the second is brought to the height of the first."""
+    left, right = (
+        Image.open(io.BytesIO(content), formats=("JPEG",)).convert("RGB") for content in (left_jpeg, right_jpeg)
+    )
+    right = right.resize((max(1, round(right.width * left.height / right.height)), left.height))
+    gap = np.full((left.height, _GAP, 3), _IGNORED_COLOUR, np.uint8)
+    return _to_jpeg(Image.fromarray(np.concatenate([np.asarray(left), gap, np.asarray(right)], 1)))
+
+
+def comparison(
+    photo: Image.Image, truth: np.ndarray, predicted: np.ndarray, palette: tuple[tuple[int, int, int], ...]
+) -> bytes:
+    """Photo | truth | prediction | where they differ, side by side as a JPEG.
+
+    `photo` is upright and at most `COMPARISON_SIDE` pixels a side, as by `images.decode_small`. `truth` and `predicted`
+    are class ids, uint8, at any size with the photo's shape: they are brought to its size. What is ignored is white,
+    what is wrong red over the photo in grey.
+    """
+    truth, predicted = (
+        np.asarray(Image.fromarray(class_ids).resize(photo.size, Image.Resampling.NEAREST))
+        for class_ids in (truth, predicted)
+    )
+    colours = np.full((256, 3), _IGNORED_COLOUR, np.uint8)
+    colours[: len(palette)] = palette
+    differing = np.asarray(photo.convert("L").convert("RGB")).copy()
+    differing[(truth != predicted) & (truth != labels.IGNORE_ID)] = _WRONG_COLOUR
+    gap = np.full((photo.height, _GAP, 3), _IGNORED_COLOUR, np.uint8)
+    panels = [np.asarray(photo), gap, colours[truth], gap, colours[predicted], gap, differing]
+    return _to_jpeg(Image.fromarray(np.concatenate(panels, 1)))
+
+
+def for_report(picture: bytes) -> bytes:
+    """A JPEG or PNG of ours as a JPEG that is small enough for a report: `REPORT_PIXELS`, quality 80."""
+    image = Image.open(io.BytesIO(picture), formats=("JPEG", "PNG")).convert("RGB")
+    shrink = min(1.0, math.sqrt(REPORT_PIXELS / (image.width * image.height)))
+    size = max(1, int(image.width * shrink)), max(1, int(image.height * shrink))
+    buffer = io.BytesIO()
+    image.resize(size).save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
+def _to_jpeg(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=88)
+    return buffer.getvalue()

@@ -1,0 +1,285 @@
+"""Scores of a network on pairs: what they follow from is counted and added up, and the worst pairs are drawn.
+
+A plain process, no Ray: threads decode ahead of the network and count behind it. What is held does not grow with the
+number of pairs, but for a row of numbers each. Nothing is written here.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from petseg import storage
+from petseg.config.base import ModelConfig
+from petseg.data import decode as images
+from petseg.data import manifest
+from petseg.data import pairs as labelled
+from petseg.data import visualize as pictures
+from petseg.data.decode import DecodeError, Photo
+from petseg.data.labels import IGNORE_ID, LabelMap
+from petseg.evaluation import metrics
+from petseg.inference.predictor import Prediction, Predictor, enlarge, most_probable
+
+WORST = 20
+"""Pairs that are drawn at most."""
+
+BORDER = "border"
+"""Name of the class without which there are scores, too."""
+
+_PAIRS_AT_A_TIME = 256  # that are decoded before the network sees them
+_PIXELS_AT_A_TIME = 2**26  # of their masks at the original size; where they have more, it is fewer pairs
+
+T = TypeVar("T")
+ResultT = TypeVar("ResultT")
+
+ROWS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("cross_entropy", pa.float64()),
+        ("pixel_accuracy", pa.float64()),
+        ("miou", pa.float64()),
+        ("iou", pa.list_(pa.float64())),
+        ("boundary_miou", pa.float64()),
+        ("error", pa.string()),
+    ]
+)
+"""A row per pair. Height and width are the upright photo's own; the scores are those at the network's size."""
+
+
+class View(NamedTuple):
+    """One way to look at the pixels of a pair."""
+
+    at_original_size: bool
+    """Else at the network's."""
+
+    classes: tuple[int, ...]
+    """Class ids that are left. The pixels of others are ignored, and the network has to choose among these."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What is added up over pairs, on the CPU; every score is a ratio of it."""
+
+    confusion: Tensor
+    """`metrics.confusion_matrix`."""
+
+    boundary: Tensor
+    """`metrics.boundary_confusion`."""
+
+    cross_entropy: float
+    """In nats, the sum over the pixels that count."""
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
+            self.confusion + other.confusion, self.boundary + other.boundary, self.cross_entropy + other.cross_entropy
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is known of one pair once it is scored."""
+
+    row: dict[str, Any]
+    """As `ROWS` has it; what is missing is null."""
+
+    counts: dict[View, Counts]
+    """None where the pair could not be decoded."""
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A row of the manifest, read and decoded, or the reason why it cannot be."""
+
+    row: dict[str, Any]
+    photo: Photo | None = None
+    mask: np.ndarray | None = None
+    """Class ids, uint8 (h, w), at the network's size."""
+    truth: np.ndarray | None = None
+    """Class ids, uint8 (H, W), at the photo's upright size."""
+    error: str | None = None
+
+
+class Evaluator:
+    """A network, and what is needed to score it; `predictor` must take photos at the size of `model`."""
+
+    def __init__(
+        self, predictor: Predictor, model: ModelConfig, label_map: LabelMap, max_pixels: int, threads: int
+    ) -> None:
+        self._predictor = predictor
+        self._model = model
+        self._label_map = label_map
+        self._max_pixels = max_pixels
+        self._threads = threads
+        self._views = views(model.class_names)
+
+    def results(self, pairs: pa.Table) -> Iterator[Result]:
+        """One for each row of a manifest, in order."""
+        return self._each(pairs, self._score)
+
+    def pictures(self, pairs: pa.Table) -> Iterator[bytes | None]:
+        """`pictures.comparison` of each row of a manifest, in order; None where it cannot be decoded."""
+        return self._each(pairs, self._draw)
+
+    def _each(self, pairs: pa.Table, finish: Callable[[tuple[_Pair, Prediction | None]], T]) -> Iterator[T]:
+        ahead = 2 * self._threads
+        with ThreadPoolExecutor(self._threads) as pool:
+            contents = manifest.read_pairs(pairs, images.max_bytes(self._max_pixels))
+            decoded = _in_order(pool, self._decode, contents, ahead)
+            yield from _in_order(pool, finish, self._predicted(decoded), ahead)
+
+    def _decode(self, pair: tuple[dict[str, str], bytes, bytes, str]) -> _Pair:
+        row, photo_content, mask_content, error = pair
+        if error:
+            return _Pair(row, error=error)
+        try:
+            photo, mask, truth = labelled.decode_pair_and_truth(
+                photo_content,
+                mask_content,
+                self._model.image_size,
+                self._label_map,
+                self._max_pixels,
+                self._model.resize,
+            )
+        except DecodeError as refused:
+            return _Pair(row, error=f"the mask: {refused}" if refused.in_mask else str(refused))
+        return _Pair(row, photo, mask, truth)
+
+    def _predicted(self, pairs: Iterable[_Pair]) -> Iterator[tuple[_Pair, Prediction | None]]:
+        for group in _groups(pairs):
+            predictions = self._predictor([pair.photo for pair in group if pair.photo is not None])
+            for pair in group:
+                yield pair, None if pair.photo is None else next(predictions)
+
+    def _score(self, predicted: tuple[_Pair, Prediction | None]) -> Result:
+        pair, prediction = predicted
+        if prediction is None:
+            return Result({"id": pair.row["id"], "error": pair.error}, {})
+        assert pair.mask is not None and pair.truth is not None
+        counts = {}
+        for view in self._views:
+            truth = pair.truth if view.at_original_size else pair.mask
+            counts[view] = count(prediction.probabilities, truth, view.classes)
+        of_pair = scores(counts[self._views[0]], self._model.class_names)
+        row = {"id": pair.row["id"], "height": prediction.height, "width": prediction.width, "error": None}
+        row |= {name: of_pair[name] for name in ("cross_entropy", "pixel_accuracy", "miou", "boundary_miou")}
+        return Result(row | {"iou": list(of_pair["iou"].values())}, counts)
+
+    def _draw(self, predicted: tuple[_Pair, Prediction | None]) -> bytes | None:
+        pair, prediction = predicted
+        if prediction is None:
+            return None
+        assert pair.truth is not None
+        photo = storage.read(pair.row["image"], at_most=images.max_bytes(self._max_pixels))
+        small = images.decode_small(photo, pictures.COMPARISON_SIDE, self._max_pixels)
+        return pictures.comparison(small, pair.truth, prediction.mask().class_ids, self._model.palette)
+
+
+def views(class_names: tuple[str, ...]) -> list[View]:
+    """All classes at the network's size first, then all others."""
+    all_classes = tuple(range(len(class_names)))
+    inner = tuple(i for i in all_classes if class_names[i] != BORDER)
+    choices = [all_classes, inner] if 0 < len(inner) < len(all_classes) else [all_classes]
+    return [View(at_original_size, classes) for at_original_size in (False, True) for classes in choices]
+
+
+@torch.inference_mode()
+def count(probabilities_chw: Tensor, truth: np.ndarray, classes: tuple[int, ...]) -> Counts:
+    """Count what a network's probabilities, float32 (C, h, w), say of a mask, uint8 (H, W) of class ids.
+
+    They are enlarged to the mask's size as in a prediction, some rows at a time. Pixels of a class that is not in
+    `classes` are ignored, and the network's answer is the most probable of `classes`, their probabilities divided by
+    their sum.
+    """
+    height, width = truth.shape
+    renumbered = np.full(256, IGNORE_ID, np.uint8)
+    renumbered[list(classes)] = np.arange(len(classes))
+    target = torch.from_numpy(renumbered[truth]).to(probabilities_chw.device)
+    predicted = torch.empty_like(target)
+    confusion = torch.zeros((len(classes), len(classes)), dtype=torch.int64, device=target.device)
+    cross_entropy = torch.zeros((), dtype=torch.float64, device=target.device)
+    for top, strip in enlarge(probabilities_chw[list(classes)], height, width):
+        rows = slice(top, top + strip.shape[1])
+        predicted[rows] = most_probable(strip)[1]
+        confusion += metrics.confusion_matrix(predicted[rows], target[rows], len(classes))
+        cross_entropy += metrics.cross_entropy_sum(strip, target[rows])
+    distance = metrics.boundary_distance(height, width)
+    boundary = metrics.boundary_confusion(predicted, target, len(classes), distance)
+    return Counts(confusion.cpu(), boundary.cpu(), cross_entropy.item())
+
+
+def scores(counts: Counts, class_names: Iterable[str]) -> dict[str, Any]:
+    """The ratios. One that is not defined, such as the IoU of a class that nowhere occurs, is None."""
+
+    def by_class(of_classes: list[float]) -> dict[str, float | None]:
+        return dict(zip(class_names, map(metrics.defined, of_classes), strict=True))
+
+    pixels = int(counts.confusion.sum())
+    boundary_iou = metrics.boundary_iou(counts.boundary)
+    return {
+        "pixels": pixels,
+        "cross_entropy": metrics.defined(counts.cross_entropy / pixels) if pixels else None,
+        "pixel_accuracy": metrics.defined(metrics.pixel_accuracy(counts.confusion)),
+        "miou": metrics.defined(metrics.mean_iou(counts.confusion)),
+        "iou": by_class(metrics.iou(counts.confusion)),
+        "dice": by_class(metrics.dice(counts.confusion)),
+        "boundary_miou": metrics.defined(metrics.mean_defined(boundary_iou)),
+        "boundary_iou": by_class(boundary_iou),
+        "confusion": counts.confusion.tolist(),
+    }
+
+
+def summary(totals: dict[View, Counts], class_names: tuple[str, ...]) -> dict[str, Any]:
+    """`scores` at the network's size, with those of the other views in it under their names."""
+
+    def at(original_size: bool) -> dict[str, Any]:
+        whole, *inner = (
+            scores(totals[view], [class_names[i] for i in view.classes])
+            for view in views(class_names)
+            if view.at_original_size == original_size
+        )
+        return whole | {"without_border": inner[0] if inner else None}
+
+    return at(False) | {"original_size": at(True)}
+
+
+def worst(rows: pa.Table) -> list[int]:
+    """The numbers of the at most `WORST` rows with the highest cross-entropy, the worst first.
+
+    Not the lowest mIoU: a class of which a photo has ten pixels weighs as much in that as all the others.
+    """
+    values = rows["cross_entropy"].to_pylist()
+    known = [number for number, value in enumerate(values) if value is not None]
+    return sorted(known, key=lambda number: (-values[number], number))[:WORST]
+
+
+def _groups(pairs: Iterable[_Pair]) -> Iterator[list[_Pair]]:
+    """Pairs that are in memory together: several batches, unless they are large."""
+    group, pixels = [], 0
+    for pair in pairs:
+        group.append(pair)
+        pixels += pair.truth.size if pair.truth is not None else 0
+        if len(group) == _PAIRS_AT_A_TIME or pixels >= _PIXELS_AT_A_TIME:
+            yield group
+            group, pixels = [], 0
+    yield group
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, work: Callable[[T], ResultT], items: Iterable[T], ahead: int
+) -> Iterator[ResultT]:
+    """What `work` makes of each item, in order, so many items ahead of what was asked for."""
+    running = deque()
+    for item in items:
+        running.append(pool.submit(work, item))
+        if len(running) > ahead:
+            yield running.popleft().result()
+    while running:
+        yield running.popleft().result()

@@ -1,0 +1,1 @@
+"""Prediction without Ray: the predictor, and the resumable output of shards."""

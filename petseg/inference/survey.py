@@ -1,0 +1,81 @@
+"""What a finished prediction has in its files, counted and looked at for its report: some shards of many, and of the
+masks the few that are shown.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from petseg import storage
+from petseg.data import decode as images
+from petseg.data import visualize as pictures
+from petseg.data.decode import DecodeError
+from petseg.errors import UnavailableError
+from petseg.inference.plan import MASK_FOLDER, Plan
+
+SHARDS = 100
+"""That are read at most, spread evenly over all."""
+
+_COLUMNS = ["id", "image", "class_pixels", "confidence", "error"]
+_THREADS = 16
+_REASON_LETTERS = 80
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was counted in `shards` of the files, of so many rows."""
+
+    shards: int
+    rows: pa.Table
+    """`id`, `image`, `confidence` and `error`, and `shard`, its number."""
+    class_pixels: np.ndarray
+    """int64 (C,)."""
+    reasons: Counter[str]
+    """How many photos failed with an error that begins so."""
+
+
+def survey(plan: Plan, num_classes: int) -> Found:
+    """Read what the report is about. Raises `OSError` where storage does not answer."""
+    total = plan.target.num_shards
+    numbers = [place * total // min(SHARDS, total) for place in range(min(SHARDS, total))]
+
+    def read(shard: int) -> pa.Table:
+        with storage.open_file(plan.target.location(shard)) as file:
+            table = pq.read_table(file, columns=_COLUMNS)
+        return table.append_column("shard", pa.array([shard] * table.num_rows, pa.int64()))
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        rows = pa.concat_tables(pool.map(read, numbers)).replace_schema_metadata(None)
+    of_masks = rows["class_pixels"].drop_null().combine_chunks()
+    class_pixels = of_masks.flatten().to_numpy().reshape(-1, num_classes).sum(0)
+    reasons = Counter(reason[:_REASON_LETTERS] for reason in rows["error"].drop_null().to_pylist())
+    return Found(len(numbers), rows.drop_columns(["class_pixels"]), class_pixels, reasons)
+
+
+def look(plan: Plan, rows: pa.Table, max_pixels: int) -> Iterator[tuple[dict[str, object], bytes]]:
+    """Each of some rows of `survey` with its photo beside the photo under its mask, as a JPEG; those whose photo
+    cannot be read any more, or is another meanwhile, are left out. Raises `UnavailableError`.
+    """
+    for row in rows.to_pylist():
+        try:
+            content = storage.read(row["image"], at_most=images.max_bytes(max_pixels))
+            preview = pictures.preview(content, max_pixels)
+            yield row, pictures.side_by_side(preview, pictures.overlay(preview, _mask(plan, row["id"], row["shard"])))
+        except UnavailableError:
+            raise
+        except (DecodeError, OSError):
+            continue
+
+
+def _mask(plan: Plan, row_id: str, shard: int) -> bytes:
+    """The PNG of a mask: from its own file, as a shard holds those of many."""
+    if plan.target.outputs.png:
+        return storage.read(storage.join(plan.target.output, MASK_FOLDER, f"{row_id}.png"))
+    with storage.open_file(plan.target.location(shard)) as file:
+        table = pq.read_table(file, columns=["id", "mask_png"], filters=[("id", "=", row_id)])
+    return table["mask_png"][0].as_py()

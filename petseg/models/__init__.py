@@ -1,0 +1,1 @@
+"""The network: its layers, its precision, its checkpoints, its export. No Ray."""

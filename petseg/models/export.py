@@ -1,0 +1,123 @@
+"""A network for programs that know neither Ray nor petseg: ONNX and torch.export, as bytes. No files and no Ray here.
+
+Both take `pixels`, uint8 RGB (N, 3, H, W), and give `probabilities`, float32 (N, C, H, W), at the same size. The
+scaling of the input is inside, the batch norms are folded, and sides that 16 does not divide are padded and cropped.
+"""
+
+import importlib.util
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from petseg.config.predict import ExportFormat
+from petseg.errors import InputError, JobError
+from petseg.models.unet import UNet, fold_batch_norms
+
+FILES: dict[ExportFormat, str] = {"onnx": "model.onnx", "torch": "model.pt2"}
+
+INPUT, OUTPUT = "pixels", "probabilities"
+
+MIN_SIDE = 17
+"""Smallest height and width in pixels that `model.pt2` takes: below, the narrowest layer has one pixel, and PyTorch
+compiles that apart."""
+
+TOLERANCE = 1e-4
+"""By which a probability may differ from PyTorch's; what remains is rounding, some 1e-6."""
+
+CHECKED: tuple[tuple[int, int, int], ...] = ((1, 160, 160), (3, 17, 40), (2, 100, 37), (1, 333, 500))
+"""Batch sizes, heights and widths at which a model is compared with PyTorch; none is that of the example it was made
+from."""
+
+_EXAMPLE = (2, 3, 45, 77)
+_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+Run = Callable[[Tensor], Tensor]
+
+
+class _Probabilities(nn.Module):
+    """The folded network, with a softmax behind it."""
+
+    def __init__(self, model: UNet) -> None:
+        super().__init__()
+        # As PyTorch saves them without a warning; a runtime chooses its own order.
+        self.network = fold_batch_norms(model).to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.network(pixels).softmax(1)
+
+
+def require_packages(formats: tuple[ExportFormat, ...]) -> None:
+    """Raise `InputError` where a package is missing that a format needs."""
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if "onnx" in formats and missing:
+        raise InputError(
+            f"--formats onnx: needs {', '.join(missing)}; pip install -e '.[export]', or give --formats torch"
+        )
+
+
+def export(model: UNet, formats: tuple[ExportFormat, ...]) -> dict[str, tuple[bytes, float]]:
+    """For each format its file's name, its content, and the largest difference of a probability from PyTorch's.
+
+    Raises `JobError` where one differs by more than `TOLERANCE` at one of the sizes in `CHECKED`.
+    """
+    sizes = {0: torch.export.Dim("batch")} | {
+        axis: torch.export.Dim(name, min=MIN_SIDE) for axis, name in ((2, "height"), (3, "width"))
+    }
+    example = torch.zeros(_EXAMPLE, dtype=torch.uint8)
+    program = torch.export.export(_Probabilities(model).eval(), (example,), dynamic_shapes=(sizes,))
+    made = {}
+    for name in formats:
+        content, run = _MAKERS[name](program)
+        made[FILES[name]] = content, _difference(run, model, FILES[name])
+    return made
+
+
+def _to_onnx(program: torch.export.ExportedProgram) -> tuple[bytes, Run]:
+    import onnxruntime
+
+    names = ({0: "batch", 2: "height", 3: "width"},)
+    made = torch.onnx.export(
+        program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=names, verbose=False
+    )
+    assert made is not None
+    content = made.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+    def run(pixels: Tensor) -> Tensor:
+        [probabilities] = session.run([OUTPUT], {INPUT: pixels.numpy()})
+        return torch.from_numpy(np.asarray(probabilities))
+
+    return content, run
+
+
+def _to_torch(program: torch.export.ExportedProgram) -> tuple[bytes, Run]:
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    return buffer.getvalue(), torch.export.load(io.BytesIO(buffer.getvalue())).module()
+
+
+_MAKERS: dict[ExportFormat, Callable[[Any], tuple[bytes, Run]]] = {"onnx": _to_onnx, "torch": _to_torch}
+
+
+@torch.no_grad()
+def _difference(run: Run, model: UNet, name: str) -> float:
+    """The largest difference of a probability from what `model` gives, batch norms and all, at each of `CHECKED`."""
+    model.eval()
+    generator = torch.Generator().manual_seed(0)
+    largest = 0.0
+    for count, height, width in CHECKED:
+        pixels = torch.randint(0, 256, (count, 3, height, width), generator=generator, dtype=torch.uint8)
+        found, expected = run(pixels), model(pixels).softmax(1)
+        assert found.shape == expected.shape and found.dtype == torch.float32
+        difference = (found - expected).abs().max().item()
+        if not difference <= TOLERANCE:
+            raise JobError(
+                f"{name}: at {count} × {height} × {width} a probability differs from PyTorch's by {difference:.1e}, "
+                f"more than {TOLERANCE:.0e}; nothing was written. Try other versions of torch and onnxruntime"
+            )
+        largest = max(largest, difference)
+    return largest

@@ -1,0 +1,180 @@
+"""From files to decoded blocks: through Ray Data, once, kept as Arrow tables in its object store.
+
+The rows are put into a seeded order before they are decoded, so that a worker's share (`share`) is a run of
+neighbouring rows: random in content, yet in few blocks.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.data
+import ray.exceptions
+
+from petseg.cluster import connect as cluster
+from petseg.config.base import Resize
+from petseg.data import decode as images
+from petseg.data import manifest, prepared
+from petseg.data import pairs as labelled
+from petseg.data.labels import LabelMap
+from petseg.data.prepared import Prepared
+from petseg.errors import InputError, JobError, UnavailableError
+
+BLOCK_BYTES = 8 * 2**20
+"""Size of a block: 81 pairs of 160 × 160, a quarter of a second to decode. The order of the data depends on it."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Decoded pairs in Ray's object store, in the manifest's order; small, so it can be passed to the workers."""
+
+    blocks: list[Any]
+    """Object references of Arrow tables: `image` and `mask`, as raw bytes of fixed size, among other columns."""
+    rows: tuple[int, ...]
+    """Rows of each block."""
+    image_size: tuple[int, int]
+    class_pixels: tuple[int, ...]
+    """Pixels of each class in all masks, as they were decoded."""
+
+    @property
+    def num_rows(self) -> int:
+        """Pairs in all blocks."""
+        return sum(self.rows)
+
+
+def decode(
+    manifests: list[pa.Table], image_size: tuple[int, int], label_map: LabelMap, resize: Resize = "antialias"
+) -> list[Decoded]:
+    """Read and decode all pairs of some manifests on the cluster, once.
+
+    Raises `InputError`, naming the files, where a pair cannot be used.
+    """
+    read = functools.partial(decode_rows, image_size=image_size, label_map=label_map, resize=resize)
+    decoded = _in_blocks(manifests, read, image_size, label_map.num_classes, _refuse_bad)
+    _refuse_unlabelled(decoded, manifests, f"see --label-map (now {label_map})")
+    return decoded
+
+
+def load(dataset: Prepared, manifests: list[pa.Table]) -> list[Decoded]:
+    """Read the pairs of some parts of a prepared set's manifest on the cluster: what `decode` gives of their files.
+
+    Raises `InputError`, naming the file, where one cannot be read.
+    """
+    settings = dataset.settings
+    located = [prepared.locate(dataset, rows) for rows in manifests]
+    read = functools.partial(prepared.read_rows, image_size=settings.image_size)
+    decoded = _in_blocks(located, read, settings.image_size, len(settings.class_names), _refuse_unread)
+    _refuse_unlabelled(decoded, manifests, f"prepare them again with another --label-map (was {settings.label_map})")
+    return decoded
+
+
+def _refuse_bad(failures: list[str]) -> InputError:
+    return manifest.refuse_bad(failures, "Mend or remove them")
+
+
+def _refuse_unread(failures: list[str]) -> InputError:
+    return InputError(f"{failures[0]}; {prepared.REMEDY}")
+
+
+def _refuse_unlabelled(decoded: list[Decoded], manifests: list[pa.Table], remedy: str) -> None:
+    for part, rows in zip(decoded, manifests, strict=True):
+        if not any(part.class_pixels):
+            raise InputError(f"--masks: every pixel is ignored in {rows['mask'][0]} and all the others; {remedy}")
+
+
+def _in_blocks(
+    parts: list[pa.Table],
+    read: Callable[[pa.Table], pa.Table],
+    image_size: tuple[int, int],
+    num_classes: int,
+    refuse: Callable[[list[str]], InputError],
+) -> list[Decoded]:
+    """`read` a piece of a part for each block, on the cluster; `refuse` says what of the errors in their rows.
+
+    Raises `JobError` where storage does not answer.
+    """
+    block_rows = max(1, BLOCK_BYTES // row_bytes(image_size))
+    pieces = [[rows.slice(i, block_rows) for i in range(0, rows.num_rows, block_rows)] for rows in parts]
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.target_max_block_size = None  # one piece becomes one block, however large a pair is
+    context.op_resource_reservation_enabled = False  # for those who take the blocks; with two cores only one worked
+    decoded = ray.data.from_arrow([piece for of_part in pieces for piece in of_part]).map_batches(
+        functools.partial(_read_or_refusal, read=read),
+        batch_format="pyarrow",
+        batch_size=None,
+        zero_copy_batch=True,
+    )
+    blocks: list[Any] = decoded.materialize().to_arrow_refs()
+    assert len(blocks) == sum(map(len, pieces))
+    try:
+        surveys = ray.get([_survey.remote(block) for block in blocks])
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UnavailableError):
+            raise JobError(str(error.cause)) from error
+        raise
+    failures = [failure for found, _ in surveys for failure in found]
+    if failures:
+        raise refuse(failures)
+    result, following = [], iter(zip(blocks, surveys, strict=True))
+    for of_part in pieces:
+        of_blocks = [next(following) for _ in of_part]
+        class_pixels = np.sum([counts[:num_classes] for _, (_, counts) in of_blocks], 0)
+        rows = tuple(piece.num_rows for piece in of_part)
+        result.append(Decoded([block for block, _ in of_blocks], rows, image_size, tuple(class_pixels.tolist())))
+    return result
+
+
+def row_bytes(image_size: tuple[int, int]) -> int:
+    """Bytes of a decoded pair: RGB and a class id for each pixel."""
+    return image_size[0] * image_size[1] * 4
+
+
+def decode_rows(
+    rows: pa.Table, image_size: tuple[int, int], label_map: LabelMap, resize: Resize = "antialias"
+) -> pa.Table:
+    """Rows of a manifest as `prepared.schema` has them, and `error`: where a pair is bad, the reason, and null in all
+    else but `id`. Raises `UnavailableError` where storage does not answer."""
+    schema = prepared.schema(image_size).append(pa.field("error", pa.string()))
+    decoded = [
+        {"id": row["id"], "error": error} if error else _decode_pair(row, photo, mask, image_size, label_map, resize)
+        for row, photo, mask, error in manifest.read_pairs(rows, images.max_bytes(images.MAX_TRAINING_PIXELS))
+    ]
+    return pa.table({name: [row.get(name) for row in decoded] for name in schema.names}, schema=schema)
+
+
+def _decode_pair(
+    row: dict[str, str],
+    photo_content: bytes,
+    mask_content: bytes,
+    image_size: tuple[int, int],
+    label_map: LabelMap,
+    resize: Resize,
+) -> dict[str, object]:
+    try:
+        photo, class_ids = labelled.decode_pair(
+            photo_content, mask_content, image_size, label_map, images.MAX_TRAINING_PIXELS, resize
+        )
+    except images.DecodeError as refused:
+        return {"id": row["id"], "error": f"{row['mask' if refused.in_mask else 'image']}: {refused}"}
+    pixels = {"image": photo.pixels.tobytes(), "mask": class_ids.tobytes()}
+    return {"id": row["id"], "height": photo.height, "width": photo.width, **pixels}
+
+
+def _read_or_refusal(rows: pa.Table, read: Callable[[pa.Table], pa.Table]) -> pa.Table:
+    return cluster.or_refusal(lambda: read(rows))
+
+
+@ray.remote
+def _survey(block: pa.Table) -> tuple[list[str], np.ndarray]:
+    """What failed in a block, and the pixels of each class id, 0 to 255, in what did not."""
+    if refusal := cluster.refusal(block):
+        raise UnavailableError(refusal)
+    masks = block.filter(pc.field("error").is_null())["mask"]
+    class_ids = images.from_column(masks, (masks.type.byte_width,))
+    return block["error"].drop_null().to_pylist(), np.bincount(class_ids.ravel(), minlength=256)

@@ -1,0 +1,241 @@
+"""One self-contained HTML page from values: tables, charts, pictures. No files, no network, no torch, no Ray.
+
+What is on a page is said by a list of sections; how it looks is in `report.html.jinja`. Charts are SVG, whose colours
+the page's style sheet has, so that they follow the reader's light or dark scheme. Everything is escaped by jinja2.
+"""
+
+import base64
+import importlib.metadata
+import math
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jinja2
+
+MAX_PICTURES = 60
+"""Of a page, in all."""
+
+MAX_PICTURE_BYTES = 200_000
+"""Of each, at most, as `pictures.for_report` has them: 20 to 40 kB as a rule, and a page of 60 has 3 MB."""
+
+COLOURS = 8
+"""Colours of lines that the style sheet has; a ninth line begins again, with another dash."""
+
+_PACKAGES = ("petseg", "torch", "torchvision", "ray", "pyarrow", "pillow", "numpy", "boto3")
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 290, 60, 16, 12, 50
+_DASHES = ("", "6 3", "2 3", "8 3 2 3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Names and their values."""
+
+    title: str
+    rows: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Columns with heads."""
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    text: bool = False
+    """Whether its cells are words; else they are numbers, which end below one another."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """Lines over a common x, and their numbers as a table; a value that is None leaves a gap."""
+
+    title: str
+    x_label: str
+    y_label: str
+    x: Sequence[float]
+    lines: Mapping[str, Sequence[float | None]]
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bars:
+    """Values from 0 on, each with its number; one that is not defined (None) is a dash."""
+
+    title: str
+    values: Mapping[str, float | None]
+    unit: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confusion:
+    """Pixels by true class (rows) and predicted class (columns), shown as shares of their row."""
+
+    title: str
+    names: Sequence[str]
+    counts: Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """The bytes of a JPEG or PNG."""
+
+    content: bytes
+    caption: str
+    alt: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """Pictures, one after the other."""
+
+    title: str
+    pictures: Sequence[Picture]
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Lines for a shell."""
+
+    title: str
+    lines: Sequence[str]
+
+
+Section = Facts | Table | Curves | Bars | Confusion | Sheet | Command
+
+
+def page(*, title: str, summary: Sequence[tuple[str, str]], sections: Sequence[Section]) -> bytes:
+    """The page as UTF-8. `summary` are the few numbers that stand on top: what each is, and its value."""
+    pictures = [picture for section in sections if isinstance(section, Sheet) for picture in section.pictures]
+    assert len(pictures) <= MAX_PICTURES
+    assert all(len(picture.content) <= MAX_PICTURE_BYTES for picture in pictures)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"chart": _chart, "number": number, "source": _source, "shade": _shade}
+    template = environment.get_template("report.html.jinja")
+    shown = [(f"s{place}", type(section).__name__.lower(), section) for place, section in enumerate(sections)]
+    return template.render(title=title, summary=summary, sections=shown, colours=COLOURS).encode()
+
+
+def versions() -> Facts:
+    """What the program runs on; none of it is loaded for that."""
+    found = [(name, importlib.metadata.version(name)) for name in _PACKAGES]
+    return Facts(
+        title="Versions", rows=[("Python", platform.python_version()), *found, ("system", platform.platform())]
+    )
+
+
+def rerun(job: str) -> Command:
+    """The command that this process was started with.
+
+    No job takes a secret as a flag, and a location that has one in it is refused before there is a report.
+    """
+    return Command(title="The same again", lines=[command(job, sys.argv[1:])])
+
+
+def command(job: str, flags: Sequence[str]) -> str:
+    """A job's command for the folder that this process was started in: its script lies beside the one that runs."""
+    folder = Path(sys.argv[0]).parent
+    script = folder / f"{job}.py" if folder.absolute().name == "jobs" else f"jobs/{job}.py"
+    return f"python {shlex.join([str(script), *flags])}"
+
+
+def number(value: float | None) -> str:
+    """A value for reading: three or four digits that count, a dash where it is not defined."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if isinstance(value, int) or (value == round(value) and abs(value) >= 1000):
+        return f"{value:,.0f}"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+@dataclass(frozen=True)
+class _Line:
+    name: str
+    points: list[str]
+    """The `points` of polylines: one for each stretch without a gap."""
+    dots: list[tuple[float, float]]
+    """What stands alone between gaps."""
+    colour: int
+    dash: str
+
+
+@dataclass(frozen=True)
+class _Chart:
+    """A chart in the numbers that its SVG has."""
+
+    width: int = _WIDTH
+    height: int = _HEIGHT
+    left: int = _LEFT
+    right: int = _WIDTH - _RIGHT
+    top: int = _TOP
+    bottom: int = _HEIGHT - _BOTTOM
+    x_ticks: list[tuple[float, str]] = field(default_factory=list)
+    y_ticks: list[tuple[float, str]] = field(default_factory=list)
+    lines: list[_Line] = field(default_factory=list)
+
+
+def _chart(curves: Curves) -> _Chart:
+    values = [y for line in curves.lines.values() for y in line if y is not None and math.isfinite(y)]
+    x_low, x_high = (min(curves.x), max(curves.x)) if curves.x else (0.0, 1.0)
+    y_ticks, x_ticks = _ticks(min(values, default=0.0), max(values, default=1.0)), _ticks(x_low, x_high, whole=True)
+    y_low, y_high = y_ticks[0], y_ticks[-1]
+    empty = _Chart()
+
+    def across(x: float) -> float:
+        share = (x - x_low) / (x_high - x_low) if x_high > x_low else 0.5
+        return round(empty.left + share * (empty.right - empty.left), 1)
+
+    def up(y: float) -> float:
+        return round(empty.bottom - (y - y_low) / (y_high - y_low) * (empty.bottom - empty.top), 1)
+
+    lines = []
+    for place, (name, line) in enumerate(curves.lines.items()):
+        stretches: list[list[tuple[float, float]]] = [[]]
+        for x, y in zip(curves.x, line, strict=True):
+            if y is None or not math.isfinite(y):
+                stretches.append([])
+            else:
+                stretches[-1].append((across(x), up(y)))
+        points = [" ".join(f"{x},{y}" for x, y in some) for some in stretches if len(some) > 1]
+        dots = [some[0] for some in stretches if len(some) == 1]
+        lines.append(_Line(name, points, dots, place % COLOURS, _DASHES[(place // COLOURS + place) % len(_DASHES)]))
+    inside = [x for x in x_ticks if x_low <= x <= x_high]
+    return _Chart(
+        x_ticks=[(across(x), number(x)) for x in inside],
+        y_ticks=[(up(y), number(y)) for y in y_ticks],
+        lines=lines,
+    )
+
+
+def _ticks(low: float, high: float, whole: bool = False) -> list[float]:
+    """About five round numbers, the first not above `low` and the last not below `high`."""
+    if high <= low:
+        low, high = low - 0.5, high + 0.5
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
+    step = max(1.0, step) if whole else step
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [round(place * step, 12) for place in range(first, last + 1)]
+
+
+def _source(picture: Picture) -> str:
+    kind = "png" if picture.content.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(picture.content).decode()}"
+
+
+def _shade(count: int, row: Sequence[int]) -> float:
+    """The share that a cell of the confusion matrix has of its row."""
+    return count / sum(row) if sum(row) else 0.0

@@ -1,0 +1,1 @@
+"""Training: the loop, one worker's data and step, the run folder."""

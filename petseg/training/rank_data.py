@@ -1,0 +1,157 @@
+"""One rank's share of the decoded pairs, as batches on its device, shuffled by index.
+
+Which rows a rank sees in which order follows from (rows, seed, epoch, rank, world size) alone, not from how much memory
+there is: a worker that keeps its share on the device and one that streams it, block by block, give the same batches.
+"""
+
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from torch import Tensor
+
+from petseg.cluster import connect as cluster
+from petseg.data import decode as images
+from petseg.errors import UnavailableError
+from petseg.pipelines.decode import Decoded, row_bytes
+
+WINDOW_BYTES = 2**30
+"""Rows that are shuffled among each other, once their blocks have been; what streaming holds at a time, about twice."""
+
+Batch = tuple[Tensor, Tensor]
+"""Photos uint8 (n, 3, H, W), channels last in memory, and class ids uint8 (n, H, W), on the worker's device."""
+
+
+class Share:
+    """The rows of one rank, as batches on its device.
+
+    `rank` of `world_size` owns the rows from `rank * n // world_size` up to where the next rank begins. Up to
+    `budget_bytes` of them stay on the device; a larger share is streamed from the object store, epoch by epoch.
+    """
+
+    def __init__(self, decoded: Decoded, rank: int, world_size: int, device: torch.device, budget_bytes: float) -> None:
+        self._decoded = decoded
+        self._device = device
+        self._starts = np.cumsum([0, *decoded.rows])
+        self._first = rank * decoded.num_rows // world_size
+        self.num_rows = (rank + 1) * decoded.num_rows // world_size - self._first
+        self.smallest = decoded.num_rows // world_size
+        """Rows of the rank that has the fewest."""
+        self._rank = rank
+        self._resident: tuple[Tensor, Tensor] | None = None
+        share_bytes = self.num_rows * row_bytes(decoded.image_size)
+        self.resident_bytes = share_bytes if share_bytes <= budget_bytes else 0
+        """What is kept on the device."""
+        if share_bytes <= budget_bytes:
+            photos, masks = self._load(np.arange(self.num_rows))
+            self._resident = photos.to(device), masks.to(device)
+
+    def train_batches(
+        self, batch_size: int, seed: int, epoch: int, *, skip: int = 0, keep_batches: bool = False
+    ) -> Iterator[Batch]:
+        """`smallest // batch_size` batches of `batch_size` rows, so equally many on every rank, but for the first
+        `skip`.
+
+        The order differs with `epoch`; the rows at its end that fill no batch are left out of this epoch. With
+        `keep_batches` each batch is a run of neighbouring rows, the same in all epochs, and only their order differs.
+        """
+        generator = np.random.default_rng((seed, self._rank, epoch))
+        windows = self._windows(generator, batch_size if keep_batches else None)
+        steps = self.smallest // batch_size - skip
+        for _, batch in zip(range(steps), self._batches(_after(windows, skip * batch_size), batch_size), strict=False):
+            yield batch
+
+    def some(self, rows: np.ndarray) -> Batch:
+        """The rows with these numbers, in that order."""
+        return self._to_device(*self._load(rows))
+
+    def eval_batches(self, batch_size: int) -> Iterator[Batch]:
+        """Every row once, in order; the last batch may be shorter."""
+        window_rows = self._window_rows()
+        rows = np.arange(self.num_rows)
+        windows = [rows[start : start + window_rows] for start in range(0, self.num_rows, window_rows)]
+        return self._batches(windows, batch_size)
+
+    def _windows(self, generator: np.random.Generator, batch_size: int | None) -> list[np.ndarray]:
+        """The rows of this share in the order of one epoch, in pieces that fit into memory.
+
+        The blocks are shuffled, then the rows of as many blocks as make a window; or, with `batch_size`, whole batches.
+        """
+        if batch_size is None:
+            edges = np.clip(self._starts - self._first, 0, self.num_rows)
+        else:
+            edges = np.arange(0, self.num_rows + 1, batch_size)
+        pieces = [np.arange(start, end) for start, end in itertools.pairwise(edges) if end > start]
+        windows: list[list[np.ndarray]] = [[]]
+        for number in generator.permutation(len(pieces)):
+            if windows[-1] and sum(map(len, windows[-1])) + len(pieces[number]) > self._window_rows():
+                windows.append([])
+            windows[-1].append(pieces[number])
+        joined = [np.concatenate(window) for window in windows if window]
+        return joined if batch_size is not None else [generator.permutation(window) for window in joined]
+
+    def _window_rows(self) -> int:
+        return max(1, WINDOW_BYTES // row_bytes(self._decoded.image_size))
+
+    def _batches(self, windows: list[np.ndarray], batch_size: int) -> Iterator[Batch]:
+        """The rows of the windows, one window after another, in batches that take no notice of where one ends."""
+        if self._resident is not None:
+            photos, masks = self._resident
+            order = torch.from_numpy(np.concatenate([*windows, np.arange(0)])).to(self._device)
+            for rows in order.split(batch_size) if len(order) else ():
+                yield photos[rows].permute(0, 3, 1, 2), masks[rows]
+            return
+        left = self._load(np.arange(0))
+        for photos, masks in self._loaded_ahead(windows):
+            photos, masks = torch.cat([left[0], photos]), torch.cat([left[1], masks])
+            whole = len(photos) // batch_size * batch_size
+            for start in range(0, whole, batch_size):
+                yield self._to_device(photos[start : start + batch_size], masks[start : start + batch_size])
+            left = photos[whole:], masks[whole:]
+        if len(left[0]):
+            yield self._to_device(*left)
+
+    def _to_device(self, photos_nhwc: Tensor, masks: Tensor) -> Batch:
+        if self._device.type == "cuda":  # copied from locked memory, the host need not wait for it
+            photos_nhwc, masks = photos_nhwc.pin_memory(), masks.pin_memory()
+        photos_nhwc = photos_nhwc.to(self._device, non_blocking=True)
+        return photos_nhwc.permute(0, 3, 1, 2), masks.to(self._device, non_blocking=True)
+
+    def _loaded_ahead(self, windows: list[np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each window's rows; while one is used, a thread loads the next."""
+        with ThreadPoolExecutor(1) as loader:
+            coming = loader.submit(self._load, windows[0]) if windows else None
+            for following in [*windows[1:], None]:
+                assert coming is not None
+                loaded = coming.result()
+                coming = loader.submit(self._load, following) if following is not None else None
+                yield loaded
+
+    def _load(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Rows of this share, in the order given: uint8 (n, H, W, 3) and (n, H, W), on the CPU."""
+        height, width = self._decoded.image_size
+        photos = np.empty((len(rows), height, width, 3), np.uint8)
+        masks = np.empty((len(rows), height, width), np.uint8)
+        block_of_row = np.searchsorted(self._starts, rows + self._first, side="right") - 1
+        for number in np.unique(block_of_row):
+            block: pa.Table = ray.get(self._decoded.blocks[number])
+            if refusal := cluster.refusal(block):  # lost with its node, and decoded again while storage was away
+                raise UnavailableError(refusal)
+            places = np.flatnonzero(block_of_row == number)
+            inside = rows[places] + self._first - self._starts[number]
+            photos[places] = images.from_column(block["image"], (height, width, 3))[inside]
+            masks[places] = images.from_column(block["mask"], (height, width))[inside]
+        return torch.from_numpy(photos), torch.from_numpy(masks)
+
+
+def _after(windows: list[np.ndarray], count: int) -> list[np.ndarray]:
+    """The windows without their first `count` rows."""
+    left = []
+    for window in windows:
+        left += [window[count:]] if len(window) > count else []
+        count = max(0, count - len(window))
+    return left
