@@ -51,8 +51,7 @@ from torch.nn.parallel import DistributedDataParallel
 from petseg.config.base import ModelConfig
 from petseg.config.train import TrainConfig
 from petseg.data import demo, labels
-from petseg.training import recipes
-from petseg.training import run_folder as runs
+from petseg.training import recipes, run_folder
 from petseg.training.trainer import Learner
 
 VAL_COUNT = 32
@@ -172,7 +171,7 @@ def train(
     if job.returncode:
         assert job.stderr is not None
         sys.exit(job.stderr.read().decode())
-    return runs.read_metrics(str(metrics.parent)), sorted(written), peaks, whole_s
+    return run_folder.read_metrics(str(metrics.parent)), sorted(written), peaks, whole_s
 
 
 def link_pairs(folder: Path, count: int) -> tuple[str, str]:

@@ -45,9 +45,9 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from petseg.data import decode as images
 from petseg.data import demo, labels, manifest
-from petseg.data import pairs as labelled
+from petseg.data.decode import MAX_TRAINING_PIXELS
+from petseg.data.pairs import decode_pair
 
 SIZES = {(500, 375): 1, (2000, 1500): 16}
 """(width, height) of the photos; of the second a sixteenth as many, since one takes so much longer."""
@@ -135,11 +135,11 @@ def measure(epoch: Epoch, count: int, epochs: int) -> dict[str, float]:
 
 
 def ours(pairs: pa.Table, _workers: int) -> Epoch:
-    from petseg.cluster import connect as cluster
+    from petseg.cluster import connect
     from petseg.pipelines import decode as feed
     from petseg.training.rank_data import Share
 
-    cluster.connect()
+    connect.connect()
     decode = functools.partial(feed.decode, image_size=IMAGE_SIZE, label_map=LABEL_MAP)
     decode(few(pairs))
 
@@ -153,9 +153,9 @@ def ours(pairs: pa.Table, _workers: int) -> Epoch:
 def read_images(pairs: pa.Table, _workers: int) -> Epoch:
     import ray.data
 
-    from petseg.cluster import connect as cluster
+    from petseg.cluster import connect
 
-    cluster.connect()
+    connect.connect()
     read = functools.partial(ray.data.read_images, size=IMAGE_SIZE, mode="RGB")
     warming = [part["image"][0].as_py() for part in few(pairs)]
     list(read(warming, override_num_blocks=len(warming)).iter_torch_batches(batch_size=1))
@@ -209,7 +209,7 @@ class WarmedBatches(Sampler[list[int]]):
 
 def decode_as_ours(photo: str, mask: str) -> tuple[Tensor, Tensor]:
     contents = Path(photo).read_bytes(), Path(mask).read_bytes()
-    decoded, class_ids = labelled.decode_pair(*contents, IMAGE_SIZE, LABEL_MAP, images.MAX_TRAINING_PIXELS)
+    decoded, class_ids = decode_pair(*contents, IMAGE_SIZE, LABEL_MAP, MAX_TRAINING_PIXELS)
     return torch.tensor(decoded.pixels), torch.tensor(class_ids)
 
 

@@ -23,8 +23,7 @@ from pathlib import Path
 
 import drawn
 
-from petseg import files, storage
-from petseg.cli import main as cli
+from petseg import cli, files, storage
 
 ROOT = Path(__file__).parent.parent
 TEMPORARY = ".petseg-tmp-"

@@ -34,17 +34,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from petseg.config.predict import PredictConfig
 from petseg.config.train import TrainConfig
-from petseg.data import decode as images
-from petseg.data import demo, labels, manifest
+from petseg.data import decode, demo, labels, manifest
 from petseg.data.decode import Photo
-from petseg.inference import output as shards
+from petseg.inference import output_folder
 from petseg.inference import plan as plans
-from petseg.inference import shard as rows
 from petseg.inference.plan import Outputs
 from petseg.inference.predictor import Predictor
+from petseg.inference.shard import read_shard, write_shard
 from petseg.models import checkpoint, precision
-from petseg.training import recipes
-from petseg.training import run_folder as runs
+from petseg.training import recipes, run_folder
 from petseg.training.trainer import Learner
 
 SHARD = 256
@@ -89,7 +87,7 @@ def alone(photos: Path, run: Path, folder: Path, cores: int, use_gpu: bool) -> d
     parts = [plans.rows_of(table, shard, SHARD) for shard in range(-(-table.num_rows // SHARD))]
     found = checkpoint.find(str(run))
     size = found.model.image_size
-    read = partial(rows.read_shard, size_hw=size, max_pixels=10**8, resize=found.model.resize)
+    read = partial(read_shard, size_hw=size, max_pixels=10**8, resize=found.model.resize)
     with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
         list(pool.map(read, [part.slice(0, 1) for part in parts for _ in range(2)]))  # the imports
         rates, decoded = {}, []
@@ -104,7 +102,7 @@ def alone(photos: Path, run: Path, folder: Path, cores: int, use_gpu: bool) -> d
         Photo(pixels, height, width)
         for part in decoded
         for pixels, height, width in zip(
-            images.from_column(part["pixels"], (*size, 3)),
+            decode.from_column(part["pixels"], (*size, 3)),
             part["height"].to_pylist(),
             part["width"].to_pylist(),
             strict=True,
@@ -117,7 +115,7 @@ def alone(photos: Path, run: Path, folder: Path, cores: int, use_gpu: bool) -> d
 
     palette = labels.palette(found.model.num_classes)
     with ThreadPoolExecutor(cores) as pool:
-        encode = lambda prediction: images.encode_mask(prediction.mask().class_ids, palette)  # noqa: E731
+        encode = lambda prediction: decode.encode_mask(prediction.mask().class_ids, palette)  # noqa: E731
         pngs: list[bytes] = []
         rates["mask and PNG"] = len(small) / timed(lambda: pngs.extend(pool.map(encode, predictions)))
     outputs = Outputs()
@@ -137,9 +135,9 @@ def alone(photos: Path, run: Path, folder: Path, cores: int, use_gpu: bool) -> d
         for number in range(cores)
     ]
     for plan in jobs:
-        shards.begin(plan)
+        output_folder.begin(plan)
     with ThreadPoolExecutor(cores) as pool:
-        seconds = timed(lambda: list(pool.map(partial(rows.write_shard, written), (plan.target for plan in jobs))))
+        seconds = timed(lambda: list(pool.map(partial(write_shard, written), (plan.target for plan in jobs))))
     rates["write"] = count * cores / seconds
     return rates
 
@@ -202,7 +200,7 @@ def train_job(pairs: tuple[str, str], storage: Path, name: str, use_gpu: bool) -
     command = [sys.executable, str(beside.ROOT / "jobs" / "train.py"), "--images", pairs[0], "--masks", pairs[1]]
     command += ["--recipe", "keras", "--val-count", str(BATCH), "--epochs", "3"]
     beside.run([*command, "--storage", str(storage), "--name", name] + ["--use-gpu"] * use_gpu)
-    epochs = runs.read_metrics(str(storage / name))
+    epochs = run_folder.read_metrics(str(storage / name))
     return statistics.median(epoch["train_images_per_s"] for epoch in epochs[1:])
 
 

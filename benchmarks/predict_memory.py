@@ -102,7 +102,7 @@ def list_names(count: int) -> str:
     """A generator stands for the folder: so many files would only measure the disk."""
     from petseg import storage
     from petseg.data import manifest
-    from petseg.inference import plan as plans
+    from petseg.inference.plan import Outputs, make_plan
 
     def listed(_: str) -> Iterator[str]:
         return (f"{i % 1000:03}/photo-{i * 7919 % count:08}.jpg" for i in range(count))
@@ -111,7 +111,7 @@ def list_names(count: int) -> str:
     before = megabytes(os.getpid(), "VmHWM")
     started = time.monotonic()
     found = manifest.discover("/data/photos/of/some/project")
-    plan = plans.make_plan(found, "/out", shard_size=256, outputs=plans.Outputs(), settings={})
+    plan = make_plan(found, "/out", shard_size=256, outputs=Outputs(), settings={})
     peak = megabytes(os.getpid(), "VmHWM")
     seconds = time.monotonic() - started
     assert plan.manifest.num_rows == count

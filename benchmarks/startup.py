@@ -165,7 +165,7 @@ def inside(marks: str, command: list[str]) -> None:
                     setattr(sys.modules[module], original, functools.partial(ours, marks=marks))
 
     watch_imports(imports, wrap_loaded)
-    from petseg.cli import main as cli
+    from petseg import cli
 
     run = cli.run
 
@@ -221,20 +221,19 @@ def timed(
 
 def train_worker(loop_config: dict[str, Any], marks: str) -> None:
     """In a worker, in place of the function that it is to run there."""
-    from petseg.training import loop as train
-    from petseg.training import trainer as learner
+    from petseg.training import loop, trainer
 
     mark(marks, "worker")
-    learner.Learner.step = timed(learner.Learner.step, marks, "step", "stepped")
-    train._train_worker(loop_config)
+    trainer.Learner.step = timed(trainer.Learner.step, marks, "step", "stepped")
+    loop._train_worker(loop_config)
 
 
 def decode_rows(rows: Any, marks: str, **settings: Any) -> Any:
     """In a worker, too."""
-    from petseg.pipelines import decode as feed
+    from petseg.pipelines import decode
 
     mark(marks, "read")
-    return feed.decode_rows(rows, **settings)
+    return decode.decode_rows(rows, **settings)
 
 
 IN_WORKERS = {

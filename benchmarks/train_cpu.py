@@ -34,7 +34,7 @@ from petseg.config.base import Precision
 from petseg.config.train import TrainConfig
 from petseg.data import demo, labels, manifest, splits
 from petseg.models import precision, unet
-from petseg.training import run_folder as runs
+from petseg.training import run_folder
 
 VARIANTS = {"keras recipe": ["--recipe", "keras"], "best recipe": ["--recipe", "best"]}
 """What of ours is measured, and the flags that make `jobs/train.py` it."""
@@ -131,7 +131,7 @@ def one_round(
             name = program.replace(" ", "-")
             beside.run([*job, "--name", name, *VARIANTS[program]])
             whole_s = time.perf_counter() - started
-            found = figures(runs.read_metrics(str(folder / name)), train_pairs.num_rows, decode_s, whole_s)
+            found = figures(run_folder.read_metrics(str(folder / name)), train_pairs.num_rows, decode_s, whole_s)
         for row, value in found.items():
             done.setdefault(row, {})[program] = value
 
@@ -193,14 +193,14 @@ def decode(config: TrainConfig) -> float:
     """Seconds in which all pairs are decoded as `jobs/train.py` does it."""
     import ray
 
-    from petseg.cluster import connect as cluster
+    from petseg.cluster import connect
     from petseg.pipelines import decode as feed
 
     assert config.images is not None and config.masks is not None and config.val_count is not None
     pairs = manifest.discover(config.images, config.masks)
     parts = list(splits.split(pairs, seed=config.seed, val_count=config.val_count))
     label_map = labels.LabelMap.parse(config.label_map, 3)
-    cluster.connect()
+    connect.connect()
     try:
         feed.decode(parts, config.image_size, label_map)  # Ray's workers start and load their modules
         started = time.perf_counter()

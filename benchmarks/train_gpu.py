@@ -26,14 +26,13 @@ import ray
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from petseg.cluster import connect as cluster
+from petseg.cluster import connect
 from petseg.config.base import ModelConfig
 from petseg.config.train import TrainConfig
 from petseg.data import demo, labels
 from petseg.models import precision
-from petseg.pipelines import decode as feed
-from petseg.training import recipes
-from petseg.training import run_folder as runs
+from petseg.pipelines.decode import Decoded
+from petseg.training import recipes, run_folder
 from petseg.training.rank_data import Batch, Share
 from petseg.training.trainer import Learner
 
@@ -65,7 +64,7 @@ def main() -> None:
     device = torch.device(given.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     print(f"{name}, torch {torch.__version__}, Ray {ray.__version__}, {time.strftime('%Y-%m-%d')}\n")
-    cluster.connect()
+    connect.connect()
     decoded = random_pairs(given.pairs)
     resident = Share(decoded, 0, 1, device, budget_bytes=float("inf"))
     streamed = Share(decoded, 0, 1, device, budget_bytes=0)
@@ -80,7 +79,7 @@ def main() -> None:
         whole_run(given.pairs, given.epochs, device)
 
 
-def random_pairs(count: int) -> feed.Decoded:
+def random_pairs(count: int) -> Decoded:
     """Noise in Ray's object store, in blocks as `feed.decode` makes them."""
     generator = np.random.default_rng(0)
     area, blocks, rows = SIZE[0] * SIZE[1], [], []
@@ -93,7 +92,7 @@ def random_pairs(count: int) -> feed.Decoded:
                 pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), rows[-1], [None, pa.py_buffer(content)])
             )
         blocks.append(ray.put(pa.table(columns, names=["image", "mask"])))
-    return feed.Decoded(blocks, tuple(rows), SIZE, (1, 1, 1))
+    return Decoded(blocks, tuple(rows), SIZE, (1, 1, 1))
 
 
 def row(
@@ -182,7 +181,7 @@ def whole_run(pairs: int, epochs: int, device: torch.device) -> None:
         started = time.perf_counter()
         subprocess.run(command + ["--use-gpu"] * (device.type == "cuda"), check=True, stdout=subprocess.DEVNULL)
         taken = time.perf_counter() - started
-        history = runs.read_metrics(str(folder / "runs" / "whole"))
+        history = run_folder.read_metrics(str(folder / "runs" / "whole"))
         in_epochs = sum(epoch["seconds"] for epoch in history)
         rate = statistics.median(epoch["train_images_per_s"] for epoch in history)
         print(

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from petseg import storage
 from petseg.config.base import ModelConfig
 from petseg.config.predict import PredictConfig
-from petseg.data import decode as images
+from petseg.data import decode
 from petseg.data.decode import DecodeError, Photo
 from petseg.errors import InputError, UnavailableError
 from petseg.inference.predictor import Mask, Predictor
@@ -70,16 +70,16 @@ class Segmenter:
     def _of_file(self, content: bytes) -> Mask:
         limit, tile = self.settings.max_pixels, self.settings.tile_hw
         if tile is not None:
-            height, width = images.upright_size(content, limit)
+            height, width = decode.upright_size(content, limit)
             if height > tile[0] or width > tile[1]:
-                return self._of_picture(images.decode_whole(content, limit))
-        return self._of_photo(images.decode_photo(content, self.model.image_size, limit, self.model.resize))
+                return self._of_picture(decode.decode_whole(content, limit))
+        return self._of_photo(decode.decode_photo(content, self.model.image_size, limit, self.model.resize))
 
     def _of_picture(self, picture: Image.Image) -> Mask:
         tile, whole = self.settings.tile_hw, (picture.height, picture.width)
         if tile is not None and (whole[0] > tile[0] or whole[1] > tile[1]):
             return self.predictor.tiled(picture, tile, self.settings.overlap)
-        pixels = images.cut(picture, 0, 0, whole, self.model.image_size, self.model.resize)
+        pixels = decode.cut(picture, 0, 0, whole, self.model.image_size, self.model.resize)
         return self._of_photo(Photo(pixels, *whole))
 
     def _of_photo(self, photo: Photo) -> Mask:
@@ -103,7 +103,7 @@ def load(settings: PredictConfig, device: str) -> Segmenter:
 
 def _read(location: str, settings: PredictConfig) -> bytes:
     try:
-        return storage.read(storage.absolute(location), at_most=images.max_bytes(settings.max_pixels))
+        return storage.read(storage.absolute(location), at_most=decode.max_bytes(settings.max_pixels))
     except UnavailableError:
         raise
     except OSError as error:

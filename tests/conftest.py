@@ -16,11 +16,10 @@ import pytest
 import stores
 from PIL import Image
 
-from petseg.data import decode as images
-from petseg.data import labels, manifest
+from petseg.data import decode, labels, manifest
 from petseg.inference import plan as plans
-from petseg.inference import shard as rows
 from petseg.inference.plan import Outputs, Plan, Summary
+from petseg.inference.shard import predict_shard, read_shard, write_shard
 
 if TYPE_CHECKING:
     from petseg.inference.predictor import Mask, Prediction
@@ -137,7 +136,7 @@ def local_ray(way_to_store: Store) -> Iterator[None]:
     """
     import ray
 
-    from petseg.cluster import connect as cluster
+    from petseg.cluster import connect
 
     ray.init(
         num_cpus=4,
@@ -146,7 +145,7 @@ def local_ray(way_to_store: Store) -> Iterator[None]:
         log_to_driver=False,
         address="local",
     )
-    cluster.quieten()
+    connect.quieten()
     yield
     ray.shutdown()
 
@@ -215,7 +214,7 @@ def make_plan(photos: Path, output: Path, **changes: object) -> Plan:
     return plans.make_plan(manifest.discover(str(photos)), str(output), **settings)  # pyright: ignore
 
 
-def paint(photos: list[images.Photo]) -> "Iterator[Prediction]":
+def paint(photos: list[decode.Photo]) -> "Iterator[Prediction]":
     """A predictor that needs no network: the class is the photo's brightest channel."""
     import torch
 
@@ -232,15 +231,15 @@ def do_shards(plan: Plan, *numbers: int, tile_hw: tuple[int, int] | None = None)
 
     def paint_tiled(picture: Image.Image) -> "Mask":
         pixels = np.asarray(picture)
-        return next(paint([images.Photo(pixels, *pixels.shape[:2])])).mask()
+        return next(paint([decode.Photo(pixels, *pixels.shape[:2])])).mask()
 
     done, outputs = {}, plan.target.outputs
     common: Any = {"size_hw": SHARD_SIZE_HW, "max_pixels": 10**6}
     with ThreadPoolExecutor(2) as pool:
         for number in numbers:
             table = plans.rows_of(plan.manifest, number, plan.shard_size)
-            table = rows.read_shard(table, **common, tile_hw=tile_hw, previews=outputs.overlay)
-            table = rows.predict_shard(
+            table = read_shard(table, **common, tile_hw=tile_hw, previews=outputs.overlay)
+            table = predict_shard(
                 table,
                 **common,
                 outputs=outputs,
@@ -249,5 +248,5 @@ def do_shards(plan: Plan, *numbers: int, tile_hw: tuple[int, int] | None = None)
                 predict_tiled=paint_tiled,
                 pool=pool,
             )
-            done[number] = rows.write_shard(table, plan.target)
+            done[number] = write_shard(table, plan.target)
     return done

@@ -19,7 +19,7 @@ from ray._private import services, worker  # Ray has no public words for what is
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from petseg.errors import InputError, JobError, UnavailableError
-from petseg.storage import checks as access
+from petseg.storage import checks
 
 KEEP_MEMORY = {
     "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=1073741824:"
@@ -159,7 +159,7 @@ def require_shared(places: Mapping[str, str]) -> None:
     if len(nodes) == 1 and total("CPU"):
         return
     for flag, location in places.items():
-        if access.is_own_disk(location):
+        if checks.is_own_disk(location):
             raise InputError(
                 f"{flag} {location}: on the disk of one machine, and this cluster has several; give a place that all "
                 "of them reach, such as s3://bucket/prefix or a folder on a network file system"

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from petseg.data import decode as images
-from petseg.data import duplicates, manifest
-from petseg.data import pairs as labelled
+from petseg.data import decode, duplicates, manifest
 from petseg.data.decode import DecodeError
 from petseg.data.labels import IGNORE_ID, NUMBERS, UNKNOWN_ID, LabelMap
+from petseg.data.pairs import decode_pair, raw_values
 
 ROWS = pa.schema(
     [
@@ -67,7 +66,7 @@ def look(pairs: pa.Table, label_map: LabelMap, max_pixels: int) -> Iterator[Row]
     threads = len(os.sched_getaffinity(0))
     running: deque[Future[Row]] = deque()
     with ThreadPoolExecutor(threads) as pool:
-        for pair in manifest.read_pairs(pairs, images.max_bytes(max_pixels)):
+        for pair in manifest.read_pairs(pairs, decode.max_bytes(max_pixels)):
             running.append(pool.submit(_look, *pair, label_map, max_pixels))
             if len(running) > _AHEAD * threads:
                 yield running.popleft().result()
@@ -80,14 +79,14 @@ def _look(row: dict[str, str], photo: bytes, mask: bytes, error: str, label_map:
         return Row(row["id"], error=error)
     found: dict[str, object] = {"sha256": hashlib.sha256(photo).hexdigest()}
     try:
-        found["height"], found["width"] = images.upright_size(photo, max_pixels)
-        found["orientation"] = images.orientation(photo, max_pixels)
-        found["difference_hash"] = duplicates.difference_hash(images.decode_small(photo, _HASH_SIDE, max_pixels))
+        found["height"], found["width"] = decode.upright_size(photo, max_pixels)
+        found["orientation"] = decode.orientation(photo, max_pixels)
+        found["difference_hash"] = duplicates.difference_hash(decode.decode_small(photo, _HASH_SIDE, max_pixels))
     except DecodeError as refused:
         return Row(row["id"], **found, error=f"{row['image']}: {refused}")  # pyright: ignore[reportArgumentType]
     try:
-        found["values"], found["colours"] = labelled.raw_values(mask, max_pixels, _VALUES_KEPT, label_map.colours)
-        labelled.decode_pair(photo, mask, (16, 16), label_map, max_pixels)
+        found["values"], found["colours"] = raw_values(mask, max_pixels, _VALUES_KEPT, label_map.colours)
+        decode_pair(photo, mask, (16, 16), label_map, max_pixels)
     except DecodeError as refused:
         found["error"] = f"{row['mask'] if refused.in_mask else row['image']}: {refused}"
     return Row(row["id"], **found)  # pyright: ignore[reportArgumentType]

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from petseg import storage
 from petseg.errors import InputError
-from petseg.storage import checks as access
+from petseg.storage import checks
 
 IMAGE_ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 """Endings of the files that are taken for images. What a file really is, its content decides."""
@@ -121,7 +121,7 @@ def _images_by_id(folder: str, flag: str, apart_from: str | None) -> pa.Table:
         found = f"{others} files of other kinds" if others else "nothing"
         endings = ", ".join(sorted(ending[1:] for ending in IMAGE_ENDINGS))
         raise InputError(f"{flag} {folder}: no image in it ({endings}), but {found}; is it the right folder?")
-    access.require_readable([storage.join(folder, some) for some in names.some()], f"{flag} {folder}")
+    checks.require_readable([storage.join(folder, some) for some in names.some()], f"{flag} {folder}")
     files = pa.table({"id": ids.array(), "image": names.array()}).sort_by([("id", "ascending"), ("image", "ascending")])
     _refuse_twice(files, folder, flag)
     _refuse_nested(files, folder, nested)

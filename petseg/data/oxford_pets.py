@@ -20,9 +20,9 @@ from typing import IO
 import numpy as np
 
 from petseg import storage
-from petseg.data import decode as images
-from petseg.data import pairs as labelled
+from petseg.data import decode
 from petseg.data.labels import LabelMap
+from petseg.data.pairs import decode_pair
 from petseg.errors import InputError, JobError
 from petseg.progress import Progress
 from petseg.storage import download
@@ -149,10 +149,10 @@ def _write_pair(name: str, photo: bytes, mask: bytes, output: str) -> tuple[str,
     photo_file = storage.join(output, IMAGE_FOLDER, f"{name}.jpg")
     mask_file = storage.join(output, MASK_FOLDER, f"{name}.png")
     try:
-        kind = images.content_format(photo)
+        kind = decode.content_format(photo)
         label_map = LabelMap.parse("", 3)
-        _, class_ids = labelled.decode_pair(photo, mask, _CHECKED_AT, label_map, images.MAX_TRAINING_PIXELS)
-    except images.DecodeError as error:
+        _, class_ids = decode_pair(photo, mask, _CHECKED_AT, label_map, decode.MAX_TRAINING_PIXELS)
+    except decode.DecodeError as error:
         for file in (photo_file, mask_file):  # of an earlier version, which knew less
             storage.remove_file(file)
         return name, f"its {'mask' if error.in_mask else 'photo'}: {error}", ""

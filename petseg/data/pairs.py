@@ -6,8 +6,7 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from petseg.config.base import Resize
-from petseg.data import decode as images
-from petseg.data import labels
+from petseg.data import decode, labels
 from petseg.data.decode import DecodeError, Photo
 from petseg.data.labels import LabelMap
 
@@ -54,8 +53,8 @@ def raw_values(mask: bytes, max_pixels: int, most: int, as_colours: bool = False
     Those of a colour image are, and with `as_colours` all: grey and indexed ones have colours, too. Of more than `most`
     values those with the most pixels. Raises `DecodeError`.
     """
-    with images.as_decode_errors(in_mask=True):
-        image = images.open_image(mask, max_pixels)
+    with decode.as_decode_errors(in_mask=True):
+        image = decode.open_image(mask, max_pixels)
         stretch = _STRETCHED.get(image.tile[0].args, 1) if image.format == "PNG" and image.tile else 1
         raw = np.asarray(image)
         colours = as_colours or raw.ndim != 2 or raw.dtype.kind not in "bui"
@@ -67,12 +66,12 @@ def raw_values(mask: bytes, max_pixels: int, most: int, as_colours: bool = False
 def _decode_pair(
     photo: bytes, mask: bytes, size_hw: tuple[int, int], label_map: LabelMap, max_pixels: int, resize: Resize
 ) -> "tuple[Photo, _Truth]":
-    with images.as_decode_errors():
-        image = images.open_image(photo, max_pixels)
-        header = images.header_of(image)
-        decoded = images.decode_opened(image, header, size_hw, resize)
-    with images.as_decode_errors(in_mask=True):
-        return decoded, _decode_mask(images.open_image(mask, max_pixels), header, label_map)
+    with decode.as_decode_errors():
+        image = decode.open_image(photo, max_pixels)
+        header = decode.header_of(image)
+        decoded = decode.decode_opened(image, header, size_hw, resize)
+    with decode.as_decode_errors(in_mask=True):
+        return decoded, _decode_mask(decode.open_image(mask, max_pixels), header, label_map)
 
 
 @dataclass(frozen=True)
@@ -84,18 +83,18 @@ class _Truth:
 
     def at(self, size_hw: tuple[int, int]) -> np.ndarray:
         """Upright and resized: before it is turned, as the photo is, so that the same places are picked."""
-        rows, columns = size_hw[::-1] if self.orientation in images.SWAPS_SIDES else size_hw
+        rows, columns = size_hw[::-1] if self.orientation in decode.SWAPS_SIDES else size_hw
         resized = self.class_ids.resize((columns, rows), Image.Resampling.NEAREST)
-        return np.asarray(images.upright(resized, self.orientation))
+        return np.asarray(decode.upright(resized, self.orientation))
 
     def whole(self) -> np.ndarray:
-        return np.asarray(images.upright(self.class_ids, self.orientation))
+        return np.asarray(decode.upright(self.class_ids, self.orientation))
 
 
-def _decode_mask(mask: ImageFile.ImageFile, photo: images.Header, label_map: LabelMap) -> _Truth:
+def _decode_mask(mask: ImageFile.ImageFile, photo: decode.Header, label_map: LabelMap) -> _Truth:
     # Pillow stretches grey of 2 or 4 bits to 0..255. Asked first, since reading EXIF may load the pixels.
     stretch = _STRETCHED.get(mask.tile[0].args, 1) if mask.format == "PNG" and mask.tile else 1
-    header = images.header_of(mask)
+    header = decode.header_of(mask)
     size, orientation = header.size, header.still_to_turn
     if header.orientation == 1 and header.stored_size == photo.stored_size:
         size, orientation = photo.size, photo.orientation

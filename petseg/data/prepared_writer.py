@@ -20,13 +20,12 @@ import pyarrow.parquet as pq
 from petseg import storage
 from petseg.config.base import DatasetConfig, to_json
 from petseg.config.prepare import ShardsConfig
-from petseg.data import decode as images
-from petseg.data import labels, prepared
+from petseg.data import decode, labels, prepared
 from petseg.data.labels import LabelMap
 from petseg.data.manifest import SCHEMA, digest
 from petseg.data.prepared import DATASET_FILE, MANIFEST_FILE, SET_KEY, Prepared, Target
 from petseg.errors import InputError
-from petseg.storage import checks as access
+from petseg.storage import checks
 
 _IO_THREADS = 16
 _SUMMARY_KEY = b"petseg.summary"
@@ -85,7 +84,7 @@ def find_finished(target: Target) -> Prepared | None:
 
 def find_done(target: Target) -> dict[int, Summary]:
     """The shards that an earlier start has written. Raises `InputError` where another set has been begun there."""
-    access.require_writable(target.output, "--output")
+    checks.require_writable(target.output, "--output")
     numbers = {target.name(shard): shard for shard in range(target.num_shards)}
     names = [name for name in storage.list_names(target.output) if name.endswith(".parquet") and name != MANIFEST_FILE]
     done = {}
@@ -107,7 +106,7 @@ def summarise(decoded: pa.Table, target: Target) -> Summary:
     """How it went, of the pairs of a shard: the columns of `prepared.schema`, and `error`."""
     bad = decoded.filter(~pc.field("error").is_null())
     masks = decoded["mask"].drop_null()
-    class_ids = images.from_column(masks, (masks.type.byte_width,))
+    class_ids = decode.from_column(masks, (masks.type.byte_width,))
     class_pixels = np.bincount(class_ids.ravel(), minlength=256)[: len(target.settings.class_names)]
     left_out = dict(zip(bad["id"].to_pylist(), bad["error"].to_pylist(), strict=True))
     return Summary(decoded.num_rows - bad.num_rows, class_pixels.tolist(), left_out)

@@ -6,8 +6,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from petseg.data import decode as images
-from petseg.data import labels
+from petseg.data import decode, labels
 
 PREVIEW_SIDE = 1024
 """Longest side in pixels of a picture that is for looking at."""
@@ -25,7 +24,7 @@ _WRONG_COLOUR = (255, 0, 0)
 
 def preview(content: bytes, max_pixels: int) -> bytes:
     """A photo as an upright JPEG of at most `PREVIEW_SIDE` pixels a side. Raises `DecodeError` as `decode_photo`."""
-    return _to_jpeg(images.decode_small(content, PREVIEW_SIDE, max_pixels))
+    return _to_jpeg(decode.decode_small(content, PREVIEW_SIDE, max_pixels))
 
 
 def overlay(preview_jpeg: bytes, mask_png: bytes) -> bytes:

@@ -17,12 +17,10 @@ from torch import Tensor
 
 from petseg import storage
 from petseg.config.base import ModelConfig
-from petseg.data import decode as images
-from petseg.data import manifest
-from petseg.data import pairs as labelled
-from petseg.data import visualize as pictures
+from petseg.data import decode, manifest, visualize
 from petseg.data.decode import DecodeError, Photo
 from petseg.data.labels import IGNORE_ID, LabelMap
+from petseg.data.pairs import decode_pair_and_truth
 from petseg.evaluation import metrics
 from petseg.inference.predictor import Prediction, Predictor, enlarge, most_probable
 
@@ -131,7 +129,7 @@ class Evaluator:
     def _each(self, pairs: pa.Table, finish: Callable[[tuple[_Pair, Prediction | None]], T]) -> Iterator[T]:
         ahead = 2 * self._threads
         with ThreadPoolExecutor(self._threads) as pool:
-            contents = manifest.read_pairs(pairs, images.max_bytes(self._max_pixels))
+            contents = manifest.read_pairs(pairs, decode.max_bytes(self._max_pixels))
             decoded = _in_order(pool, self._decode, contents, ahead)
             yield from _in_order(pool, finish, self._predicted(decoded), ahead)
 
@@ -140,7 +138,7 @@ class Evaluator:
         if error:
             return _Pair(row, error=error)
         try:
-            photo, mask, truth = labelled.decode_pair_and_truth(
+            photo, mask, truth = decode_pair_and_truth(
                 photo_content,
                 mask_content,
                 self._model.image_size,
@@ -177,9 +175,9 @@ class Evaluator:
         if prediction is None:
             return None
         assert pair.truth is not None
-        photo = storage.read(pair.row["image"], at_most=images.max_bytes(self._max_pixels))
-        small = images.decode_small(photo, pictures.COMPARISON_SIDE, self._max_pixels)
-        return pictures.comparison(small, pair.truth, prediction.mask().class_ids, self._model.palette)
+        photo = storage.read(pair.row["image"], at_most=decode.max_bytes(self._max_pixels))
+        small = decode.decode_small(photo, visualize.COMPARISON_SIDE, self._max_pixels)
+        return visualize.comparison(small, pair.truth, prediction.mask().class_ids, self._model.palette)
 
 
 def views(class_names: tuple[str, ...]) -> list[View]:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from petseg.config.base import Precision, Resize
-from petseg.data import decode as images
+from petseg.data import decode
 from petseg.data.decode import Photo
 from petseg.models import precision
 from petseg.models.unet import UNet, fold_batch_norms
@@ -124,7 +124,7 @@ class Predictor:
         row = torch.zeros(self._num_classes, tile_h, width, device=self._device)  # of tiles, with what is above
         weights_y = torch.zeros(tile_h, device=self._device)
         canvas = _Canvas(self._num_classes, height, width, self._keep_probabilities)
-        cut = partial(images.cut, picture, tile_hw=(tile_h, tile_w), size_hw=self._size_hw, resize=self._resize)
+        cut = partial(decode.cut, picture, tile_hw=(tile_h, tile_w), size_hw=self._size_hw, resize=self._resize)
         predicted = self._run([partial(cut, top, left) for top in tops for left in lefts])
         for top, following in zip(tops, [*tops[1:], height], strict=True):
             for left in lefts:

@@ -14,14 +14,20 @@ from PIL import Image
 
 from petseg import storage
 from petseg.config.base import Resize
-from petseg.data import coco_rle as coco
-from petseg.data import decode as images
-from petseg.data import visualize as pictures
-from petseg.data.decode import DecodeError, Photo
+from petseg.data import coco_rle, visualize
+from petseg.data.decode import (
+    DecodeError,
+    Photo,
+    decode_photo,
+    decode_whole,
+    encode_grey,
+    encode_mask,
+    from_column,
+    max_bytes,
+    upright_size,
+)
 from petseg.errors import UnavailableError
-from petseg.inference import crash_guard as isolate
-from petseg.inference import output as shards
-from petseg.inference import plan as plans
+from petseg.inference import crash_guard, output_folder, plan
 from petseg.inference.plan import Outputs, Summary, Target
 
 _IO_THREADS = 16
@@ -50,10 +56,10 @@ def read_shard(
     """
     decode = partial(_decode, size_hw=size_hw, max_pixels=max_pixels, resize=resize, tile_hw=tile_hw)
     columns_of = partial(_columns_of, decode=decode, previews_of=max_pixels if previews else None)
-    locations, at_most = rows["image"].to_pylist(), images.max_bytes(max_pixels)
+    locations, at_most = rows["image"].to_pylist(), max_bytes(max_pixels)
     if apart:
         read = partial(_read_apart, at_most=at_most, columns_of=columns_of)
-        found = list(isolate.each(read, locations, if_died={"error": _KILLED}))
+        found = list(crash_guard.each(read, locations, if_died={"error": _KILLED}))
     else:
         found = list(map(columns_of, storage.read_each(locations, at_most)))
     kinds = {
@@ -86,7 +92,7 @@ def predict_shard(
     """
     found = {name: rows[name].to_pylist() for name in ("height", "width", "error")}
     masks = _Encoding(rows.num_rows, outputs, palette, pool)
-    pixels = images.from_column(rows["pixels"], (*size_hw, 3))
+    pixels = from_column(rows["pixels"], (*size_hw, 3))
     decoded = rows["pixels"].is_valid().to_pylist()
     whole = [row for row in range(rows.num_rows) if decoded[row]]
     photos = [Photo(pixels[row], found["height"][row], found["width"][row]) for row in whole]
@@ -107,7 +113,7 @@ def predict_shard(
         masks.put(row, mask.class_ids.size, lambda mask=mask: mask)
         del mask
     columns = {**{name: rows[name] for name in rows.column_names}, **found, **masks.columns()}
-    schema = plans.schema(outputs)
+    schema = plan.schema(outputs)
     table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
     return table.append_column("shard", rows["shard"]).append_column("preview", rows["preview"])
 
@@ -118,7 +124,7 @@ def write_shard(rows: pa.Table, target: Target) -> Summary:
     Raises `OSError` where the output cannot be written, or has been taken over by a job of another plan.
     """
     shard = rows["shard"][0].as_py()
-    shards.require_plan(target)
+    output_folder.require_plan(target)
     for folder, ending in target.outputs.files().items():
         names = [f"{folder}/{row_id}{ending}" for row_id in rows["id"].to_pylist()]
         masks, previews = (rows[name].to_pylist() for name in ("mask_png", "preview"))
@@ -128,9 +134,9 @@ def write_shard(rows: pa.Table, target: Target) -> Summary:
         used |= {str(above) for below in used for above in PurePosixPath(below).parents}
         storage.flush_folders(storage.join(target.output, below) for below in used)
     rows = rows.drop_columns(["shard", "preview"])
-    summary = shards.summarise(rows)
+    summary = output_folder.summarise(rows)
     buffer = io.BytesIO()
-    pq.write_table(rows.replace_schema_metadata(shards.footer(target, summary)), buffer)
+    pq.write_table(rows.replace_schema_metadata(output_folder.footer(target, summary)), buffer)
     storage.write(target.location(shard), buffer.getvalue())
     storage.flush_folders([target.output])
     return summary
@@ -159,7 +165,7 @@ class _Encoding:
         """What is known of the masks, by column; null where a row has none."""
         while self._waiting:
             self._take()
-        of_mask = [name for name in plans.schema(self._outputs).names if name not in shards.OF_PHOTO]
+        of_mask = [name for name in plan.schema(self._outputs).names if name not in output_folder.OF_PHOTO]
         return {name: [encoded.get(name) for encoded in self._encoded] for name in of_mask}
 
     def _take(self) -> None:
@@ -170,14 +176,14 @@ class _Encoding:
     def _encode(self, make_mask: Callable[[], Any]) -> dict[str, Any]:
         mask = make_mask()
         encoded: dict[str, Any] = {
-            "mask_png": images.encode_mask(mask.class_ids, self._palette),
+            "mask_png": encode_mask(mask.class_ids, self._palette),
             "class_pixels": mask.class_pixels,
             "confidence": mask.confidence,
         }
         if self._outputs.probabilities:
-            encoded["probability_pngs"] = [images.encode_grey(of_class) for of_class in mask.probabilities]
+            encoded["probability_pngs"] = [encode_grey(of_class) for of_class in mask.probabilities]
         if self._outputs.coco_rle:
-            counts = coco.encode(mask.class_ids, len(self._palette))
+            counts = coco_rle.encode(mask.class_ids, len(self._palette))
             encoded["coco_rle"] = [{"size": list(mask.class_ids.shape), "counts": of_class} for of_class in counts]
         return encoded
 
@@ -197,7 +203,7 @@ def _columns_of(
     try:
         found = decode(content)
         if previews_of is not None:
-            found["preview"] = pictures.preview(content, previews_of)
+            found["preview"] = visualize.preview(content, previews_of)
     except DecodeError as refused:
         return {"error": _reason(refused)}
     return found
@@ -211,7 +217,7 @@ def _each_whole(locations: list[str], max_pixels: int, apart: bool) -> Iterator[
 
     def load(location: str) -> Image.Image | str:
         try:
-            return next(isolate.each(read, [location], if_died=_KILLED)) if apart else read(location)
+            return next(crash_guard.each(read, [location], if_died=_KILLED)) if apart else read(location)
         except UnavailableError:
             raise
         except (DecodeError, OSError) as refused:
@@ -229,17 +235,17 @@ def _each_whole(locations: list[str], max_pixels: int, apart: bool) -> Iterator[
 
 
 def _read_whole(location: str, max_pixels: int) -> Image.Image:
-    return images.decode_whole(storage.read(location, at_most=images.max_bytes(max_pixels)), max_pixels)
+    return decode_whole(storage.read(location, at_most=max_bytes(max_pixels)), max_pixels)
 
 
 def _decode(
     content: bytes, size_hw: tuple[int, int], max_pixels: int, resize: Resize, tile_hw: tuple[int, int] | None
 ) -> dict[str, Any]:
     if tile_hw is not None:
-        height, width = images.upright_size(content, max_pixels)
+        height, width = upright_size(content, max_pixels)
         if height > tile_hw[0] or width > tile_hw[1]:
             return {"height": height, "width": width}
-    photo = images.decode_photo(content, size_hw, max_pixels, resize)
+    photo = decode_photo(content, size_hw, max_pixels, resize)
     return {"height": photo.height, "width": photo.width, "pixels": photo.pixels.tobytes()}
 
 
@@ -248,9 +254,9 @@ def _write_file(target: Target, name: str, mask_png: bytes | None, preview: byte
     location = storage.join(target.output, name)
     if mask_png is None:
         storage.remove_file(location)  # of an earlier start, killed, that could still read the photo
-    elif name.startswith(f"{plans.OVERLAY_FOLDER}/"):
+    elif name.startswith(f"{plan.OVERLAY_FOLDER}/"):
         assert preview is not None
-        storage.write(location, pictures.overlay(preview, mask_png), scratch=target.output)
+        storage.write(location, visualize.overlay(preview, mask_png), scratch=target.output)
     else:
         storage.write(location, mask_png, scratch=target.output)
 

@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from petseg import storage
-from petseg.data import decode as images
-from petseg.data import visualize as pictures
+from petseg.data import decode, visualize
 from petseg.data.decode import DecodeError
 from petseg.errors import UnavailableError
 from petseg.inference.plan import MASK_FOLDER, Plan
@@ -63,9 +62,9 @@ def look(plan: Plan, rows: pa.Table, max_pixels: int) -> Iterator[tuple[dict[str
     """
     for row in rows.to_pylist():
         try:
-            content = storage.read(row["image"], at_most=images.max_bytes(max_pixels))
-            preview = pictures.preview(content, max_pixels)
-            yield row, pictures.side_by_side(preview, pictures.overlay(preview, _mask(plan, row["id"], row["shard"])))
+            content = storage.read(row["image"], at_most=decode.max_bytes(max_pixels))
+            preview = visualize.preview(content, max_pixels)
+            yield row, visualize.side_by_side(preview, visualize.overlay(preview, _mask(plan, row["id"], row["shard"])))
         except UnavailableError:
             raise
         except (DecodeError, OSError):

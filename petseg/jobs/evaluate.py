@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from petseg import files, storage
-from petseg.cli import main as cli
+from petseg import cli, files, storage
 from petseg.config.predict import EvaluateConfig
 from petseg.data import labels, manifest
 from petseg.errors import InputError, JobError
 from petseg.progress import Clock, Progress
 from petseg.reports import jobs as reports
-from petseg.storage import checks as access
+from petseg.storage import checks
 from petseg.training.run_folder import score
 
 if TYPE_CHECKING:
@@ -40,8 +39,8 @@ def main() -> None:
     config = cli.parse(EvaluateConfig, about=__doc__)
     images, masks = storage.absolute(config.images), storage.absolute(config.masks)
     output = storage.absolute(config.output)
-    access.refuse_overlap(output, {"--images": images, "--masks": masks}, [WORST_FOLDER])
-    access.require_writable(output, "--output")
+    checks.refuse_overlap(output, {"--images": images, "--masks": masks}, [WORST_FOLDER])
+    checks.require_writable(output, "--output")
     if METRICS_FILE in storage.list_names(output) and not config.overwrite:
         raise InputError(
             f"--output {output}: it has a {METRICS_FILE} already; choose another folder, or pass --overwrite"

@@ -16,28 +16,25 @@ from typing import Any, NoReturn
 import numpy as np
 import pyarrow as pa
 
-from petseg import files, storage
-from petseg.cli import main as cli
+from petseg import cli, files, storage
 from petseg.config.base import ModelConfig
 from petseg.config.predict import PredictConfig
 from petseg.data import manifest
 from petseg.errors import JobError, UnavailableError
-from petseg.inference import crash_guard as isolate
-from petseg.inference import output as shards
-from petseg.inference import plan as plans
-from petseg.inference import shard as rows
-from petseg.inference.plan import Outputs, Plan, Summary, Target
+from petseg.inference import crash_guard, output_folder
+from petseg.inference.plan import MASK_FOLDER, OVERLAY_FOLDER, Outputs, Plan, Summary, Target, make_plan, rows_of
+from petseg.inference.shard import predict_shard, read_shard, write_shard
 from petseg.progress import Clock, Progress
 from petseg.reports import jobs as reports
-from petseg.storage import checks as access
+from petseg.storage import checks
 
 
 def main() -> None:
     """Parse `sys.argv`, do the shards that are missing, and write the report."""
     config = cli.parse(PredictConfig, about=__doc__)
     images, output = storage.absolute(config.images), storage.absolute(config.output)
-    access.refuse_overlap(output, {"--images": images}, (plans.MASK_FOLDER, plans.OVERLAY_FOLDER))
-    access.require_writable(output, "--output")
+    checks.refuse_overlap(output, {"--images": images}, (MASK_FOLDER, OVERLAY_FOLDER))
+    checks.require_writable(output, "--output")
     clock = Clock()
     photos = manifest.discover(images)
     if config.limit is not None:
@@ -48,7 +45,7 @@ def main() -> None:
 
     found = checkpoint.find(storage.absolute(config.checkpoint))
     weights = checkpoint.read_weights(found)
-    plan = plans.make_plan(
+    plan = make_plan(
         photos,
         output,
         shard_size=config.shard_size,
@@ -69,20 +66,20 @@ def main() -> None:
         },
     )
     of_prediction = partial(reports.of_prediction, plan, found.model, config.max_pixels)
-    done = shards.find_done(plan, overwrite=config.overwrite)
-    if shards.is_finished(plan, done):
-        summary = shards.total(done)
+    done = output_folder.find_done(plan, overwrite=config.overwrite)
+    if output_folder.is_finished(plan, done):
+        summary = output_folder.total(done)
         if files.REPORT not in storage.list_names(output):  # a kill came before it
             reports.keep(output, partial(of_prediction, summary, seconds={}, how="finished before"))
         _say(summary, output, "finished before; nothing to do")
         return
-    _stop_at(shards.total(done).failed, plan, done, config.max_errors)
+    _stop_at(output_folder.total(done).failed, plan, done, config.max_errors)
     how = "nothing was left to do"
     clock.lap("listing, imports, what is done")
     if len(done) < plan.target.num_shards:
         how = _run(plan, done, found.model, weights, config, clock)
-    with access.writing(output):
-        summary = shards.finish(plan, done)
+    with checks.writing(output):
+        summary = output_folder.finish(plan, done)
     clock.lap("the end")
     reports.keep(output, partial(of_prediction, summary, seconds=clock.laps, how=how))
     _say(summary, output, how)
@@ -92,20 +89,20 @@ def _run(
     plan: Plan, done: dict[int, Summary], model: ModelConfig, weights: bytes, config: PredictConfig, clock: Clock
 ) -> str:
     """Do the shards that are not in `done`, and put them there; returns how fast that was."""
-    from petseg.cluster import connect as cluster
+    from petseg.cluster import connect
 
-    cluster.connect()
+    connect.connect()
     places = {"--images": storage.absolute(config.images), "--output": plan.target.output}
-    cluster.require_shared(places)
+    connect.require_shared(places)
     # What there is of the cluster by then decides how its work is cut.
     bundle = ({"GPU": 1} if config.use_gpu else {}) | {"CPU": 1}
-    cluster.require(bundle, config.num_workers, "--num-workers", config.wait_min * 60)
-    cluster.require_shared(places)  # nodes may have come
-    with access.writing(plan.target.output):
-        shards.begin(plan, overwrite=config.overwrite)
+    connect.require(bundle, config.num_workers, "--num-workers", config.wait_min * 60)
+    connect.require_shared(places)  # nodes may have come
+    with checks.writing(plan.target.output):
+        output_folder.begin(plan, overwrite=config.overwrite)
         storage.write(storage.join(plan.target.output, cli.CONFIG_FILE), cli.as_file(config))
     clock.lap("starting Ray")
-    before = shards.total(done)
+    before = output_folder.total(done)
     failed, started = before.failed, time.perf_counter()
     progress = Progress(plan.manifest.num_rows, before.rows, before.failed, sys.stdout)
     try:
@@ -117,7 +114,7 @@ def _run(
     finally:
         progress.close()
     clock.lap("predicting, the start of the processes included")
-    images_done, seconds = shards.total(done).rows - before.rows, time.perf_counter() - started
+    images_done, seconds = output_folder.total(done).rows - before.rows, time.perf_counter() - started
     return f"{images_done} images in {seconds:.1f} s, {images_done / seconds:.1f} images/s"
 
 
@@ -130,7 +127,7 @@ def _predicted(
     """
     import ray.data
 
-    from petseg.cluster import connect as cluster
+    from petseg.cluster import connect
 
     _bound_what_waits(model, config)
     whole_blocks: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None, "zero_copy_batch": True}
@@ -150,7 +147,7 @@ def _predicted(
     )
     written = (
         ray.data.range(len(left), override_num_blocks=len(left))  # tables of our own take thrice as long to begin
-        .map_batches(read, num_cpus=1 if cluster.total("CPU") > 1 else 0.5, **whole_blocks)
+        .map_batches(read, num_cpus=1 if connect.total("CPU") > 1 else 0.5, **whole_blocks)
         .map_batches(
             _ShardPredictor,
             fn_constructor_args=(
@@ -158,13 +155,13 @@ def _predicted(
                 weights,
                 config,
                 plan.target,
-                cluster.cpus_per_worker(config.num_workers),
+                connect.cpus_per_worker(config.num_workers),
             ),
             compute=ray.data.ActorPoolStrategy(size=config.num_workers),
             # Less than a core each, so that some are left to decode: the threads of the model take what they get.
             num_cpus=0.5,
             num_gpus=1 if config.use_gpu else 0,
-            runtime_env={"env_vars": cluster.KEEP_MEMORY},
+            runtime_env={"env_vars": connect.KEEP_MEMORY},
             **whole_blocks,
         )
         .map_batches(partial(_write, target=plan.target), num_cpus=0.25, **whole_blocks)
@@ -179,15 +176,15 @@ def _bound_what_waits(model: ModelConfig, config: PredictConfig) -> None:
     """Ray would read ahead until half of its object store is full: gigabytes that make nothing faster."""
     import ray.data
 
-    from petseg.cluster import connect as cluster
+    from petseg.cluster import connect
 
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = None  # a shard stays one block, however large it is
     height, width = model.image_size
     shard_bytes = config.shard_size * (3 * height * width + (_PREVIEW_BYTES if config.overlay else 0))
-    wanted = shard_bytes * (_SHARDS_AHEAD * config.num_workers + 2 * cluster.total("CPU"))
+    wanted = shard_bytes * (_SHARDS_AHEAD * config.num_workers + 2 * connect.total("CPU"))
     if not config.probabilities:  # at the photos' size, which is not known; then Ray's half it is
-        context.override_object_store_memory_limit_fraction = min(0.5, wanted / cluster.total("object_store_memory"))
+        context.override_object_store_memory_limit_fraction = min(0.5, wanted / connect.total("object_store_memory"))
 
 
 def _read(
@@ -196,19 +193,19 @@ def _read(
     """The shard that stands in `left` at the number; the manifest travels once to each machine, not once a shard."""
     import ray
 
-    from petseg.cluster import connect as cluster
+    from petseg.cluster import connect
 
     shard = int(left[number["id"][0].as_py()])
-    table = plans.rows_of(ray.get(manifest), shard, shard_size)
-    with isolate.attempt(_attempt_name(target, shard, "read")) as died_before:
-        return cluster.or_refusal(lambda: _read_below(images, table, **settings, apart=died_before))
+    table = rows_of(ray.get(manifest), shard, shard_size)
+    with crash_guard.attempt(_attempt_name(target, shard, "read")) as died_before:
+        return connect.or_refusal(lambda: _read_below(images, table, **settings, apart=died_before))
 
 
 def _read_below(images: str, table: pa.Table, **settings: Any) -> pa.Table:
     """On a machine that came late and does not have the folder, no photo is to blame."""
     if storage.is_local(images) and not Path(images).is_dir():
         raise UnavailableError(f"--images {images}: not on every machine; give a place that all of them reach")
-    return rows.read_shard(table, **settings)
+    return read_shard(table, **settings)
 
 
 def _attempt_name(target: Target, shard: int, stage: str) -> str:
@@ -244,7 +241,7 @@ class _ShardPredictor:
             probabilities=config.probabilities,
         )
         self._predict_shard = partial(
-            rows.predict_shard,
+            predict_shard,
             size_hw=model.image_size,
             max_pixels=config.max_pixels,
             outputs=target.outputs,
@@ -256,27 +253,27 @@ class _ShardPredictor:
         self._target = target
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
-        from petseg.cluster import connect as cluster
+        from petseg.cluster import connect
 
-        if cluster.refusal(decoded):
+        if connect.refusal(decoded):
             return decoded
-        with isolate.attempt(_attempt_name(self._target, decoded["shard"][0].as_py(), "large")) as died_before:
-            return cluster.or_refusal(lambda: self._predict_shard(decoded, apart=died_before))
+        with crash_guard.attempt(_attempt_name(self._target, decoded["shard"][0].as_py(), "large")) as died_before:
+            return connect.or_refusal(lambda: self._predict_shard(decoded, apart=died_before))
 
 
 def _write(predicted: pa.Table, target: Target) -> pa.Table:
-    from petseg.cluster import connect as cluster
+    from petseg.cluster import connect
 
     shard, summary = -1, Summary(0, 0, [])
-    refusal = cluster.refusal(predicted)
+    refusal = connect.refusal(predicted)
     if refusal is not None:
         refusal += "; what is finished is kept: give the same command again"
     else:
         shard = predicted["shard"][0].as_py()
         try:
-            summary = rows.write_shard(predicted, target)
+            summary = write_shard(predicted, target)
         except OSError as error:  # told the driver as a row, as Ray would show a traceback of many lines
-            refusal = access.cannot_write(target.output, error)
+            refusal = checks.cannot_write(target.output, error)
     table = {name: [value] for name, value in {"shard": shard, "refusal": refusal, **vars(summary)}.items()}
     return pa.table(table, schema=_WRITTEN)
 
@@ -291,7 +288,7 @@ def _stop_at(failed: int, plan: Plan, done: dict[int, Summary], max_errors: floa
     """Raise `JobError` where more photos have failed than --max-errors allows."""
     if max_errors is None or failed <= (max_errors * plan.manifest.num_rows if max_errors < 1 else max_errors):
         return
-    so_far = shards.total(done)
+    so_far = output_folder.total(done)
     raise JobError(
         f"{failed} of the first {so_far.rows} photos failed, and --max-errors {max_errors:g} of "
         f"{plan.manifest.num_rows} allows no more; {'; '.join(so_far.first_errors)}. What is finished is kept: "

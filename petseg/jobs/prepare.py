@@ -18,22 +18,18 @@ from typing import Any, NoReturn
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from petseg import files, storage
-from petseg.cli import main as cli
+from petseg import cli, files, storage
 from petseg.config.prepare import CheckConfig, OxfordConfig, ShardsConfig
-from petseg.data import check, labels, manifest, splits
-from petseg.data import decode as images
-from petseg.data import oxford_pets as oxford
-from petseg.data import prepared_writer as prepare
+from petseg.data import check, decode, labels, manifest, oxford_pets, prepared_writer, splits
 from petseg.data.labels import LabelMap
 from petseg.data.prepared import Prepared, Target
 from petseg.data.prepared_writer import Summary
 from petseg.errors import InputError, JobError, UnavailableError
 from petseg.progress import Progress
 from petseg.reports import check as check_report
-from petseg.reports import html as report
+from petseg.reports import html
 from petseg.reports.check import Checked
-from petseg.storage import checks as access
+from petseg.storage import checks
 from petseg.training import recipes
 
 CHECK_FILE = "check.parquet"
@@ -55,14 +51,14 @@ def _get_oxford_pets(config: OxfordConfig) -> None:
     output, cache = storage.absolute(config.output), storage.absolute(config.cache)
     if not storage.is_local(cache):
         raise InputError(f"--cache {cache}: give a local folder")
-    access.require_writable(output, "--output")
-    access.require_writable(cache, "--cache")
-    found = oxford.finished(output)
+    checks.require_writable(output, "--output")
+    checks.require_writable(cache, "--cache")
+    found = oxford_pets.finished(output)
     how = "finished before; nothing to do"
     if found is None:
-        oxford.fetch(config.url, Path(cache))
-        with access.writing(output):
-            found = oxford.unpack(Path(cache), output)
+        oxford_pets.fetch(config.url, Path(cache))
+        with checks.writing(output):
+            found = oxford_pets.unpack(Path(cache), output)
         how = f"the archives are kept in {cache}"
     print(f"{how}; {found.pairs} pairs, {len(found.left_out)} left out, {len(found.odd)} odd: {output}")
     for what, names in (("left out", found.left_out), ("odd, but kept", found.odd)):
@@ -70,17 +66,17 @@ def _get_oxford_pets(config: OxfordConfig) -> None:
             print(f"  {what}: {name}: {reason}")
     folders = [
         "--images",
-        storage.join(output, oxford.IMAGE_FOLDER),
+        storage.join(output, oxford_pets.IMAGE_FOLDER),
         "--masks",
-        storage.join(output, oxford.MASK_FOLDER),
+        storage.join(output, oxford_pets.MASK_FOLDER),
     ]
-    print(f"next: {report.command('train', folders)}")
+    print(f"next: {html.command('train', folders)}")
 
 
 def _check(config: CheckConfig) -> None:
     config = cli.located(config)
-    access.refuse_overlap(config.output, {"--images": config.images, "--masks": config.masks})
-    access.require_writable(config.output, "--output")
+    checks.refuse_overlap(config.output, {"--images": config.images, "--masks": config.masks})
+    checks.require_writable(config.output, "--output")
     if files.REPORT in storage.list_names(config.output) and not config.overwrite:
         raise InputError(
             f"--output {config.output}: it has a {files.REPORT} already; choose another, or pass --overwrite"
@@ -95,16 +91,16 @@ def _check(config: CheckConfig) -> None:
         )
     found = _look(config, classes, label_map, pairs, photos_alone, masks_alone)
     said = check_report.findings(found)
-    command = report.command("train", check_report.train_flags(found))
+    command = html.command("train", check_report.train_flags(found))
     alone = [{"id": row["id"], "image": row["image"], "error": "no mask"} for row in photos_alone.to_pylist()]
     alone += [{"id": row["id"], "mask": row["image"], "error": "no photo"} for row in masks_alone.to_pylist()]
     content = io.BytesIO()
     pq.write_table(check.table(list(found.rows), pairs, found.sides, found.like(), alone), content)
-    with access.writing(config.output):  # before the page, for which photos are read again
+    with checks.writing(config.output):  # before the page, for which photos are read again
         storage.write(storage.join(config.output, CHECK_FILE), content.getvalue())
         storage.write(storage.join(config.output, cli.CONFIG_FILE), cli.as_file(config))
     page = check_report.page(found, said, dataclasses.asdict(config), command)
-    with access.writing(config.output):
+    with checks.writing(config.output):
         storage.write(storage.join(config.output, files.REPORT), page)
     print(f"{pairs.num_rows} pairs: {storage.join(config.output, files.REPORT)}")
     for finding in said:
@@ -131,7 +127,7 @@ def _look(
     rows = []
     progress = Progress(pairs.num_rows, 0, 0, sys.stdout, unit=("pairs", 1))  # what is wrong with them follows
     try:
-        for row in check.look(pairs, label_map, images.MAX_TRAINING_PIXELS):
+        for row in check.look(pairs, label_map, decode.MAX_TRAINING_PIXELS):
             rows.append(row)
             progress.add(1)
     finally:
@@ -154,36 +150,36 @@ def _look(
 
 def _make_shards(config: ShardsConfig) -> None:
     config = cli.located(config)
-    access.refuse_overlap(config.output, {"--images": config.images, "--masks": config.masks})
+    checks.refuse_overlap(config.output, {"--images": config.images, "--masks": config.masks})
     classes = labels.class_names(config.num_classes, config.classes)
     label_map = LabelMap.parse(config.label_map, len(classes), classes, config.ignore_label)
-    access.require_writable(config.output, "--output")
+    checks.require_writable(config.output, "--output")
     pairs = manifest.discover(config.images, config.masks)
-    target = prepare.make_target(pairs, config, label_map)
-    finished = prepare.find_finished(target)
+    target = prepared_writer.make_target(pairs, config, label_map)
+    finished = prepared_writer.find_finished(target)
     if finished is not None:
         _report(finished, "finished before; nothing to do")
         return
-    done = prepare.find_done(target)
+    done = prepared_writer.find_done(target)
     how = "nothing was left to do"
     if len(done) < target.num_shards:
         how = _do_shards(target, pairs, done, label_map, config.skip_bad)
     failures = [reason for shard in sorted(done) for reason in done[shard].left_out.values()]
     if failures and not config.skip_bad:
         raise manifest.refuse_bad(failures, "Mend or remove them, or leave them out with --skip-bad")
-    with access.writing(config.output):
+    with checks.writing(config.output):
         storage.write(storage.join(config.output, cli.CONFIG_FILE), cli.as_file(config))
-        _report(prepare.finish(target, pairs, done), how)
+        _report(prepared_writer.finish(target, pairs, done), how)
 
 
 def _do_shards(target: Target, pairs: pa.Table, done: dict[int, Summary], label_map: LabelMap, skip_bad: bool) -> str:
     """Do the shards that are not in `done`, and put them there; returns how fast that was."""
-    from petseg.cluster import connect as cluster
+    from petseg.cluster import connect
 
-    cluster.connect()
+    connect.connect()
     settings = target.settings
-    cluster.require_shared({"--images": settings.images, "--masks": settings.masks, "--output": target.output})
-    cluster.require({"CPU": 1}, 1, "shards")
+    connect.require_shared({"--images": settings.images, "--masks": settings.masks, "--output": target.output})
+    connect.require({"CPU": 1}, 1, "shards")
     before = sum(_pairs_in(summary) for summary in done.values())
     failed = sum(len(summary.left_out) for summary in done.values())
     storage.remove_leftovers(target.output)
@@ -234,22 +230,22 @@ def _write(numbers: pa.Table, pairs: Any, target: Target, label_map: LabelMap, s
     """One shard: its summary as a row, and why it could not be written, as Ray would show a traceback of many lines."""
     import ray
 
-    from petseg.pipelines import decode as feed
+    from petseg.pipelines.decode import decode_rows
 
     shard = numbers["shard"][0].as_py()
-    rows = prepare.rows_of(ray.get(pairs), shard, target.settings.shard_size)
+    rows = prepared_writer.rows_of(ray.get(pairs), shard, target.settings.shard_size)
     summary, refusal = Summary(0, [], {}), None
     try:
-        decoded = feed.decode_rows(rows, target.settings.image_size, label_map, target.settings.resize)
+        decoded = decode_rows(rows, target.settings.image_size, label_map, target.settings.resize)
     except UnavailableError as error:
         refusal = f"{error}; what is finished is kept: give the same command again"
     else:
-        summary = prepare.summarise(decoded, target)
+        summary = prepared_writer.summarise(decoded, target)
         if skip_bad or not summary.left_out:
             try:
-                prepare.write_shard(decoded, summary, shard, target)
+                prepared_writer.write_shard(decoded, summary, shard, target)
             except OSError as error:
-                refusal = access.cannot_write(target.output, error)
+                refusal = checks.cannot_write(target.output, error)
     values = {"shard": shard, "refusal": refusal, **vars(summary), "left_out": list(summary.left_out.items())}
     return pa.table({name: [value] for name, value in values.items()}, schema=_WRITTEN)
 

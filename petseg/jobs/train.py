@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pyarrow as pa
 
-from petseg import files, storage
-from petseg.cli import main as cli
+from petseg import cli, files, storage
 from petseg.config.base import ModelConfig, Resize
 from petseg.config.train import TrainConfig
 from petseg.data import demo, labels, manifest, prepared, splits
@@ -23,11 +22,9 @@ from petseg.data.labels import LabelMap
 from petseg.data.prepared import Prepared
 from petseg.errors import InputError
 from petseg.progress import Clock
-from petseg.reports import html as report
+from petseg.reports import html
 from petseg.reports import jobs as reports
-from petseg.training import recipes
-from petseg.training import run_folder as runs
-from petseg.training import trackers as logs
+from petseg.training import recipes, run_folder, trackers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,28 +35,28 @@ if TYPE_CHECKING:
 def main() -> None:
     """Parse `sys.argv`, train, and write the run's report."""
     resumed = cli.peek_resume()
-    first = runs.first_settings(*resumed) if resumed else None
-    config = runs.resolve(cli.parse(TrainConfig, first, about=__doc__), first)
-    run = runs.folder(config)
-    finished = len(runs.read_metrics(run))
+    first = run_folder.first_settings(*resumed) if resumed else None
+    config = run_folder.resolve(cli.parse(TrainConfig, first, about=__doc__), first)
+    run = run_folder.folder(config)
+    finished = len(run_folder.read_metrics(run))
     # Where a kill came between the last epoch and the report, what follows trains no more and writes it.
     if finished >= config.epochs and files.REPORT in storage.list_names(run):
         print(f"{run} has its {finished} epochs; give more with --epochs")
         return
-    logs.require_trackers(config)
+    trackers.require_trackers(config)
     clock = Clock()
     pairs = _find_pairs(config)
 
     # Ray and torch take seconds to load: only once the flags and folders are known to be good.
     from petseg.models import checkpoint
-    from petseg.training import loop as train
+    from petseg.training import loop
 
     setup = _set_up(config, run, pairs, clock)
-    runs.begin(config, pairs.sides)
+    run_folder.begin(config, pairs.sides)
     print(f"training on {setup.train.num_rows} pairs, validating on {setup.val.num_rows}; run {run}", flush=True)
     try:
         with _Progress(run, config.epochs), cli.on_interrupt(_go_on(config)):
-            train.fit(setup)
+            loop.fit(setup)
     except BaseException:
         clock.lap("training")
         with contextlib.suppress(OSError, InputError):  # what has gone wrong already is what the user is told
@@ -71,39 +68,41 @@ def main() -> None:
     assert best is not None
     scores = best.history[-1]
     _write_report(setup, pairs, clock, with_samples=True)
-    print(f"best: epoch {best.epoch}, val loss {runs.score(scores['val_loss'])}, mIoU {runs.score(scores['val_miou'])}")
+    print(
+        f"best: epoch {best.epoch}, val loss {run_folder.score(scores['val_loss'])}, "
+        f"mIoU {run_folder.score(scores['val_miou'])}"
+    )
     print(f"next: {_predict_command(run, pairs)}")
 
 
 def _set_up(config: TrainConfig, run: str, pairs: "_Pairs", clock: Clock) -> "WorkerSetup":
     """Ray joined, the pairs decoded, and all that the workers are told."""
-    from petseg.cluster import connect as cluster
-    from petseg.pipelines import decode as feed
-    from petseg.training import loop as train
-    from petseg.training import losses
+    from petseg.cluster import connect
+    from petseg.pipelines.decode import decode, load
+    from petseg.training import loop, losses
 
     model, weights = _network(config, run, pairs)
     clock.lap("listing, imports")
-    cluster.connect()
+    connect.connect()
     places = {"--storage": run, "--data": config.data, "--images": config.images, "--masks": config.masks}
     places = {flag: place for flag, place in places.items() if place}
-    cluster.require_shared(places)
+    connect.require_shared(places)
     if not config.use_gpu and not config.cpus_per_worker:  # their cores are shared once there are some
-        cluster.require({"CPU": 1}, config.min_workers, "--num-workers", config.wait_min * 60)
-    cpus = config.cpus_per_worker or (1 if config.use_gpu else cluster.cpus_per_worker(config.max_workers))
-    train.require_workers(config, cpus)
-    cluster.require_shared(places)  # nodes may have come
+        connect.require({"CPU": 1}, config.min_workers, "--num-workers", config.wait_min * 60)
+    cpus = config.cpus_per_worker or (1 if config.use_gpu else connect.cpus_per_worker(config.max_workers))
+    loop.require_workers(config, cpus)
+    connect.require_shared(places)  # nodes may have come
     clock.lap("starting Ray")
     sides = [pairs.sides["train"], pairs.sides["val"]]
     if pairs.dataset is not None:
-        train_rows, val_rows = feed.load(pairs.dataset, sides)
+        train_rows, val_rows = load(pairs.dataset, sides)
     else:
-        train_rows, val_rows = feed.decode(sides, pairs.image_size, pairs.label_map, pairs.resize)
+        train_rows, val_rows = decode(sides, pairs.image_size, pairs.label_map, pairs.resize)
     clock.lap("decoding")
     for name, pixels in zip(pairs.classes, train_rows.class_pixels, strict=True):
         if not pixels:
             print(f"warning: no pixel of {name} in the masks to train on; see --label-map (now {pairs.label_map})")
-    return train.WorkerSetup(
+    return loop.WorkerSetup(
         config=config,
         model=model,
         run=run,
@@ -142,12 +141,12 @@ def _network(config: TrainConfig, run: str, pairs: "_Pairs") -> tuple[ModelConfi
 
 def _go_on(config: TrainConfig) -> str:
     flags = ["--name", config.name, "--storage", config.storage, "--resume"]
-    return f"go on with: {report.command('train', flags)}"
+    return f"go on with: {html.command('train', flags)}"
 
 
 def _predict_command(run: str, pairs: "_Pairs") -> str:
     flags = ["--checkpoint", run, "--images", pairs.images, "--output", storage.join(run, "predictions")]
-    return report.command("predict", flags)
+    return html.command("predict", flags)
 
 
 def _write_report(setup: "WorkerSetup", pairs: "_Pairs", clock: Clock, *, with_samples: bool) -> None:
@@ -170,7 +169,7 @@ def _write_report(setup: "WorkerSetup", pairs: "_Pairs", clock: Clock, *, with_s
             name=setup.config.name,
             settings=dataclasses.asdict(setup.config),
             pairs={side: rows.num_rows for side, rows in pairs.sides.items()},
-            history=runs.read_metrics(run),
+            history=run_folder.read_metrics(run),
             samples=shown,
             confusion=confusion,
             counted=counted,
@@ -179,7 +178,7 @@ def _write_report(setup: "WorkerSetup", pairs: "_Pairs", clock: Clock, *, with_s
         )
 
     run = setup.run
-    if runs.read_metrics(run):
+    if run_folder.read_metrics(run):
         reports.keep(run, make)
 
 
@@ -263,7 +262,7 @@ class _Progress:
 
     def __init__(self, run: str, epochs: int) -> None:
         self._run, self._epochs = run, epochs
-        self._shown = len(runs.read_metrics(run))
+        self._shown = len(run_folder.read_metrics(run))
         self._first: tuple[int, float] | None = None  # epoch that was seen first, and when
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
@@ -285,13 +284,13 @@ class _Progress:
                 self._show()
 
     def _show(self) -> None:
-        epochs = runs.read_metrics(self._run)
+        epochs = run_folder.read_metrics(self._run)
         now = time.monotonic()
         for epoch in epochs[self._shown :]:
             number, since = self._first = self._first or (epoch["epoch"], now)
             seen = (now - since) / max(1, epoch["epoch"] - number)
             # An epoch's own seconds have no checkpoint in them; of epochs that are seen at once there are no others.
-            print(runs.describe(epoch, self._epochs, max(seen, epoch["seconds"])), flush=True)
+            print(run_folder.describe(epoch, self._epochs, max(seen, epoch["seconds"])), flush=True)
         self._shown = len(epochs)
 
 

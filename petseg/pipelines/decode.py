@@ -16,12 +16,12 @@ import ray
 import ray.data
 import ray.exceptions
 
-from petseg.cluster import connect as cluster
+from petseg.cluster import connect
 from petseg.config.base import Resize
-from petseg.data import decode as images
 from petseg.data import manifest, prepared
-from petseg.data import pairs as labelled
+from petseg.data.decode import MAX_TRAINING_PIXELS, DecodeError, from_column, max_bytes
 from petseg.data.labels import LabelMap
+from petseg.data.pairs import decode_pair
 from petseg.data.prepared import Prepared
 from petseg.errors import InputError, JobError, UnavailableError
 
@@ -143,7 +143,7 @@ def decode_rows(
     schema = prepared.schema(image_size).append(pa.field("error", pa.string()))
     decoded = [
         {"id": row["id"], "error": error} if error else _decode_pair(row, photo, mask, image_size, label_map, resize)
-        for row, photo, mask, error in manifest.read_pairs(rows, images.max_bytes(images.MAX_TRAINING_PIXELS))
+        for row, photo, mask, error in manifest.read_pairs(rows, max_bytes(MAX_TRAINING_PIXELS))
     ]
     return pa.table({name: [row.get(name) for row in decoded] for name in schema.names}, schema=schema)
 
@@ -157,24 +157,22 @@ def _decode_pair(
     resize: Resize,
 ) -> dict[str, object]:
     try:
-        photo, class_ids = labelled.decode_pair(
-            photo_content, mask_content, image_size, label_map, images.MAX_TRAINING_PIXELS, resize
-        )
-    except images.DecodeError as refused:
+        photo, class_ids = decode_pair(photo_content, mask_content, image_size, label_map, MAX_TRAINING_PIXELS, resize)
+    except DecodeError as refused:
         return {"id": row["id"], "error": f"{row['mask' if refused.in_mask else 'image']}: {refused}"}
     pixels = {"image": photo.pixels.tobytes(), "mask": class_ids.tobytes()}
     return {"id": row["id"], "height": photo.height, "width": photo.width, **pixels}
 
 
 def _read_or_refusal(rows: pa.Table, read: Callable[[pa.Table], pa.Table]) -> pa.Table:
-    return cluster.or_refusal(lambda: read(rows))
+    return connect.or_refusal(lambda: read(rows))
 
 
 @ray.remote
 def _survey(block: pa.Table) -> tuple[list[str], np.ndarray]:
     """What failed in a block, and the pixels of each class id, 0 to 255, in what did not."""
-    if refusal := cluster.refusal(block):
+    if refusal := connect.refusal(block):
         raise UnavailableError(refusal)
     masks = block.filter(pc.field("error").is_null())["mask"]
-    class_ids = images.from_column(masks, (masks.type.byte_width,))
+    class_ids = from_column(masks, (masks.type.byte_width,))
     return block["error"].drop_null().to_pylist(), np.bincount(class_ids.ravel(), minlength=256)

@@ -11,14 +11,12 @@ import pyarrow as pa
 
 from petseg import storage
 from petseg.config.prepare import CheckConfig
-from petseg.data import check, duplicates
-from petseg.data import decode as images
-from petseg.data import pairs as labelled
-from petseg.data import visualize as pictures
+from petseg.data import check, decode, duplicates, visualize
 from petseg.data.check import Labels, Row
 from petseg.data.decode import DecodeError
 from petseg.data.labels import IGNORE_ID, LabelMap, palette
-from petseg.reports import html as report
+from petseg.data.pairs import decode_pair_and_truth
+from petseg.reports import html
 from petseg.reports import jobs as reports
 from petseg.reports.html import Bars, Picture, Section, Sheet, Table
 
@@ -161,8 +159,8 @@ def page(found: Checked, said: Sequence[Finding], settings: Mapping[str, Any], c
             sections.append(Table(title=title, heads=["id"], rows=[[name] for name in names[:_LISTED]], note=note))
     sections += [
         reports.facts("Settings", settings),
-        report.versions(),
-        report.Command(title="The same again, and on from here", lines=[*report.rerun("prepare").lines, command]),
+        html.versions(),
+        html.Command(title="The same again, and on from here", lines=[*html.rerun("prepare").lines, command]),
     ]
     kept = [section for section in sections if not isinstance(section, Sheet) or section.pictures]
     sides = Counter(found.sides.values())
@@ -175,7 +173,7 @@ def page(found: Checked, said: Sequence[Finding], settings: Mapping[str, Any], c
         ("there twice", f"{len(found.same) + len(found.alike):,}"),
         *((f"would {side}", f"{sides[side]:,}") for side in ("train", "val", "test") if sides[side]),
     ]
-    return report.page(title="Check", summary=summary, sections=kept)
+    return html.page(title="Check", summary=summary, sections=kept)
 
 
 def _of_values(row: Row, found: Checked) -> bool:
@@ -242,21 +240,21 @@ def _samples(found: Checked) -> Sheet:
     for place in [good[number * len(good) // count] for number in range(count)]:
         preview, mask = _preview(found, place), _mask_png(found, place)
         if preview is not None and mask is not None:
-            picture = pictures.side_by_side(preview, pictures.overlay(preview, mask))
+            picture = visualize.side_by_side(preview, visualize.overlay(preview, mask))
             name = found.rows[place].id
-            content = pictures.for_report(picture)
+            content = visualize.for_report(picture)
             shown.append(Picture(content=content, caption=name, alt=f"{name}: photo, and the photo under its mask"))
     return Sheet(title="Samples", pictures=shown, note="The photo, and the photo under its mask, as training reads it.")
 
 
 def _mask_png(found: Checked, place: int) -> bytes | None:
-    pair, limit = found.pairs.slice(place, 1).to_pylist()[0], images.MAX_TRAINING_PIXELS
+    pair, limit = found.pairs.slice(place, 1).to_pylist()[0], decode.MAX_TRAINING_PIXELS
     try:
-        photo, mask = (storage.read(pair[of], at_most=images.max_bytes(limit)) for of in ("image", "mask"))
-        _, _, truth = labelled.decode_pair_and_truth(photo, mask, (16, 16), found.label_map, limit)
+        photo, mask = (storage.read(pair[of], at_most=decode.max_bytes(limit)) for of in ("image", "mask"))
+        _, _, truth = decode_pair_and_truth(photo, mask, (16, 16), found.label_map, limit)
     except (DecodeError, FileNotFoundError):
         return None
-    return images.encode_mask(truth, palette(found.label_map.num_classes))
+    return decode.encode_mask(truth, palette(found.label_map.num_classes))
 
 
 def _twice(title: str, found: Checked, pairs: Sequence[tuple[int, int]]) -> Sheet:
@@ -266,15 +264,15 @@ def _twice(title: str, found: Checked, pairs: Sequence[tuple[int, int]]) -> Shee
         names = f"{found.rows[one].id} and {found.rows[other].id}"
         sides = [found.sides.get(found.rows[place].id, "left out") for place in (one, other)]
         if previews[0] is not None and previews[1] is not None:
-            picture = pictures.for_report(pictures.side_by_side(previews[0], previews[1]))
+            picture = visualize.for_report(visualize.side_by_side(previews[0], previews[1]))
             shown.append(Picture(content=picture, caption=f"{names} ({sides[0]}, {sides[1]})", alt=names))
     note = f"{_SHOWN} of {len(pairs):,}; all are in check.parquet, column like." if len(pairs) > _SHOWN else ""
     return Sheet(title=title, pictures=shown, note=note)
 
 
 def _preview(found: Checked, place: int) -> bytes | None:
-    location, limit = found.pairs["image"][place].as_py(), images.MAX_TRAINING_PIXELS
+    location, limit = found.pairs["image"][place].as_py(), decode.MAX_TRAINING_PIXELS
     try:
-        return pictures.preview(storage.read(location, at_most=images.max_bytes(limit)), limit)
+        return visualize.preview(storage.read(location, at_most=decode.max_bytes(limit)), limit)
     except (DecodeError, FileNotFoundError):
         return None

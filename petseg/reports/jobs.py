@@ -7,10 +7,10 @@ import numpy as np
 
 from petseg import files, storage
 from petseg.config.base import ModelConfig
-from petseg.data import visualize as pictures
-from petseg.inference import survey as predicted
+from petseg.data import visualize
 from petseg.inference.plan import Plan, Summary
-from petseg.reports import html as report
+from petseg.inference.survey import look, survey
+from petseg.reports import html
 from petseg.reports.html import Bars, Command, Confusion, Curves, Facts, Picture, Section, Sheet, Table
 from petseg.training.run_folder import score
 
@@ -66,8 +66,8 @@ def of_training(
         _over_epochs("Throughput", "images/s", history, rate, "Of the training steps, over all workers."),
         where_time_went(seconds),
         facts("Settings", settings),
-        report.versions(),
-        Command(title="The same again, and on from here", lines=[*report.rerun("train").lines, *commands]),
+        html.versions(),
+        Command(title="The same again, and on from here", lines=[*html.rerun("train").lines, *commands]),
     ]
     summary = [
         ("best epoch", f"{best['epoch']} of {len(history)}"),
@@ -76,7 +76,7 @@ def of_training(
         ("pixel accuracy", score(best["val_pixel_accuracy"])),
         *((f"pairs, {side}", f"{count:,}") for side, count in pairs.items() if count),
     ]
-    return report.page(title=f"Training: {name}", summary=summary, sections=sections)
+    return html.page(title=f"Training: {name}", summary=summary, sections=sections)
 
 
 def of_evaluation(
@@ -119,8 +119,8 @@ def of_evaluation(
         where_time_went(seconds),
         facts("Checkpoint", {name: where[name] for name in ("location", "epoch", "sha256")}),
         facts("Settings", metrics["settings"]),
-        report.versions(),
-        report.rerun("evaluate"),
+        html.versions(),
+        html.rerun("evaluate"),
     ]
     summary = [
         ("pairs", f"{metrics['pairs']:,}"),
@@ -130,7 +130,7 @@ def of_evaluation(
         ("pixel accuracy", score(metrics["pixel_accuracy"])),
         ("pairs/s", f"{scored / max(1e-9, seconds['scoring']):.0f}"),
     ]
-    return report.page(title="Evaluation", summary=summary, sections=sections)
+    return html.page(title="Evaluation", summary=summary, sections=sections)
 
 
 def of_prediction(
@@ -141,10 +141,10 @@ def of_prediction(
     `seconds` are of the start that finished it, which may have had little left to do, and `how` is what it said of
     that. Raises `OSError` where storage does not answer.
     """
-    found = predicted.survey(plan, model.num_classes)
+    found = survey(plan, model.num_classes)
     doubt = [None if value is None else -value for value in found.rows["confidence"].to_pylist()]
     sheets = [
-        _sheet_of_masks(title, predicted.look(plan, found.rows.take(places), max_pixels))
+        _sheet_of_masks(title, look(plan, found.rows.take(places), max_pixels))
         for title, places in choose(doubt, _BY_DOUBT).items()
     ]
     of_all = f"{found.shards:,} of {plan.target.num_shards:,} shards, {found.rows.num_rows:,} photos"
@@ -167,14 +167,14 @@ def of_prediction(
         sections.append(Table(title="Photos that failed", heads=["reason", "photos"], rows=counted, note=note))
     if seconds:
         sections.append(where_time_went(seconds))
-    sections += [facts("Settings", plan.description), report.versions(), report.rerun("predict")]
+    sections += [facts("Settings", plan.description), html.versions(), html.rerun("predict")]
     numbers = [
         ("photos", f"{summary.rows:,}"),
         ("failed", f"{summary.failed:,}"),
         ("mean confidence", score(float(confidence.mean()) if len(confidence) else None)),
         ("the last start", how),
     ]
-    return report.page(title="Prediction", summary=numbers, sections=sections)
+    return html.page(title="Prediction", summary=numbers, sections=sections)
 
 
 def keep(folder: str, make: Callable[[], bytes]) -> None:
@@ -235,7 +235,7 @@ def _sheet(title: str, samples: Iterable[Mapping[str, Any]]) -> Sheet:
     shown = []
     for sample in samples:
         caption = f"{sample['id']}: cross-entropy {score(sample['cross_entropy'])}, mIoU {score(sample['miou'])}"
-        content = pictures.for_report(sample["picture"])
+        content = visualize.for_report(sample["picture"])
         shown.append(Picture(content=content, caption=caption, alt=f"{sample['id']}: {_PANELS}"))
     return Sheet(title=title, pictures=shown, note=f"{_PANELS.capitalize()}. {_BY_LOSS}")
 
@@ -245,7 +245,7 @@ def _sheet_of_masks(title: str, samples: Iterable[tuple[Mapping[str, Any], bytes
     for row, picture in samples:
         alt = f"{row['id']}: photo, and the photo under its mask"
         caption = f"{row['id']}: confidence {score(row['confidence'])}"
-        shown.append(Picture(content=pictures.for_report(picture), caption=caption, alt=alt))
+        shown.append(Picture(content=visualize.for_report(picture), caption=caption, alt=alt))
     return Sheet(title=title, pictures=shown, note="The photo, and the photo under its mask.")
 
 

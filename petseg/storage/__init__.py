@@ -21,8 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from petseg.errors import InputError, NoSuchPlaceError, UnavailableError
-from petseg.storage import arrow as objects
-from petseg.storage import local as disk
+from petseg.storage import arrow, local
 
 _URI = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 
@@ -71,7 +70,7 @@ def list_files(folder: str) -> Iterator[str]:
     Raises `InputError` where there is no such folder or it cannot be read.
     """
     if is_local(folder):
-        yield from disk.list_files(folder)
+        yield from local.list_files(folder)
         return
     store, path = remote(folder)
     with refused(f"{folder}: cannot be listed"):
@@ -168,7 +167,7 @@ def write(location: str, content: bytes, scratch: str | None = None) -> None:
     complete.
     """
     if is_local(location):
-        disk.write(location, content, scratch)
+        local.write(location, content, scratch)
     else:
         store, path = remote(location)
         store.write(path, content)
@@ -182,7 +181,7 @@ def create(location: str, content: bytes, flag: str) -> None:
     """
     try:
         if is_local(location):
-            disk.create(location, content)
+            local.create(location, content)
         else:
             store, path = remote(location)
             store.create(path, content)
@@ -204,10 +203,10 @@ def write_folder(location: str, files: dict[str, bytes]) -> None:
         for name, content in files.items():
             write(join(location, name), content)
         return
-    temporary = disk.temporary(os.path.dirname(location))  # noqa: PTH120
+    temporary = local.temporary(os.path.dirname(location))  # noqa: PTH120
     try:
         for name, content in files.items():
-            disk.write_through(temporary / name, content)
+            local.write_through(temporary / name, content)
         temporary.rename(location)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -258,16 +257,16 @@ def remove_leftovers(scratch: str) -> None:
     """Delete what killed processes left in the folder `scratch`; no living one may be writing there."""
     if not is_local(scratch):
         return
-    for path in Path(scratch).glob(disk.TEMPORARY + "*"):
+    for path in Path(scratch).glob(local.TEMPORARY + "*"):
         # What a killed driver's orphans leave may still take its name meanwhile.
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def remote(location: str) -> tuple[objects.Store, str]:
+def remote(location: str) -> tuple[arrow.Store, str]:
     """The bucket of an absolute URI, and the path in it."""
     scheme, _, rest = location.partition("://")
     bucket, _, path = rest.partition("/")
-    return objects.store(scheme, bucket), path
+    return arrow.store(scheme, bucket), path
 
 
 @contextlib.contextmanager

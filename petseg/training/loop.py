@@ -22,15 +22,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from petseg.cluster import connect as cluster
+from petseg.cluster import connect
 from petseg.config.base import ModelConfig, Precision
 from petseg.config.train import TrainConfig
 from petseg.errors import InputError, JobError, UnavailableError
 from petseg.models import checkpoint, precision
 from petseg.models.checkpoint import TrainState
 from petseg.models.unet import UNet
-from petseg.pipelines import decode as feed
-from petseg.training import run_folder as runs
+from petseg.pipelines.decode import Decoded
+from petseg.training import run_folder
 from petseg.training.rank_data import Share
 from petseg.training.recipes import RECIPES
 from petseg.training.trackers import Logs, sample_sheet
@@ -53,8 +53,8 @@ class WorkerSetup:
     run: str
     """The run's folder, absolute."""
     cpus: int
-    train: feed.Decoded
-    val: feed.Decoded
+    train: Decoded
+    val: Decoded
     class_weights: Tensor | None = None
     """float32 (C,)."""
     init_from: dict[str, Tensor] | None = None
@@ -105,9 +105,9 @@ def require_workers(config: TrainConfig, cpus: int) -> None:
     """See that the cluster has what the fewest workers need, as `cluster.require` does."""
     flags, limit_s = "--num-workers", config.wait_min * 60
     if config.use_gpu:
-        cluster.require({"GPU": 1, "CPU": cpus}, config.min_workers, f"{flags} with --use-gpu", limit_s)
+        connect.require({"GPU": 1, "CPU": cpus}, config.min_workers, f"{flags} with --use-gpu", limit_s)
     else:
-        cluster.require({"CPU": cpus}, config.min_workers, flags, limit_s)
+        connect.require({"CPU": cpus}, config.min_workers, flags, limit_s)
 
 
 def _reached(run: str) -> tuple[int, int]:
@@ -144,7 +144,7 @@ def _fit_once(setup: WorkerSetup) -> None:
             run_config=ray.train.RunConfig(
                 name="notes",
                 storage_path=notes,
-                worker_runtime_env={"env_vars": cluster.KEEP_MEMORY},
+                worker_runtime_env={"env_vars": connect.KEEP_MEMORY},
                 # `fit` starts again
                 failure_config=ray.train.FailureConfig(max_failures=0, max_preemption_failures=0),
             ),
@@ -214,7 +214,7 @@ def _train(setup: WorkerSetup) -> None:
                     logs.epoch(history[-1], _sheet(learner.judged, val_share, setup.model))
                 _save(setup, learner, history)
                 with _writing(run):
-                    runs.write_metrics(run, history)
+                    run_folder.write_metrics(run, history)
             ray.train.report({key: value for key, value in history[-1].items() if isinstance(value, int | float)})
 
 
@@ -233,7 +233,7 @@ def _begin(
         learner.restore(checkpoint.load_model(resumed_from), state)
         history, done = resumed_from.history, (resumed_from.step, max(1, state.epoch_steps))
         if rank == 0:  # a kill between the two writes at an epoch's end left this one behind
-            runs.write_metrics(setup.run, history)
+            run_folder.write_metrics(setup.run, history)
     elif setup.init_from is not None:
         learner.begin_from(setup.init_from)
     if config.compile == "on" or (config.compile == "auto" and config.use_gpu):

@@ -14,8 +14,8 @@ import ray
 import torch
 from torch import Tensor
 
-from petseg.cluster import connect as cluster
-from petseg.data import decode as images
+from petseg.cluster import connect
+from petseg.data import decode
 from petseg.errors import UnavailableError
 from petseg.pipelines.decode import Decoded, row_bytes
 
@@ -139,12 +139,12 @@ class Share:
         block_of_row = np.searchsorted(self._starts, rows + self._first, side="right") - 1
         for number in np.unique(block_of_row):
             block: pa.Table = ray.get(self._decoded.blocks[number])
-            if refusal := cluster.refusal(block):  # lost with its node, and decoded again while storage was away
+            if refusal := connect.refusal(block):  # lost with its node, and decoded again while storage was away
                 raise UnavailableError(refusal)
             places = np.flatnonzero(block_of_row == number)
             inside = rows[places] + self._first - self._starts[number]
-            photos[places] = images.from_column(block["image"], (height, width, 3))[inside]
-            masks[places] = images.from_column(block["mask"], (height, width))[inside]
+            photos[places] = decode.from_column(block["image"], (height, width, 3))[inside]
+            masks[places] = decode.from_column(block["mask"], (height, width))[inside]
         return torch.from_numpy(photos), torch.from_numpy(masks)
 
 

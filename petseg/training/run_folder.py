@@ -18,7 +18,7 @@ from petseg.config.base import from_json, to_json
 from petseg.config.train import TrainConfig
 from petseg.data import splits
 from petseg.errors import InputError
-from petseg.storage import checks as access
+from petseg.storage import checks
 from petseg.training import recipes
 
 MAY_CHANGE = {
@@ -77,7 +77,7 @@ def resolve(config: TrainConfig, first: TrainConfig | None) -> TrainConfig:
         split_file=tuple(_absolute_list(entry) for entry in config.split_file),
     )
     run = folder(config)
-    access.require_writable(run, "--storage")
+    checks.require_writable(run, "--storage")
     if first is None:
         names = storage.list_names(run)
         if names:

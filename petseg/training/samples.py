@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 
 from petseg.config.base import ModelConfig
-from petseg.data import visualize as pictures
+from petseg.data import visualize
 from petseg.data.decode import Photo
-from petseg.evaluation import evaluator as evaluate
+from petseg.evaluation import evaluator
 from petseg.evaluation.evaluator import Counts
 from petseg.inference.predictor import Predictor
 from petseg.models.unet import UNet
-from petseg.pipelines import decode as feed
+from petseg.pipelines.decode import Decoded
 from petseg.training.rank_data import Share
 
 MOST = 256
@@ -38,7 +38,7 @@ class Sample:
     """`pictures.comparison` as a JPEG."""
 
 
-def look(network: UNet, model: ModelConfig, val: feed.Decoded, ids: pa.ChunkedArray) -> tuple[list[Sample], Counts]:
+def look(network: UNet, model: ModelConfig, val: Decoded, ids: pa.ChunkedArray) -> tuple[list[Sample], Counts]:
     """At most `MOST` validation pairs, in their order, and what is counted over them; `ids` are those of all."""
     total = val.num_rows
     numbers = np.arange(min(MOST, total)) * total // min(MOST, total)
@@ -50,8 +50,8 @@ def look(network: UNet, model: ModelConfig, val: feed.Decoded, ids: pa.ChunkedAr
     predictions = predictor([Photo(photo, *model.image_size) for photo in pixels])
     classes, samples, counted = tuple(range(model.num_classes)), [], []
     for number, photo, mask, prediction in zip(numbers.tolist(), pixels, masks.numpy(), predictions, strict=True):
-        counted.append(evaluate.count(prediction.probabilities, mask, classes))
-        scores = evaluate.scores(counted[-1], model.class_names)
-        picture = pictures.comparison(Image.fromarray(photo), mask, prediction.mask().class_ids, model.palette)
+        counted.append(evaluator.count(prediction.probabilities, mask, classes))
+        scores = evaluator.scores(counted[-1], model.class_names)
+        picture = visualize.comparison(Image.fromarray(photo), mask, prediction.mask().class_ids, model.palette)
         samples.append(Sample(ids[number].as_py(), scores["cross_entropy"], scores["miou"], picture))
     return samples, sum(counted[1:], counted[0])

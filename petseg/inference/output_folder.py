@@ -1,0 +1,264 @@
+"""A prediction job as shards: the plan, what of it is done, its begin and its end. No Ray, no pixels.
+
+A shard is the unit of work and its Parquet file is its commit: it appears whole, after the other files of its rows. The
+plan follows from the manifest and the settings alone, so a second start makes the same one, keeps the shards that are
+there and does the rest. What is done with one shard is in `rows`.
+"""
+
+import errno
+import io
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from petseg import files, storage
+from petseg.errors import InputError, UnavailableError
+from petseg.inference.plan import (
+    MANIFEST_FILE,
+    MASK_FOLDER,
+    OVERLAY_FOLDER,
+    PLAN_FILE,
+    SUCCESS_FILE,
+    Outputs,
+    Plan,
+    Summary,
+    Target,
+    fingerprint,
+)
+from petseg.storage import checks
+
+OF_PHOTO = ("id", "image", "height", "width", "error")
+"""Columns that do not come from a mask."""
+
+
+_SHARD_FILE = re.compile(r"part-\d{5,}-of-\d{5,}\.parquet")
+_IO_THREADS = 16
+_CHUNK = 10_000
+_NAMES_SHOWN = 5
+_PLAN_KEY, _SUMMARY_KEY = b"petseg.plan", b"petseg.summary"
+
+
+def require_plan(target: Target) -> None:
+    """Raise `OSError` where the output is another job's by now: one that has begun while this one was still alive."""
+    location = storage.join(target.output, PLAN_FILE)
+    try:
+        there = json.loads(storage.read(location))
+    except FileNotFoundError as error:
+        raise OSError(errno.ENOENT, f"no {PLAN_FILE} there any more, or not on every machine") from error
+    except ValueError:
+        there = None
+    if fingerprint(there) != target.fingerprint:
+        raise OSError(errno.EEXIST, "another job has taken it over")
+
+
+def find_done(plan: Plan, *, overwrite: bool = False) -> dict[int, Summary]:
+    """The shards of this plan that the output holds already, complete; nothing is changed.
+
+    Raises `InputError` where the folder cannot be written, or holds the output of a job with another plan, unless it
+    is to be overwritten; where it holds something that no plan tells of, in any case.
+    """
+    output = plan.target.output
+    checks.require_writable(output, "--output")
+    names = storage.list_names(output)
+    if PLAN_FILE not in names:
+        folders = (MASK_FOLDER, OVERLAY_FOLDER)
+        ours = [name for name in names if name in (*folders, SUCCESS_FILE) or name.endswith(".parquet")]
+        ours = [name for name in ours if name != MANIFEST_FILE]  # all that a start leaves that was killed at once
+        if ours:
+            raise InputError(
+                f"--output {output}: {ours[0]} is there already, but no {PLAN_FILE}; choose another folder"
+            )
+        return {}
+    before = _read_plan(output)
+    for folder in plan.target.outputs.files().keys() - _outputs_of(before).files().keys():
+        if folder in names:
+            raise InputError(
+                f"--output {output}: its {folder}/ is not of the job that was begun there; choose another folder"
+            )
+    if overwrite and before != plan.description:
+        return {}
+    _refuse_other(plan, before)
+    return _find_committed(plan)
+
+
+def _refuse_other(plan: Plan, before: dict[str, Any]) -> None:
+    """Raise `InputError` where the output was begun with another plan, `before`."""
+    differing = sorted(key for key in before.keys() | plan.description if before.get(key) != plan.description.get(key))
+    if differing:
+        changes = [f"{key} (was {before.get(key)}, now {plan.description.get(key)})" for key in differing]
+        if "manifest_sha256" in differing:
+            changes += _changed_names(plan)
+        raise InputError(
+            f"--output {plan.target.output}: begun with other settings: {', '.join(changes)}; choose another folder, "
+            "or pass --overwrite to replace what is in this one"
+        )
+
+
+def _find_committed(plan: Plan) -> dict[int, Summary]:
+    names = set(storage.list_names(plan.target.output))
+    there = [shard for shard in range(plan.target.num_shards) if plan.target.name(shard) in names]
+    with ThreadPoolExecutor(_IO_THREADS) as pool:
+        found = zip(there, pool.map(partial(_committed, plan), there), strict=True)
+        return {shard: summary for shard, summary in found if summary is not None}
+
+
+def is_finished(plan: Plan, done: dict[int, Summary]) -> bool:
+    """Whether nothing is left to do, given what `find_done` found."""
+    return len(done) == plan.target.num_shards and SUCCESS_FILE in storage.list_names(plan.target.output)
+
+
+def begin(plan: Plan, *, overwrite: bool = False) -> None:
+    """Make the output's folder and write the plan, or clear up after a start of the same plan that was killed; the
+    output of another plan, which is to be overwritten, is deleted first.
+
+    Raises `InputError` where another job has begun there since `find_done` looked, and `OSError` where it cannot be
+    written.
+    """
+    output = plan.target.output
+    location = storage.join(output, PLAN_FILE)
+    before = _read_plan(output) if PLAN_FILE in storage.list_names(output) else None
+    if before is not None and not overwrite:
+        _refuse_other(plan, before)
+    storage.remove_leftovers(output)
+    if before is not None and before != plan.description:
+        _clear(output, before)
+    content = (json.dumps(plan.description, indent=2) + "\n").encode()
+    if before is None:
+        storage.create(location, content, "--output")
+    buffer = io.BytesIO()
+    pq.write_table(plan.manifest.select(["id", "image"]), buffer, compression="zstd")
+    storage.write(storage.join(output, MANIFEST_FILE), buffer.getvalue())
+    if before is not None and before != plan.description:
+        storage.write(location, content)
+
+
+def summarise(rows: pa.Table) -> Summary:
+    """How it went, of the rows of a shard."""
+    errors = [
+        f"{row_id}: {error}"
+        for row_id, error in zip(rows["id"].to_pylist(), rows["error"].to_pylist(), strict=True)
+        if error is not None
+    ]
+    return Summary(rows.num_rows, len(errors), errors[:_NAMES_SHOWN])
+
+
+def footer(target: Target, summary: Summary) -> dict[bytes, str]:
+    """What the Parquet file of a shard has in its footer, so that it can be known for what it is."""
+    return {_PLAN_KEY: target.fingerprint, _SUMMARY_KEY: json.dumps([summary.failed, summary.first_errors])}
+
+
+def finish(plan: Plan, done: dict[int, Summary]) -> Summary:
+    """Clear up, and write `_SUCCESS.json`, once every shard is there; the summary of all of them.
+
+    Raises `OSError` where it cannot be written, or where another job has been writing there.
+    """
+    assert len(done) == plan.target.num_shards
+    require_plan(plan.target)
+    if _find_committed(plan) != done:
+        raise OSError(errno.EEXIST, "another job has been writing there")
+    summary = total(done)
+    assert summary.rows == plan.manifest.num_rows
+    storage.remove_leftovers(plan.target.output)
+    content = {
+        "images": summary.rows,
+        "failed": summary.failed,
+        "shards": len(done),
+        "plan": plan.description,
+    }
+    storage.write(storage.join(plan.target.output, SUCCESS_FILE), (json.dumps(content, indent=2) + "\n").encode())
+    return summary
+
+
+def total(done: dict[int, Summary]) -> Summary:
+    """The sum over shards, with the errors of the first of them."""
+    in_order = [done[shard] for shard in sorted(done)]
+    errors = [error for summary in in_order for error in summary.first_errors]
+    rows, failed = sum(s.rows for s in in_order), sum(s.failed for s in in_order)
+    return Summary(rows, failed, errors[:_NAMES_SHOWN])
+
+
+def _read_plan(output: str) -> dict[str, Any]:
+    location = storage.join(output, PLAN_FILE)
+    before = storage.read_json(location)
+    if not isinstance(before, dict):
+        raise InputError(f"{location}: an object with one key per setting is expected; was it edited?")
+    if not before.keys() >= {"manifest_sha256", "shard_size"}:
+        raise InputError(f"{location}: not the plan of a prediction; choose another folder")
+    return before
+
+
+def _outputs_of(before: dict[str, Any]) -> Outputs:
+    """What a job of the plan `before` has written."""
+    return Outputs(png=bool(before.get("png")), overlay=bool(before.get("overlay")))
+
+
+def _changed_names(plan: Plan) -> list[str]:
+    """Which photos have come and gone since the output was begun, as far as that was written down."""
+    location = storage.join(plan.target.output, MANIFEST_FILE)
+    try:
+        with storage.open_file(location) as file:
+            before = set(pq.read_table(file, columns=["image"])["image"].to_pylist())
+    except (OSError, pa.ArrowException):
+        return []
+    now = set(plan.manifest["image"].to_pylist())
+    changes = []
+    for what, names in (("new", sorted(now - before)), ("gone", sorted(before - now))):
+        if names:
+            some = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
+            changes.append(f"{len(names)} {what}: {some}")
+    return changes
+
+
+def _clear(output: str, before: dict[str, Any]) -> None:
+    """Delete what a job of the plan `before` has written, but for the plan, which goes last, when it is replaced: if
+    this is killed, the next start knows the rest for what it is.
+    """
+    names = storage.list_names(output)
+    for name in (SUCCESS_FILE, files.REPORT):
+        storage.remove_file(storage.join(output, name))
+    for name in names:
+        if _SHARD_FILE.fullmatch(name):
+            storage.remove_file(storage.join(output, name))
+    folders = {folder: ending for folder, ending in _outputs_of(before).files().items() if folder in names}
+    if not folders:
+        return
+    location = storage.join(output, MANIFEST_FILE)
+    try:
+        with storage.open_file(location) as file:
+            ids = pq.read_table(file, columns=["id"])["id"].to_pylist()
+    except UnavailableError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{location}: cannot be read, so what to overwrite is not known; delete {output}") from error
+    for folder, ending in folders.items():
+        with ThreadPoolExecutor(_IO_THREADS) as pool:
+            for start in range(0, len(ids), _CHUNK):
+                some = ids[start : start + _CHUNK]
+                list(pool.map(storage.remove_file, (storage.join(output, folder, row_id + ending) for row_id in some)))
+        storage.remove_empty_folders(storage.join(output, folder))
+
+
+def _committed(plan: Plan, shard: int) -> Summary | None:
+    """The summary in the footer of a shard, if the file is there, whole, and of this plan."""
+    location = plan.target.location(shard)
+    try:
+        with storage.open_file(location) as file:
+            metadata = pq.read_metadata(file)
+    except UnavailableError:
+        raise
+    except pa.ArrowInvalid:
+        return None  # cut short or overwritten by something else: it is written anew
+    except OSError as error:
+        if error.errno not in (None, errno.ENOENT):
+            raise
+        return None  # not there; or a broken footer, for which Arrow has this type, too, but no number
+    found = metadata.metadata or {}
+    expected = min(plan.shard_size, plan.manifest.num_rows - shard * plan.shard_size)
+    if metadata.num_rows != expected or found.get(_PLAN_KEY) != plan.target.fingerprint.encode():
+        return None
+    return Summary(expected, *json.loads(found[_SUMMARY_KEY]))

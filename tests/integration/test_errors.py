@@ -1,0 +1,181 @@
+"""docs/errors.md against the program: what each situation really says is there, and nothing else is."""
+
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT, make_plan
+from PIL import Image
+
+from petseg import cli, storage
+from petseg.config.base import Config
+from petseg.config.predict import PredictConfig
+from petseg.config.train import TrainConfig
+from petseg.data import decode, manifest
+from petseg.data.labels import LabelMap
+from petseg.data.pairs import decode_pair
+from petseg.inference import output_folder
+from petseg.models import checkpoint
+from petseg.storage import checks
+from petseg.training import run_folder
+
+CATALOGUE = re.findall(r"^\| `(\S.*? .*?)` \| ", (ROOT / "docs" / "errors.md").read_text(), re.MULTILINE)
+
+ELSEWHERE = {
+    "…: there is no such command": "cli",
+    "too little memory": "cli",
+    "note: too little memory": "cluster",
+    "no Ray answers at …": "cluster",
+    "RAY_ADDRESS …": "cluster",
+    "the Ray at …": "cluster",
+    "--use-gpu: …": "cluster",
+    "… asks for …, but this machine": "cluster",
+    "… asks for …, and after": "cluster",
+    "--… …: on the disk of one machine": "cluster",
+    "…: the parameter": "checkpoint",
+    "… cannot be written: …; the last checkpoint": "train",
+    "the GPU has too little memory": "train",
+}
+"""Entries, as they begin, that need a cluster or more to be seen, and the file of petseg/ that has their words."""
+
+
+def pattern(entry: str) -> str:
+    return re.escape(entry).replace("…", ".*")
+
+
+def flags(cls: type[Config], line: str) -> Callable[[Path], object]:
+    return lambda _: cli._parse(cls, line.split(), "job.py", None)
+
+
+def png(pixels: Any, mode: str = "L") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.array(pixels, np.uint8)).convert(mode).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+PHOTO = png(np.zeros((2, 2, 3)), "RGB")
+
+
+def pair(mask: bytes, photo: bytes = PHOTO) -> Callable[[Path], object]:
+    return lambda _: decode_pair(photo, mask, (16, 16), LabelMap.parse("", 3), 10**6)
+
+
+def discover(**folders: str) -> Callable[[Path], object]:
+    """What is said of folders with these files in them, space-separated."""
+
+    def find(folder: Path) -> None:
+        for name, files in folders.items():
+            (folder / name).mkdir()
+            for file in files.split():
+                (folder / name / file).write_bytes(PHOTO)
+        manifest.discover(*(str(folder / name) for name in folders))
+
+    return find
+
+
+def started_twice(folder: Path) -> None:
+    settings = TrainConfig(storage=str(folder), name="first")
+    storage.write(str(folder / "first" / "config.json"), b"{}")
+    run_folder.resolve(settings, None)
+
+
+def other_settings(folder: Path) -> None:
+    discover(photos="a.png")(folder)
+    output_folder.begin(make_plan(folder / "photos", folder / "out"))
+    output_folder.find_done(make_plan(folder / "photos", folder / "out", settings={"checkpoint_sha256": "0"}))
+
+
+def other_files(folder: Path) -> None:
+    discover(photos="a.png")(folder)
+    storage.write(str(folder / "out" / "part.parquet"), b"")
+    output_folder.find_done(make_plan(folder / "photos", folder / "out"))
+
+
+def full_disk(folder: Path) -> None:
+    with checks.writing(str(folder)):
+        raise OSError(28, "No space left on device")
+
+
+def no_checkpoint_yet(folder: Path) -> None:
+    (folder / "checkpoints").mkdir()
+    checkpoint.find(str(folder))
+
+
+SITUATIONS: dict[str, Callable[[Path], object]] = {
+    "a flag that is none": flags(TrainConfig, "--imags photos"),
+    "flags left out": flags(PredictConfig, "--output o"),
+    "a word for a number": flags(TrainConfig, "--epochs many"),
+    "a word for another": flags(TrainConfig, "--recipe kera"),
+    "a value too many": flags(TrainConfig, "--epochs 3 4"),
+    "another job's config": lambda folder: (
+        (folder / "config.json").write_text('{"png": true}'),
+        cli._parse(TrainConfig, ["--config", f"{folder}/config.json"], "job.py", None),
+    ),
+    "no folder": lambda folder: manifest.discover(str(folder / "nowhere")),
+    "an empty folder": discover(photos=""),
+    "a folder of texts": discover(photos="a.txt"),
+    "one folder for both": lambda folder: manifest.discover(str(folder), str(folder)),
+    "a photo without a mask": discover(photos="a.jpg b.jpg", masks="a.png"),
+    "a mask without a photo": discover(photos="a.jpg", masks="a.png b.png"),
+    "two extensions for one name": discover(photos="a.jpg a.png"),
+    "a mask in colour": pair(png([[[255, 0, 0]] * 2] * 2, "RGB")),
+    "a mask that counts from 0": pair(png([[0, 1], [1, 2]])),
+    "a black and white mask": pair(png([[0, 255], [255, 0]])),
+    "a mask with a class too many": pair(png([[1, 2], [3, 4]])),
+    "a mask of another size": pair(png([[1, 2, 3]])),
+    "a broken photo": pair(png([[1, 2], [3, 3]]), photo=b"broken"),
+    "an output that is a file": lambda folder: (
+        (folder / "out").touch(),
+        checks.require_writable(f"{folder}/out", "--output"),
+    ),
+    "an output that is not ours to write": lambda folder: checks.require_writable(f"{folder}/out", "--output"),
+    "a name in use": started_twice,
+    "an output in use": other_settings,
+    "an output with other files": other_files,
+    "a full disk": full_disk,
+    "no checkpoint": lambda folder: checkpoint.find(str(folder / "nowhere")),
+    "no checkpoint yet": no_checkpoint_yet,
+    "a broken checkpoint": lambda folder: checkpoint._from_bytes(b"broken", f"{folder}/model.pt"),
+}
+
+
+@pytest.fixture
+def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What is said in each situation."""
+    monkeypatch.setattr(storage.os, "access", lambda path, mode: not str(path).endswith("not ours to write"))
+    found = {}
+    for name, provoke in SITUATIONS.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        with pytest.raises(Exception) as caught:
+            provoke(folder)
+        line, code = cli._verdict(caught.value)
+        if not isinstance(caught.value, decode.DecodeError):  # the jobs put these in lines of their own
+            assert code in (1, 2), (name, line)
+        assert "\n" not in line and "Traceback" not in line
+        found[name] = str(caught.value)
+    return found
+
+
+def test_every_situation_is_in_the_catalogue_and_all_of_it_is_real(said: dict[str, str]) -> None:
+    shown = set()
+    for name, message in said.items():
+        entries = [entry for entry in CATALOGUE if re.fullmatch(pattern(entry), message)]
+        assert len(entries) == 1, f"{name}: {message}: {entries}"
+        shown |= set(entries)
+    left = {entry for entry in CATALOGUE if not any(entry.startswith(begin) for begin in ELSEWHERE)}
+    assert shown == left
+    assert all(any(entry.startswith(begin) for entry in CATALOGUE) for begin in ELSEWHERE)
+
+
+@pytest.mark.parametrize("begin", ELSEWHERE)
+def test_the_words_of_the_others_are_in_the_program(begin: str) -> None:
+    [entry] = [entry for entry in CATALOGUE if entry.startswith(begin)]
+    source = (ROOT / "petseg" / f"{ELSEWHERE[begin]}.py").read_text()
+    unbroken = re.sub(r'"\s+f?"', "", source)
+    for words in entry.split("…"):
+        assert words in unbroken

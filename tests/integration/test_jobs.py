@@ -1,0 +1,458 @@
+"""Both jobs as their user runs them: command lines, exit codes, what is printed, which files are there after."""
+
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from conftest import PAIRS, ROOT, RunJob, run_in
+from PIL import Image
+from pycocotools import mask as cocotools
+
+from petseg.config import base
+from petseg.config.train import TrainConfig
+from petseg.inference.plan import MANIFEST_FILE, PLAN_FILE, SUCCESS_FILE, Outputs, schema
+from petseg.models import checkpoint
+
+EPOCHS = 4
+SMALL = ("--image-size", 64, 64, "--val-count", 7)
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A --storage with the run "first" and, in the file `printed`, what was said of it: the README's first command,
+    which draws its pets and starts a Ray of its own, but smaller and shorter than it is.
+    """
+    folder = tmp_path_factory.mktemp("storage")
+    flags = ("--epochs", EPOCHS, "--image-size", 64, 64)
+    done = run_in(folder, "train", "--storage", folder, "--name", "first", *flags, timeout_s=600)
+    assert done.returncode == 0, done.stderr
+    (folder / "printed").write_text(done.stdout)
+    return folder
+
+
+@pytest.mark.ray
+def test_the_first_command_learns_and_says_what_comes_next(storage: Path, run_job: RunJob) -> None:
+    lines = (storage / "printed").read_text().splitlines()
+    epochs = [line.split()[:2] for line in lines if line.startswith("epoch")]
+    assert epochs == [["epoch", f"{number}/{EPOCHS}"] for number in range(1, EPOCHS + 1)]
+    assert "ETA 0:00" in lines[-4] and lines[-2].startswith("best: epoch ")
+    assert lines[-3] == f"report: {storage / 'first' / 'report.html'}"
+    constant = 0.75 / 3  # three quarters of the pixels are background, and nothing else would be predicted
+    assert float(lines[-2].rsplit(" ", 1)[1]) > constant + 0.1
+    command = shlex.split(lines[-1].removeprefix("next: "))
+    assert command[:2] == ["python", str(ROOT / "jobs" / "predict.py")]
+    predicted = run_job("predict", *command[2:])
+    assert predicted.returncode == 0, predicted.stderr
+    photos = {path.stem for path in (storage / "petseg-demo" / "images").iterdir()}
+    assert {path.stem for path in (storage / "first" / "predictions" / "masks").iterdir()} == photos
+    shutil.rmtree(storage / "first" / "predictions")
+
+
+@pytest.mark.ray
+def test_a_run_s_folder(storage: Path) -> None:
+    run = storage / "first"
+    names = {"checkpoints", "config.json", "manifest.parquet", "metrics.jsonl", "report.html", "tensorboard"}
+    assert {path.name for path in run.iterdir()} == names
+    resolved = base.from_json(TrainConfig, (run / "config.json").read_text(), "config.json")
+    assert (resolved.images, resolved.epochs, resolved.num_workers) == (None, EPOCHS, (1,))
+    epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [epoch["epoch"] for epoch in epochs] == list(range(1, EPOCHS + 1))
+    for epoch in epochs:
+        assert set(epoch) == {
+            "epoch",
+            "train_loss",
+            "val_loss",
+            "val_pixel_accuracy",
+            "val_miou",
+            "val_iou",
+            "train_images_per_s",
+            "seconds",
+        }
+        assert set(epoch["val_iou"]) == {"pet", "background", "border"}
+        assert all(value > 0 for key, value in epoch.items() if key != "val_iou")
+    split = pq.read_table(run / "manifest.parquet")["split"].to_pylist()
+    assert (split.count("train"), split.count("val")) == (192, 48)
+    kept = {path.name for path in (run / "checkpoints").iterdir()}  # the best and the last
+    assert f"epoch-{EPOCHS:04}" in kept and len(kept) <= 2
+    for name in kept:
+        files = {path.name for path in (run / "checkpoints" / name).iterdir()}
+        assert files == {"config.json", "metrics.json", "model.pt", "train_state.pt"}
+    assert checkpoint.find(str(run)).model.image_size == (64, 64)
+
+
+@pytest.mark.ray
+def test_a_name_is_taken_until_it_is_resumed(storage: Path, tmp_path: Path, run_job: RunJob) -> None:
+    shutil.copytree(storage, tmp_path / "runs")
+    again = run_job("train", "--name", "first")
+    assert again.returncode == 2
+    assert again.stderr.startswith("error: --name first: ") and again.stderr.count("\n") == 1
+
+    finished = run_job("train", "--name", "first", "--resume")
+    assert finished.returncode == 0
+    assert f"has its {EPOCHS} epochs; give more with --epochs" in finished.stdout
+
+    longer = run_job("train", "--name", "first", "--resume", "--epochs", EPOCHS + 1)
+    assert longer.returncode == 0, longer.stderr
+    before = (storage / "first" / "metrics.jsonl").read_text()
+    after = (tmp_path / "runs" / "first" / "metrics.jsonl").read_text()
+    assert after.startswith(before) and after.count("\n") == EPOCHS + 1
+    assert "epoch 5/5" in longer.stdout and "epoch 4/5" not in longer.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_report_that_a_kill_has_cost_a_finished_run_comes_with_resume(
+    storage: Path, tmp_path: Path, run_job: RunJob
+) -> None:
+    shutil.copytree(storage, tmp_path / "runs")
+    report = tmp_path / "runs" / "first" / "report.html"
+    report.unlink()
+    done = run_job("train", "--name", "first", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "Where it is worst" in report.read_text()
+    metrics = [folder / "first" / "metrics.jsonl" for folder in (storage, tmp_path / "runs")]
+    assert metrics[0].read_text() == metrics[1].read_text()
+
+
+@pytest.mark.ray
+def test_predict_gives_every_photo_a_row(
+    storage: Path, drawn: tuple[Path, Path], tmp_path: Path, run_job: RunJob
+) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(drawn[0], photos / "some")
+    (photos / "broken.jpg").write_bytes(b"text")
+    Image.new("CMYK", (3000, 2000)).save(photos / "cmyk.tif")
+    flags = ("--checkpoint", storage / "first", "--images", "photos", "--output", "out")
+    settings = ("--shard-size", 10, "--num-workers", 2, "--batch-size", 4)
+    stopped = run_job("predict", *flags, *settings, "--max-errors", 0)
+    assert stopped.returncode == 1
+    assert f"and --max-errors 0 of {PAIRS + 2} allows no more; broken: not an image" in stopped.stderr
+    again = run_job("predict", *flags, *settings, "--max-errors", 0)
+    assert again.returncode == 1 and again.stderr.startswith("stopped: 1 of ")
+    assert not (tmp_path / "out" / SUCCESS_FILE).exists()
+    written = sorted((tmp_path / "out").glob("part-*"))
+    kept = {file: file.read_bytes() for file in written[:1]}
+    for file in written[1:]:  # those that were under way when it stopped
+        file.unlink()
+
+    done = run_job("predict", *flags, *settings, "--max-errors", 0.1)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    at_first = sum(pq.read_metadata(file).num_rows for file in kept)
+    assert lines[0].startswith(f"{at_first}/{PAIRS + 2} images  {100 * at_first // (PAIRS + 2)}%")
+    assert lines[-4].startswith(f"{PAIRS + 2}/{PAIRS + 2} images  100%  ") and lines[-4].endswith(
+        "1 failed  ETA 0:00:00"
+    )
+    assert lines[-2].endswith(f"{PAIRS + 2} rows, 1 failed: {tmp_path}/out")
+    assert lines[-1].startswith("  failed: broken: not an image that can be read")
+
+    files = sorted((tmp_path / "out").glob("part-*.parquet"))
+    assert [file.name for file in files] == [f"part-0000{i}-of-00003.parquet" for i in range(3)]
+    assert all(file.read_bytes() == content for file, content in kept.items())
+    rows = [row for file in files for row in pq.read_table(file).to_pylist()]
+    ids = ["broken", "cmyk", *(f"some/{path.stem}" for path in sorted(drawn[0].iterdir()))]
+    assert [row["id"] for row in rows] == ids
+    for row in rows[1:]:
+        with Image.open(row["image"]) as photo, Image.open(tmp_path / "out" / "masks" / f"{row['id']}.png") as mask:
+            assert mask.mode == "P" and mask.size == photo.size == (row["width"], row["height"])
+            values = np.asarray(mask)
+        assert np.array_equal(values, np.asarray(Image.open(io.BytesIO(row["mask_png"]))))
+        assert np.bincount(values.ravel(), minlength=3).tolist() == row["class_pixels"]
+        assert 1 / 3 <= row["confidence"] <= 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        SUCCESS_FILE,
+        MANIFEST_FILE,
+        PLAN_FILE,
+        "config.json",
+        "masks",
+        *(file.name for file in files),
+        "report.html",
+    ]
+
+    (tmp_path / "out" / SUCCESS_FILE).unlink()
+    last_step = run_job("predict", *flags, *settings)
+    assert last_step.returncode == 0, last_step.stderr
+    assert f"\nnothing was left to do; {PAIRS + 2} rows, 1 failed" in last_step.stdout
+    nothing = run_job("predict", *flags, *settings)
+    assert nothing.returncode == 0
+    assert nothing.stdout.startswith("finished before; nothing to do")
+    other = run_job("predict", *flags, *settings, "--no-png")
+    assert other.returncode == 2 and "png (was True, now False)" in other.stderr and "--overwrite" in other.stderr
+
+
+@pytest.mark.ray
+def test_a_first_look_with_all_that_can_be_written(
+    storage: Path, drawn: tuple[Path, Path], tmp_path: Path, run_job: RunJob
+) -> None:
+    """Tiles, overlays, probabilities and COCO masks over another job's output; then read by tools that know no Ray.
+
+    And on the Ray in RAY_ADDRESS: that of the tests has 4 CPUs, so four predictors fit; one started here has the
+    machine's.
+    """
+    import ray
+
+    jobs_before = len(ray._private.state.jobs())  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
+    flags = ("--checkpoint", storage / "first", "--images", drawn[0], "--output", "out")
+    (tmp_path / "out").mkdir()
+    before = {"png": False, "manifest_sha256": "", "shard_size": 256}
+    (tmp_path / "out" / PLAN_FILE).write_text(json.dumps(before))
+    extras = ("--limit", 5, "--tile", 96, 128, "--tile-overlap", 16, "--overlay", "--probabilities", "--coco-rle")
+    refused = run_job("predict", *flags, *extras)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    done = run_job("predict", *flags, *extras, "--num-workers", 4, "--overwrite")
+    assert done.returncode == 0, done.stderr
+    jobs = ray._private.state.jobs()  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
+    assert len(jobs) == jobs_before + 1
+
+    parts = str(tmp_path / "out" / "part-*.parquet")
+    names = [f"pet_{i * PAIRS // 5:04}" for i in range(5)]
+    columns = [*schema(Outputs()).names, "probability_pngs", "coco_rle"]
+    with duckdb.connect() as database:
+        found = database.sql(f"select * from '{parts}' order by id")  # noqa: S608 - a path of this test's own
+        assert found.columns == columns
+        assert [row[0] for row in found.fetchall()] == names
+        areas = database.sql(f"select sum(list_sum(class_pixels)) = sum(height * width) from '{parts}'")  # noqa: S608
+        assert areas.fetchall() == [(True,)]
+    frame = pd.read_parquet(tmp_path / "out" / "part-00000-of-00001.parquet")
+    assert list(frame.columns) == columns and list(frame["id"]) == names and frame["error"].isna().to_numpy().all()
+    for row in frame.to_dict("records"):
+        size = (row["height"], row["width"])
+        mask = np.asarray(Image.open(tmp_path / "out" / "masks" / f"{row['id']}.png"))
+        probabilities = np.stack([np.asarray(Image.open(io.BytesIO(png))) for png in row["probability_pngs"]])
+        assert mask.shape == size and probabilities.shape == (3, *size)
+        assert np.abs(probabilities.sum(0, dtype=int) - 255).max() <= 2
+        assert (np.take_along_axis(probabilities, mask[None], 0)[0] == probabilities.max(0)).all()
+        for class_id, rle in enumerate(row["coco_rle"]):
+            compressed: Any = {"size": list(rle["size"]), "counts": rle["counts"]}
+            assert cocotools.area(compressed) == (mask == class_id).sum()
+        with Image.open(tmp_path / "out" / "overlays" / f"{row['id']}.jpg") as overlay:
+            assert overlay.size == size[::-1]
+
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "predicting.md").read_text(), re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        exec(example.replace("/data/masks", str(tmp_path / "out")), {})  # noqa: S102 - our own page
+
+
+DEADLY_DECODER = """
+import os, signal
+from PIL import Image, ImageFile
+
+decode = Image.open
+
+def deadly(file, *given, **named):
+    if file.getvalue() == b"deadly":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return decode(file, *given, **named)
+
+def deadly_load(image):
+    if image.size == (999, 50):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return load(image)
+
+load = ImageFile.ImageFile.load
+ImageFile.ImageFile.load = deadly_load
+Image.open = deadly
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.own_ray
+def test_a_photo_that_kills_its_worker_is_a_row(
+    storage: Path, drawn: tuple[Path, Path], tmp_path: Path, run_job: RunJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decoder of every process is such that it crashes on some photos, as C code may on a photo of bad will: on two
+    at once, and on one that is cut into tiles only when its pixels are wanted."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(DEADLY_DECODER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=os.pathsep)
+    shutil.copytree(drawn[0], tmp_path / "photos")
+    for name in ("pet_0003", "pet_0004"):
+        (tmp_path / "photos" / f"{name}.jpg").write_bytes(b"deadly")
+    Image.new("RGB", (999, 50)).save(tmp_path / "photos" / "pet_0005.jpg")
+    flags = ("--images", "photos", "--output", "out", "--shard-size", 8, "--tile", 300)
+    done = run_job("predict", "--checkpoint", storage / "first", *flags)
+    assert done.returncode == 0, done.stderr
+    assert f"{PAIRS} rows, 3 failed" in done.stdout
+    for name in ("pet_0003", "pet_0004", "pet_0005"):
+        assert f"  failed: {name}: the process that decoded it has died" in done.stdout
+    assert len(list((tmp_path / "out" / "masks").iterdir())) == PAIRS - 3
+
+
+SLOW_WRITER = """
+import sys, time
+from petseg.jobs import predict
+
+log = sys.argv.pop(1)
+read, write = predict._read, predict._write
+
+def note(what):
+    with open(log, "a") as file:
+        file.write(what)
+
+def noted_read(numbers, **settings):
+    note("r")
+    return read(numbers, **settings)
+
+def slow_write(predicted, **settings):
+    time.sleep(0.5)
+    note("w")
+    return write(predicted, **settings)
+
+predict._read, predict._write = noted_read, slow_write
+predict.run()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.own_ray
+def test_what_is_read_waits_for_a_slow_writer(storage: Path, tmp_path: Path) -> None:
+    """Shards of a megabyte, most of it previews for the overlays; all of them together are far over the budget."""
+    num_shards = 40
+    (tmp_path / "photos").mkdir()
+    Image.effect_noise((500, 500), 90).convert("RGB").save(tmp_path / "photos" / "noise.jpg", quality=95)
+    for number in range(4 * num_shards - 1):
+        (tmp_path / "photos" / f"{number}.jpg").symlink_to("noise.jpg")
+    (tmp_path / "slow.py").write_text(SLOW_WRITER)
+    command = [sys.executable, "slow.py", "log", "--images", "photos"]
+    command += ["--output", "out", "--checkpoint", str(storage / "first"), "--shard-size", "4", "--overlay"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    log = (tmp_path / "log").read_text()
+    assert log.count("r") == log.count("w") == num_shards
+    ahead = np.cumsum([1 if what == "r" else -1 for what in log])
+    assert ahead.max() < num_shards / 2
+
+
+@pytest.mark.ray
+def test_a_ray_address_where_none_answers_is_refused(
+    drawn: tuple[Path, Path], run_job: RunJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    done = run_job("train", "--images", drawn[0], "--masks", drawn[1], *SMALL)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no Ray answers at 127.0.0.1:9; ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.ray
+def test_masks_that_the_classes_do_not_cover_are_refused(
+    drawn: tuple[Path, Path], tmp_path: Path, run_job: RunJob
+) -> None:
+    shutil.copytree(drawn[1], tmp_path / "masks")
+    for value, name in ((0, "pet_0003"), (9, "pet_0005")):
+        mask = np.array(Image.open(tmp_path / "masks" / f"{name}.png"))
+        mask[0, 0] = value
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{name}.png")
+    done = run_job("train", "--images", drawn[0], "--masks", "masks", "--name", "new", *SMALL)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: pairs that cannot be used (2): ")
+    assert "pet_0003.png: it has the value 0, but the classes cover 1, 2, 3; if your masks count from 0" in done.stderr
+    assert "pet_0005.png: it has the value 9," in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, drawn: tuple[Path, Path]) -> Path:
+    """Folders as a newcomer may have them: photos, masks, one-photo, none, and file, which is no folder."""
+    shutil.copytree(drawn[0], tmp_path / "photos")
+    shutil.copytree(drawn[1], tmp_path / "masks")
+    (tmp_path / "none").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "one-photo").mkdir()
+    shutil.copy(drawn[0] / "pet_0000.jpg", tmp_path / "one-photo")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--images nowhere --masks masks", "nowhere: no such folder"),
+        ("--images none --masks masks", "--images {}/none: no image in it"),
+        ("--images photos --masks none", "--masks {}/none: no image in it"),
+        ("--images one-photo --masks masks", "a mask without a photo: pet_0001, pet_0002"),
+        ("--images photos", "--images and --masks belong together"),
+        ("--images photos --masks masks --val-count 20", "do not fill one batch of 8"),
+        ("--images photos --masks masks --storage file", "--storage {}/file/new: {}/file is not a folder"),
+        ("--images photos --masks masks --label-map 1", "--label-map: '1' is not"),
+        ("--resume", "there is no run in {}/runs/new"),
+    ],
+)
+def test_bad_input_to_train_is_one_line(flags: str, message: str, folder: Path, run_job: RunJob) -> None:
+    before = sorted(folder.rglob("*"))
+    done = run_job("train", *flags.split(), "--name", "new")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert message.replace("{}", str(folder)) in done.stderr
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--images nowhere --output out", "nowhere: no such folder"),
+        ("--images none --output out", "--images {}/none: no image in it"),
+        ("--images photos --output file", "--output {}/file: {}/file is not a folder"),
+        ("--images photos --output photos/masks", "--output {}/photos/masks: it lies in --images"),
+        ("--images photos --output out --checkpoint masks", "--checkpoint {}/masks: neither a run's folder nor"),
+        ("--images masks --output .", "--images {}/masks: it lies where --output {} puts its pictures"),
+        ("--images photos --output out --shard-size 0", "--shard-size 0: give at least 1"),
+        ("--images photos --output out --max-errors 1.5", "--max-errors 1.5: give a whole number, or a share"),
+        ("--images photos --output out --tile 8", "--tile 8: give one number or two"),
+        ("--images photos --output out --tile-overlap 8", "--tile-overlap needs --tile"),
+        ("--images photos --output out --checkpoint RESHAPED", r"head.bias is (7,) in model.pt, but (3,) in"),
+    ],
+)
+def test_bad_input_to_predict_is_one_line(
+    flags: str, message: str, folder: Path, storage: Path, run_job: RunJob
+) -> None:
+    import torch
+
+    reshaped = folder / "reshaped"
+    shutil.copytree(storage / "first" / "checkpoints" / f"epoch-{EPOCHS:04}", reshaped)
+    state = torch.load(reshaped / "model.pt", weights_only=True)
+    torch.save(state | {"head.bias": torch.zeros(7)}, reshaped / "model.pt")
+    before = sorted(folder.rglob("*"))
+    given = flags.replace("RESHAPED", str(reshaped)).split()
+    if "--checkpoint" not in given:
+        given += ["--checkpoint", str(storage / "first")]
+    done = run_job("predict", *given)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert message.replace("{}", str(folder)) in done.stderr
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("job", ["train", "predict"])
+def test_a_flag_that_is_not_known_is_exit_code_2(job: str, run_job: RunJob) -> None:
+    done = run_job(job, "--epochz", 3)
+    assert done.returncode == 2
+    assert "--epochz" in done.stderr
+
+
+@pytest.mark.ray
+def test_the_published_photos(pets: Path, storage: Path, tmp_path: Path, run_job: RunJob) -> None:
+    """A GIF and PNG named .jpg, a lost tail, odd EXIF, megapixels: each a mask of its photo's size."""
+    originals = [path for name in ("full", "bad") for path in (pets / name / "images").iterdir()]
+    (tmp_path / "photos").mkdir()
+    for path in originals:
+        (tmp_path / "photos" / path.name).symlink_to(path)
+    done = run_job("predict", "--checkpoint", storage / "first", "--images", "photos", "--output", "out")
+    assert done.returncode == 0, done.stderr
+    assert f"{len(originals)} rows, 0 failed" in done.stdout
+    for path in originals:
+        with Image.open(path) as photo, Image.open(tmp_path / "out" / "masks" / f"{path.stem}.png") as mask:
+            assert mask.size == photo.size

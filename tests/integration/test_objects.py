@@ -1,0 +1,454 @@
+"""Object stores: against a real one, with what networks do to it, and with what it may answer."""
+
+import errno
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+import stores
+from conftest import Store
+
+from petseg import storage
+from petseg.data import manifest
+from petseg.errors import InputError, UnavailableError
+from petseg.storage import arrow, checks, s3, s3_client
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, new_client: None) -> None:
+    """No waiting between tries; each is still made."""
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.01)))
+
+
+@pytest.fixture
+def new_client() -> Iterator[None]:
+    """A client of the environment as the test has changed it."""
+    s3_client._new_client.cache_clear()
+    yield
+    s3_client._new_client.cache_clear()
+
+
+def test_what_is_written_is_listed_and_read(store: Store, prefix: str) -> None:
+    contents = {"a.txt": b"one", "b/c d+ü%.txt": b"two", "b/e/f": b"", ".hidden": b"x", "b/.git/y": b"x"}
+    for name, content in contents.items():
+        storage.write(storage.join(prefix, name), content)
+    s3_client.client().put_object(Bucket=stores.BUCKET, Key=prefix.removeprefix(f"{store.url}/") + "/b/empty/")
+    assert sorted(storage.list_files(prefix)) == ["a.txt", "b/c d+ü%.txt", "b/e/f"]
+    assert storage.list_names(prefix) == [".hidden", "a.txt", "b"]
+    assert storage.list_names(f"{prefix}/b") == [".git", "c d+ü%.txt", "e", "empty"]
+    assert storage.list_names(f"{prefix}/nothing") == list(storage.list_files(f"{prefix}/nothing")) == []
+    assert {name: storage.read(storage.join(prefix, name)) for name in contents} == contents
+    storage.write(f"{prefix}/a.txt", b"another")
+    assert storage.read(f"{prefix}/a.txt") == b"another"
+    assert prefix.rpartition("/")[2] in storage.list_names(store.url)
+
+    storage.remove_file(f"{prefix}/a.txt")
+    storage.remove_file(f"{prefix}/a.txt")
+    storage.remove_folder(f"{prefix}/b", first=".git/y")
+    storage.remove_folder(f"{prefix}/b")
+    assert list(storage.list_files(prefix)) == [] and storage.list_names(prefix)[:1] == [".hidden"]
+
+
+def test_a_long_listing_comes_by_the_page_and_no_key_is_asked_for(store: Store, prefix: str) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: storage.write(f"{prefix}/{number % 3}/{number:05}", b""), range(1005)))
+    store.proxy.reset()
+    listing = storage.list_files(prefix)
+    first = next(listing)
+    assert store.proxy.requests == {"LIST": 1}
+    assert len({first, *listing}) == 1005
+    assert store.proxy.requests == {"LIST": 2}
+    storage.remove_folder(prefix)
+    assert list(storage.list_files(prefix)) == []
+
+
+def test_a_file_is_one_request(store: Store, prefix: str) -> None:
+    content = secrets.token_bytes(200_000)
+    storage.write(f"{prefix}/a", content)
+    assert store.proxy.requests == {"PUT": 1}
+    assert storage.read(f"{prefix}/a", at_most=200_000) == content
+    assert store.proxy.requests == {"PUT": 1, "GET": 1}
+    with pytest.raises(OSError, match="more than 199999 bytes") as caught:
+        storage.read(f"{prefix}/a", at_most=199_999)
+    assert caught.value.errno == errno.EFBIG
+    with pytest.raises(FileNotFoundError, match="no such object"):
+        storage.read(f"{prefix}/b")
+    assert "HEAD" not in store.proxy.requests
+
+
+def test_a_file_is_read_here_and_there(store: Store, prefix: str) -> None:
+    content = secrets.token_bytes(300_000)
+    storage.write(f"{prefix}/a", content)
+    with storage.open_file(f"{prefix}/a") as file:
+        assert file.size() == len(content)
+        for start, size in ((0, 10), (299_990, 100), (100_000, 50_000), (234_460, 8), (299_999, 1)):
+            file.seek(start)
+            assert file.read(size) == content[start : start + size]
+        file.seek(5)
+        assert file.read() == content[5:]
+    storage.write(f"{prefix}/empty", b"")
+    with storage.open_file(f"{prefix}/empty") as file:
+        assert (file.size(), file.read()) == (0, b"")
+
+
+def test_the_footer_of_a_shard_is_one_request(store: Store, prefix: str) -> None:
+    table = pa.table({"id": [str(number) for number in range(1000)], "mask": [secrets.token_bytes(300)] * 1000})
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, use_dictionary=False, row_group_size=100)
+    storage.write(f"{prefix}/part.parquet", buffer.getvalue().to_pybytes())
+    store.proxy.reset()
+    with storage.open_file(f"{prefix}/part.parquet") as file:
+        assert pq.read_metadata(file).num_rows == 1000
+    assert store.proxy.requests == {"GET": 1}
+    with storage.open_file(f"{prefix}/part.parquet") as file:
+        assert pq.read_table(file) == table
+
+
+def test_a_large_write_is_put_in_parts(store: Store, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "_MULTIPART_BYTES", 2**20)
+    content = secrets.token_bytes(17 * 2**20)
+    storage.write(f"{prefix}/large", content)
+    assert store.proxy.requests["PUT"] == 3 and store.proxy.requests["POST"] == 2
+    assert storage.read(f"{prefix}/large") == content
+
+
+def test_of_writers_that_race_one_wins_and_the_others_are_told(store: Store, prefix: str) -> None:
+    for race in range(3):
+        start, outcomes = threading.Barrier(3), []
+
+        def write(content: bytes, race: int = race, start: threading.Barrier = start, to: list = outcomes) -> None:
+            start.wait()
+            try:
+                storage.create(f"{prefix}/{race}", content, "--output")
+                to.append(content)
+            except InputError as error:
+                to.append(str(error))
+
+        threads = [threading.Thread(target=write, args=(bytes([number]),)) for number in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        winners = [outcome for outcome in outcomes if isinstance(outcome, bytes)]
+        assert winners == [storage.read(f"{prefix}/{race}")]
+        told = [outcome for outcome in outcomes if isinstance(outcome, str)]
+        assert len(told) == 2 and all("--output" in line and "is there already" in line for line in told)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_creation_whose_answer_was_lost_is_known_for_its_own(store: Store, prefix: str) -> None:
+    store.proxy.reset(seed=1, lose=0.3)
+    for number in range(12):
+        storage.create(f"{prefix}/{number}", b"x", "--output")
+    assert store.proxy.done["lose"] >= 3
+    store.proxy.reset()
+    with pytest.raises(InputError, match="is there already"):
+        storage.create(f"{prefix}/0", b"x", "--output")
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_store_without_conditional_writes_is_asked_first(
+    store: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = s3_client.client().put_object
+
+    def old_put(**given: object) -> None:
+        if "IfNoneMatch" in given:
+            answer = {"Error": {"Code": "NotImplemented"}, "ResponseMetadata": {"HTTPStatusCode": 501}}
+            from botocore.exceptions import ClientError
+
+            raise ClientError(answer, "PutObject")  # pyright: ignore[reportArgumentType]
+        put(**given)
+
+    monkeypatch.setattr(s3_client.client(), "put_object", old_put)
+    storage.create(f"{prefix}/a", b"first", "--name")
+    with pytest.raises(InputError, match=r"--name: .* is there already"):
+        storage.create(f"{prefix}/a", b"second", "--name")
+    assert storage.read(f"{prefix}/a") == b"first"
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_store_that_passes_the_condition_over_is_asked_first(
+    store: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = s3_client.client().put_object
+    monkeypatch.setattr(s3_client.client(), "put_object", lambda IfNoneMatch="", **given: put(**given))  # noqa: N803
+    storage.create(f"{prefix}/a", b"first", "--name")
+    storage.create(f"{prefix}/", b"a folder's marker", "--name")
+    with pytest.raises(InputError, match=r"--name: .* is there already"):
+        storage.create(f"{prefix}/a", b"second", "--name")
+    assert storage.read(f"{prefix}/a") == b"first"
+
+
+def test_a_404_of_what_stands_before_the_store_is_no_empty_folder(store: Store) -> None:
+    """Training would begin anew, and delete what it had."""
+    store.proxy.answer = (404, "<html>no such service</html>")
+    for ask in (storage.list_names, storage.read, lambda place: list(storage.list_files(place))):
+        with pytest.raises(UnavailableError, match="no answer from a store, but a 404"):
+            ask(f"{store.url}/runs")
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_was_not_deleted_is_asked_for_again(store: Store, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abc":
+        storage.write(f"{prefix}/{name}", b"x")
+    delete, asked = s3_client.client().delete_objects, []
+
+    def refuse(Delete: dict, **given: object) -> dict:  # noqa: N803
+        keys = [found["Key"] for found in Delete["Objects"]]
+        asked.append(len(keys))
+        delete(Delete={"Objects": [{"Key": key} for key in keys[1:]]} if keys[1:] else Delete, **given)
+        return {"Errors": [{"Key": keys[0], "Code": code}]} if len(asked) < 3 else {}
+
+    monkeypatch.setattr(s3_client.client(), "delete_objects", refuse)
+    code = "SlowDown"
+    storage.remove_folder(prefix)
+    assert asked == [3, 1, 1] and list(storage.list_files(prefix)) == []
+    storage.write(f"{prefix}/a", b"x")
+    asked, code = [], "AccessDenied"
+    with pytest.raises(PermissionError, match=r"access denied"):
+        storage.remove_folder(prefix)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_store_without_uploads_in_parts_is_told_by_the_first_write(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.proxy.answer = (501, "<Error><Code>NotImplemented</Code></Error>")
+    checks.require_writable(f"{store.url}/out", "--output")
+    with pytest.raises(OSError, match="the store cannot do that"):
+        storage.write(f"{store.url}/out/a", b"x")
+
+
+def test_photos_that_may_be_listed_but_not_read_are_refused_at_the_start(
+    store: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        storage.write(f"{prefix}/{number}.jpg", b"x")
+    assert manifest.discover(prefix).num_rows == 3
+    read = storage.read
+
+    def denied(location: str, at_most: int | None = None) -> bytes:
+        if location.endswith(tuple(closed)):
+            raise PermissionError(errno.EACCES, "access denied (AccessDenied)", location)
+        return read(location, at_most)
+
+    monkeypatch.setattr(storage, "read", denied)
+    closed = ["0.jpg"]
+    assert manifest.discover(prefix).num_rows == 3  # which is that one's own
+    closed = [".jpg"]
+    with pytest.raises(InputError, match=r"--images s3://.*: its files cannot be read: access denied .*s3:GetObject"):
+        manifest.discover(prefix)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("fault", ["refuse", "drop", "lose", "truncate"])
+def test_what_passes_is_tried_again(fault: str, store: Store, prefix: str) -> None:
+    store.proxy.reset(5, **{fault: 0.3})
+    contents = {f"{number:02}": secrets.token_bytes(70_000) for number in range(20)}
+    for name, content in contents.items():
+        storage.write(f"{prefix}/{name}", content)
+    assert sorted(storage.list_files(prefix)) == sorted(contents)
+    names = list(contents)
+    assert list(storage.read_each([f"{prefix}/{name}" for name in names])) == [contents[name] for name in names]
+    storage.remove_folder(prefix)
+    assert list(storage.list_files(prefix)) == []
+    assert store.proxy.done[fault] > 10
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("refuse", r"/a: refused 6 times: SlowDown"),
+        ("drop", r"/a: no answer: Connection was closed .*AWS_ENDPOINT_URL"),
+        ("truncate", r"/a: cut short 6 times: "),
+    ],
+)
+def test_what_does_not_pass_is_no_fault_of_the_file(fault: str, message: str, store: Store, prefix: str) -> None:
+    storage.write(f"{prefix}/a", b"x" * 1000)
+    store.proxy.reset(0, **{fault: 1.0})
+    with pytest.raises(UnavailableError, match=message) as caught:
+        list(storage.read_each([f"{prefix}/a"]))
+    assert "\n" not in str(caught.value)
+    assert store.proxy.done[fault] == 6
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_number_of_tries_is_the_user_s(store: Store, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    store.proxy.reset(refuse=1.0)
+    with pytest.raises(UnavailableError, match="refused 2 times"):
+        storage.read(f"{prefix}/a")
+
+
+def test_one_missing_file_among_others_is_named(store: Store, prefix: str, tmp_path: Path) -> None:
+    (tmp_path / "local").write_bytes(b"local")
+    locations = [f"{prefix}/{number}" for number in range(40)]
+    for number in range(0, 40, 2):
+        storage.write(locations[number], b"%d" % number)
+    found = list(storage.read_each([*locations, str(tmp_path / "local"), str(tmp_path / "missing")]))
+    for number, content in enumerate(found[:40]):
+        assert content == b"%d" % number if number % 2 == 0 else isinstance(content, FileNotFoundError)
+    assert found[40] == b"local" and isinstance(found[41], FileNotFoundError)
+
+
+def test_reading_ahead_overlaps_what_takes_long(store: Store, prefix: str) -> None:
+    """Sixteen answers that come half a second late, in far less than eight seconds."""
+    for number in range(16):
+        storage.write(f"{prefix}/{number}", b"x")
+    store.proxy.reset(delay=1.0)
+    started = time.monotonic()
+    assert list(storage.read_each(f"{prefix}/{number}" for number in range(16))) == [b"x"] * 16
+    assert time.monotonic() - started < 4
+
+
+ANSWERS = [
+    (404, "<Code>NoSuchBucket</Code>", "s3://pets: no such bucket"),
+    (403, "<Code>AccessDenied</Code>", "access denied (AccessDenied)"),
+    (403, "<Code>InvalidAccessKeyId</Code>", "the credentials are refused (InvalidAccessKeyId); see AWS_PROFILE"),
+    (403, "<Code>SignatureDoesNotMatch</Code>", "the credentials are refused (SignatureDoesNotMatch)"),
+    (400, "<Code>ExpiredToken</Code>", "the credentials are refused (ExpiredToken)"),
+    (
+        400,
+        "<Code>AuthorizationHeaderMalformed</Code><Region>eu-west-1</Region>",
+        "it is in another region; set AWS_REGION to eu-west-1",
+    ),
+    (400, "<Code>InvalidRequest</Code><Message>why not</Message>", "InvalidRequest: why not"),
+]
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("status", "xml", "message"), ANSWERS)
+def test_what_s3_refuses_is_one_line(status: int, xml: str, message: str, store: Store) -> None:
+    """For listing and for a look whether one may write, which come before any work."""
+    store.proxy.answer = (status, f"<Error>{xml}</Error>")
+    place = f"{store.url}/photos"
+    for ask in (lambda: list(storage.list_files(place)), lambda: checks.require_writable(place, "--output")):
+        with pytest.raises(InputError) as caught:
+            ask()
+        line = str(caught.value)
+        assert message in line and line.count("s3://pets/photos") and "\n" not in line
+        assert stores.secret_free(line, store.keys)
+
+
+@pytest.mark.usefixtures("new_client")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "no credentials found; set AWS_PROFILE"),
+        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "the credentials are refused (SignatureDoesNotMatch)"),
+        ({"AWS_PROFILE": "nobody"}, "The config profile (nobody) could not be found; see AWS_PROFILE"),
+        ({"AWS_ENDPOINT_URL": "no address"}, "Invalid endpoint: no address; see AWS_PROFILE and AWS_ENDPOINT_URL"),
+        ({"AWS_ENDPOINT_URL": "http://user:pass@127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}, "no answer: Could not connect"),
+    ],
+)
+def test_settings_that_are_wrong_are_one_line(
+    changes: dict[str, str], message: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in changes.items():
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
+    with pytest.raises((InputError, UnavailableError)) as caught:
+        list(storage.list_files(f"{store.url}/photos"))
+    line = str(caught.value)
+    assert message in line and "\n" not in line and "user:pass" not in line
+    assert stores.secret_free(line, store.keys)
+
+
+@pytest.mark.usefixtures("new_client")
+def test_a_profile_may_tell_all(store: Store, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Endpoint, region, credentials and addressing style from the files of the AWS tools."""
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    (tmp_path / "config").write_text(
+        f"[profile lab]\nregion = eu-west-1\nendpoint_url = {endpoint}\ns3 =\n    addressing_style = path\n"
+    )
+    keys = "\n".join(f"{name.lower()} = {key}" for name, key in store.keys.items())
+    (tmp_path / "credentials").write_text(f"[lab]\n{keys}\n")
+    for name in ("AWS_ENDPOINT_URL", "AWS_REGION", *store.keys):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    storage.write(f"{prefix}/a", b"x")
+    assert storage.read(f"{prefix}/a") == b"x"
+    assert s3_client.client().meta.region_name == "eu-west-1"
+
+
+def test_looking_whether_one_may_write_leaves_nothing(store: Store, prefix: str) -> None:
+    checks.require_writable(f"{prefix}/out", "--output")
+    checks.require_writable(store.url, "--output")
+    assert storage.list_names(prefix) == []
+    assert store.proxy.requests["POST"] == store.proxy.requests["DELETE"] == 2
+    uploads = s3_client.client().list_multipart_uploads(Bucket=stores.BUCKET)
+    assert [upload["Key"] for upload in uploads.get("Uploads", ()) if "probe" in upload["Key"]] == []
+
+
+def test_a_place_where_no_one_may_write_is_refused(store: Store) -> None:
+    with pytest.raises(InputError, match=r"--output s3://nowhere/out: cannot be written: s3://nowhere: no such bucket"):
+        checks.require_writable("s3://nowhere/out", "--output")
+
+
+def test_another_kind_of_store_through_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gs:// cannot be reached from here; a store in memory stands in for it, which pyarrow treats alike."""
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    in_memory = pafs.SubTreeFileSystem("/", pafs.PyFileSystem(pafs.FSSpecHandler(MemoryFileSystem())))
+    monkeypatch.setattr(arrow.pafs, "GcsFileSystem", lambda **_: in_memory)
+    place = "gs://bucket/some"
+    storage.write(f"{place}/a/b.txt", b"hello")
+    assert storage.read(f"{place}/a/b.txt", at_most=5) == b"hello"
+    with pytest.raises(OSError, match="more than 4 bytes"):
+        storage.read(f"{place}/a/b.txt", at_most=4)
+    assert list(storage.list_files(place)) == ["a/b.txt"]
+    assert storage.list_names(place) == ["a"] and storage.list_names(f"{place}/x") == []
+    with storage.open_file(f"{place}/a/b.txt") as file:
+        assert file.size() == 5
+    storage.create(f"{place}/c", b"1", "--name")
+    with pytest.raises(InputError, match="is there already"):
+        storage.create(f"{place}/c", b"2", "--name")
+    with pytest.raises(FileNotFoundError):
+        storage.read(f"{place}/none")
+    checks.require_writable(place, "--output")
+    for _ in range(2):
+        storage.remove_file(f"{place}/c")
+        storage.remove_folder(f"{place}/a")
+    assert list(storage.list_files(place)) == []
+
+
+@pytest.fixture(autouse=True)
+def new_stores() -> Iterator[None]:
+    """None that a test before has made otherwise."""
+    arrow.store.cache_clear()
+    yield
+    arrow.store.cache_clear()
+
+
+def test_google_s_store_is_pyarrow_s() -> None:
+    store = arrow.store("gs", "bucket")
+    assert isinstance(store, arrow.ArrowStore) and isinstance(store._filesystem, pafs.GcsFileSystem)
+
+
+@pytest.mark.usefixtures("new_client")
+def test_who_may_only_read_is_told_before_anything_is_done(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.write(f"{store.url}/open/a.jpg", b"x")
+    storage.write(f"{store.url}/closed/a.jpg", b"x")
+    s3_client._new_client.cache_clear()
+    for name, key in store.reader.items():
+        monkeypatch.setenv(name, key)
+    assert list(storage.list_files(f"{store.url}/open")) == ["a.jpg"]
+    assert storage.read(f"{store.url}/open/a.jpg") == b"x"
+    with pytest.raises(InputError, match=r"--output s3://pets/open/out: cannot be written: access denied"):
+        checks.require_writable(f"{store.url}/open/out", "--output")
+    with pytest.raises(InputError, match=r"s3://pets/closed: cannot be listed: access denied"):
+        list(storage.list_files(f"{store.url}/closed"))
+    [refused] = storage.read_each([f"{store.url}/closed/a.jpg"])
+    assert isinstance(refused, PermissionError) and "access denied" in str(refused)

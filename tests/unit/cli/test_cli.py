@@ -1,0 +1,254 @@
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from petseg import cli
+from petseg.config import base
+from petseg.config.predict import EvaluateConfig, PredictConfig
+from petseg.config.prepare import OxfordConfig, ShardsConfig
+from petseg.config.train import TrainConfig
+from petseg.errors import InputError, JobError, NoSuchPlaceError, UnavailableError
+
+
+def raising(error: BaseException) -> None:
+    raise error
+
+
+def interrupted_import() -> RuntimeError:
+    error = RuntimeError("in a module")
+    error.__cause__ = KeyboardInterrupt()
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (InputError("--epochs 0: give at least 1"), 2, "error: --epochs 0: give at least 1\n"),
+        (JobError("no space left"), 1, "stopped: no space left\n"),
+        (UnavailableError("s3://a/b: no answer"), 1, "stopped: s3://a/b: no answer\n"),
+        (NoSuchPlaceError("s3://a: no such bucket"), 2, "error: s3://a: no such bucket\n"),
+        (
+            PermissionError(13, "access denied", "s3://a/b"),
+            2,
+            "error: s3://a/b: access denied; give the right to it, or another place\n",
+        ),
+        (
+            OSError(28, "No space left on device", "/a/b"),
+            1,
+            "stopped: /a/b: No space left on device; make room, and give the command again\n",
+        ),
+        (
+            MemoryError(),
+            1,
+            "stopped: too little memory; lower --batch-size or --num-workers, or take a larger machine\n",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted; the same command begins again\n"),
+        (interrupted_import(), 130, "interrupted; the same command begins again\n"),
+        (KeyboardInterrupt("--resume goes on"), 130, "interrupted; --resume goes on\n"),
+        (ValueError("a\nb"), 70, "defect: ValueError: a\n"),
+        (ZeroDivisionError(), 70, "defect: ZeroDivisionError\n"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_what_ends_a_job_is_one_line_and_an_exit_code(
+    error: BaseException,
+    code: int,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--epochs", "3"])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(SystemExit) as caught:
+        cli.run(lambda: raising(error))
+    assert caught.value.code == code
+    left = list(tmp_path.iterdir())
+    where = f"; please report it with the traceback in {left[0]}\n" if left else "\n"
+    assert capsys.readouterr().err == line.removesuffix("\n") + where
+    assert len(left) == (code == 70)
+    assert all("in raising\n" in file.read_text() for file in left)
+
+    monkeypatch.setattr(sys, "argv", ["train.py", "--epochs", "3", "--debug"])
+    with pytest.raises(SystemExit) as caught:
+        cli.run(lambda: raising(error))
+    assert caught.value.code == code
+    shown = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in shown and "in raising\n" in shown and shown.endswith(f"\n{line}")
+
+
+def test_success_is_exit_code_0() -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.run(lambda: None)
+    assert caught.value.code == 0
+
+
+def test_an_interrupt_says_what_goes_on_with_it() -> None:
+    with pytest.raises(KeyboardInterrupt, match="go on with --resume"), cli.on_interrupt("go on with --resume"):
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt, match="go on with --resume"), cli.on_interrupt("go on with --resume"):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:  # as of an import
+            raise RuntimeError("in a module") from error
+    with pytest.raises(InputError, match="other"), cli.on_interrupt("go on with --resume"):
+        raise InputError("other")
+
+
+def given(monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["jobs/job.py", *line.split()])
+
+
+def test_flags_go_over_the_defaults_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch, "--image-size 64 96 --epochs 4 --debug")
+    assert cli.parse(TrainConfig) == TrainConfig(image_size=(64, 96), epochs=4)
+    assert cli.parse(TrainConfig, TrainConfig(seed=9, epochs=2)) == TrainConfig(image_size=(64, 96), epochs=4, seed=9)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--resume --name a", ("runs", "a")),
+        ("--epochs 3 --name=a --storage s3://b/c --resume", ("s3://b/c", "a")),
+        ("--name a", None),
+        ("--resume", None),
+    ],
+)
+def test_what_to_resume_is_known_before_the_rest(
+    flags: str, expected: tuple[str, str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given(monkeypatch, flags)
+    assert cli.peek_resume() == expected
+
+
+def test_settings_that_fail_their_check_reach_the_user_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch, "--epochs 0")
+    with pytest.raises(InputError, match=r"^--epochs 0: give at least 1$"):
+        cli.parse(TrainConfig)
+
+
+def test_what_must_be_given_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch, "--output o")
+    with pytest.raises(InputError, match=r"^--checkpoint, --images: must be given \(--help tells more\)$"):
+        cli.parse(PredictConfig)
+
+
+def test_a_run_is_repeated_from_its_config_file_as_a_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name is not taken, or it would be in its own way; a resumed one's --resume neither."""
+    first = TrainConfig(images="/a", masks="/b", name="first", resume=True, seed=7, num_workers=(2, 4), val_count=9)
+    (tmp_path / "config.json").write_text(base.to_json(first))
+    given(monkeypatch, f"--config {tmp_path}/config.json --epochs 3 --images /c --val-count None")
+    expected = TrainConfig(images="/c", masks="/b", seed=7, num_workers=(2, 4), epochs=3)
+    assert cli.parse(TrainConfig) == expected
+
+
+def test_what_the_config_file_has_need_not_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = EvaluateConfig(checkpoint="/c", images="/i", masks="/m", output="/o", overwrite=True)
+    (tmp_path / "config.json").write_text(base.to_json(before))
+    monkeypatch.chdir(tmp_path)
+    given(monkeypatch, "--output /p --config config.json")
+    assert cli.parse(EvaluateConfig) == EvaluateConfig(checkpoint="/c", images="/i", masks="/m", output="/p")
+    (tmp_path / "config.json").write_text(json.dumps({"images": "/i", "limit": 3}))
+    with pytest.raises(InputError, match=r"^--checkpoint, --masks: must be given "):
+        cli.parse(EvaluateConfig)
+    given(monkeypatch, "shards --output /p --config config.json --masks /m")
+    with pytest.raises(InputError, match=r"/config.json: unknown setting limit; was it written by another job"):
+        cli.parse_subcommand(COMMANDS)
+    (tmp_path / "config.json").write_text('{"images": "/i", "classes": "a,b"}')
+    assert cli.parse_subcommand(COMMANDS) == ShardsConfig(images="/i", masks="/m", output="/p", classes="a,b")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "{}: cannot be read: No such file or directory"),
+        ("{", "{}: not JSON (.*); was it edited, or cut short?"),
+        ("[]", "{}: an object with one key per setting is expected"),
+        ('{"a": 1, "b": 2, "c": 3, "d": 4}', "{}: unknown setting a, b, c, …; was it written by another job, or"),
+        ('{"epochs": "3"}', "{}: epochs: '3' is not a value this setting can have"),
+        ('{"epochs": 0}', "--epochs 0: give at least 1 (with the settings of {}; a flag's value None undoes one)"),
+    ],
+)
+def test_a_config_file_that_is_none_is_named(
+    content: str | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "run.json"
+    if content is not None:
+        file.write_text(content)
+    given(monkeypatch, f"--config {file}")
+    with pytest.raises(InputError) as caught:
+        cli.parse(TrainConfig)
+    before, _, after = message.replace("{}", str(file)).partition("(.*)")
+    assert str(caught.value).startswith(before) and after in str(caught.value) and "\n" not in str(caught.value)
+
+
+COMMANDS = {"oxford-pets": OxfordConfig, "shards": ShardsConfig}
+
+
+def test_the_first_word_chooses_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch, "oxford-pets --output pets")
+    assert cli.parse_subcommand(COMMANDS) == OxfordConfig(output="pets")
+    given(monkeypatch, "shards --images a --masks b --output c")
+    assert cli.parse_subcommand(COMMANDS) == ShardsConfig(images="a", masks="b", output="c")
+
+
+KNOWN = "the commands are oxford-pets, shards (--help tells more)"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("oxford-pets --output pets --url file:///etc", "--url file:///etc: give an address that begins with https://"),
+        ("", f"a command must come first; {KNOWN}"),
+        ("--output a shards", "a command must come first; the commands are oxford-pets, shards"),
+        ("shard --images a", f"shard: there is no such command; {KNOWN}; did you mean shards?"),
+        ("cats", f"cats: there is no such command; {KNOWN}"),
+        ("shards --images a", "--masks, --output: must be given (--help tells more)"),
+        ("oxford-pets --ouput a", "--ouput: there is no such flag; did you mean --output? (--help lists all)"),
+    ],
+)
+def test_a_command_that_is_not_known_or_not_whole_is_refused(
+    line: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given(monkeypatch, line)
+    with pytest.raises(InputError) as caught:
+        cli.parse_subcommand(COMMANDS)
+    assert str(caught.value).startswith(message)
+
+
+ABOUT = """Get a dataset, or make one.
+
+python jobs/prepare.py oxford-pets --output pets    the published one
+python jobs/prepare.py shards --output set          your own
+"""
+
+
+def help_of(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    monkeypatch.setenv("COLUMNS", "80")
+    given(monkeypatch, f"{line} --help")
+    with pytest.raises(SystemExit) as caught:
+        if line == "train":
+            given(monkeypatch, "--help")
+            cli.parse(TrainConfig, about="Train.\n\npython jobs/train.py --epochs 3")
+        cli.parse_subcommand(COMMANDS, about=ABOUT)
+    assert caught.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_begins_with_examples(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of("train", monkeypatch, capsys)
+    assert text.startswith("usage: python jobs/job.py [FLAGS]\n\nTrain.\n\npython jobs/train.py --epochs 3\n\ndata:\n")
+    headings = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert headings[-2:] == ["logging:", "this command:"] and len(headings) == 8
+    assert "Not taken: --name, --resume." in " ".join(text.split())
+
+    text = help_of("", monkeypatch, capsys)
+    assert text.startswith(f"usage: python jobs/job.py COMMAND [FLAGS]\n\n{ABOUT}\ncommands, each with a --help of its")
+    assert "\n  shards " in text and "Decode photos and their masks once and for all" in text
+
+    text = help_of("shards", monkeypatch, capsys)
+    assert "python jobs/prepare.py shards --output set          your own\n\ndata:\n" in text
+    assert "oxford-pets" not in text and "Not taken" not in text

@@ -1,0 +1,374 @@
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from petseg.data import decode, labels, visualize
+from petseg.data.decode import DecodeError
+from petseg.data.labels import IGNORE_ID, LabelMap
+from petseg.data.pairs import decode_pair, decode_pair_and_truth, raw_values
+
+TRIMAP = LabelMap.parse("", 3)
+LIMIT = 10**6
+
+# A picture that no flip or turn leaves as it is: red top left, green top right, blue bottom left, grey bottom right.
+UPRIGHT = np.zeros((32, 48, 3), np.uint8)
+UPRIGHT[:16, :24], UPRIGHT[:16, 24:], UPRIGHT[16:, :24], UPRIGHT[16:, 24:] = (255, 0, 0), (0, 255, 0), (0, 0, 255), 90
+MASK = np.repeat(np.repeat(np.array([[1, 2], [3, 255]], np.uint8), 16, 0), 24, 1)
+IDS = np.array([[0, 1], [2, IGNORE_ID]])
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def stored(upright: np.ndarray, orientation: int) -> Image.Image:
+    """The picture as a camera stores it whose viewers must apply this EXIF orientation."""
+    a = upright
+    turned = {
+        1: a,
+        2: a[:, ::-1],
+        3: a[::-1, ::-1],
+        4: a[::-1],
+        5: a.swapaxes(0, 1),
+        6: np.rot90(a),
+        7: a[::-1, ::-1].swapaxes(0, 1),
+        8: np.rot90(a, -1),
+    }[orientation]
+    return Image.fromarray(np.ascontiguousarray(turned))
+
+
+def exif(orientation: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags
+
+
+def corners(pixels: np.ndarray) -> np.ndarray:
+    """The centres of the four quarters."""
+    height, width = pixels.shape[:2]
+    return pixels[height // 4 :: height // 2, width // 4 :: width // 2]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"])
+def test_every_format_decodes_whatever_its_name(kind: str) -> None:
+    photo = decode.decode_photo(encode(Image.fromarray(UPRIGHT), kind), (16, 24), LIMIT)
+    assert photo.pixels.dtype == np.uint8
+    assert photo.pixels.shape == (16, 24, 3)
+    assert (photo.height, photo.width) == (32, 48)
+    assert np.abs(corners(photo.pixels).astype(int) - corners(UPRIGHT)).max() <= 12  # JPEG is lossy
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("L", (200, 200, 200)),
+        ("1", (255, 255, 255)),
+        ("P", (200, 100, 50)),
+        ("RGBA", (200, 100, 50)),
+        ("LA", (200, 200, 200)),
+        ("CMYK", (200, 100, 50)),
+    ],
+)
+def test_every_mode_becomes_rgb(mode: str, expected: tuple[int, int, int]) -> None:
+    colour = {"L": 200, "1": 1, "LA": (200, 40), "RGBA": (200, 100, 50, 40), "CMYK": (55, 155, 205, 0)}
+    if mode == "P":
+        image = Image.new("RGB", (20, 20), (200, 100, 50)).quantize(4)
+    else:
+        image = Image.new(mode, (20, 20), colour[mode])
+    kind = "TIFF" if mode == "CMYK" else "PNG"
+    pixels = decode.decode_photo(encode(image, kind), (16, 16), LIMIT).pixels
+    assert np.abs(pixels.astype(int) - expected).max() <= 1
+
+
+def test_16_bits_are_scaled_to_8() -> None:
+    deep = Image.fromarray(np.full((8, 8), 200 * 257, np.uint16))
+    assert (decode.decode_photo(encode(deep), (4, 4), LIMIT).pixels == 200).all()
+
+
+def test_8_bits_in_32_are_not_scaled() -> None:
+    wide = Image.fromarray(np.full((8, 8), 200, np.int32))
+    assert (decode.decode_photo(encode(wide, "TIFF"), (4, 4), LIMIT).pixels == 200).all()
+
+
+def test_of_an_animation_the_first_frame() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    content = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert decode.decode_photo(content, (4, 4), LIMIT).pixels[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_turns_photo_and_mask_alike(orientation: int, kind: str) -> None:
+    photo = encode(stored(UPRIGHT, orientation), kind, exif=exif(orientation))
+    masks = {
+        "without a tag of its own": encode(stored(MASK, orientation)),
+        "with its own tag": encode(stored(MASK, orientation), exif=exif(orientation)),
+        "as a TIFF with its own tag": encode(stored(MASK, orientation), "TIFF", exif=exif(orientation)),
+    }
+    if orientation in (5, 6, 7, 8):
+        masks["drawn upright"] = encode(Image.fromarray(MASK))
+    for how, mask in masks.items():
+        decoded, ids = decode_pair(photo, mask, (32, 48), TRIMAP, LIMIT)
+        assert (decoded.height, decoded.width) == (32, 48), how
+        assert np.array_equal(decoded.pixels, UPRIGHT), how
+        assert np.array_equal(corners(ids), IDS), how
+        of_pair = decode_pair_and_truth(photo, mask, (24, 16), TRIMAP, LIMIT)
+        assert np.array_equal(of_pair[1], decode_pair(photo, mask, (24, 16), TRIMAP, LIMIT)[1]), how
+        assert of_pair[0].pixels.shape == (24, 16, 3) and of_pair[2].dtype == np.uint8
+        assert np.array_equal(of_pair[2], IDS.repeat(16, 0).repeat(24, 1)), how
+
+
+def test_an_orientation_that_does_not_exist_is_upright() -> None:
+    content = encode(Image.fromarray(UPRIGHT), exif=exif(0))
+    assert np.array_equal(decode.decode_photo(content, (32, 48), LIMIT).pixels, UPRIGHT)
+
+
+def test_photos_are_antialiased() -> None:
+    """A fine chessboard becomes grey: picking pixels would leave it black and white."""
+    board = (np.indices((160, 160)).sum(0) % 2 * 255).astype(np.uint8)
+    pixels = decode.decode_photo(encode(Image.fromarray(board)), (20, 20), LIMIT).pixels
+    assert np.abs(pixels.astype(int) - 127).max() <= 3
+
+
+def test_a_large_jpeg_is_decoded_small_to_nearly_the_same_pixels() -> None:
+    generator = np.random.default_rng(0)
+    smooth = Image.fromarray(generator.integers(0, 256, (12, 16, 3), np.uint8)).resize((1600, 1200))
+    content = encode(smooth, "JPEG", quality=95)
+    full = np.asarray(Image.open(io.BytesIO(content)).resize((64, 64), Image.Resampling.BILINEAR))
+    pixels = decode.decode_photo(content, (64, 64), 10**7).pixels
+    assert np.abs(pixels.astype(int) - full).mean() < 1
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_whole_photo_is_upright_at_its_own_size(orientation: int, kind: str) -> None:
+    content = encode(stored(UPRIGHT, orientation), kind, exif=exif(orientation))
+    assert decode.upright_size(content, LIMIT) == (32, 48)
+    whole = decode.decode_whole(content, LIMIT)
+    assert whole.mode == "RGB" and np.array_equal(np.asarray(whole), UPRIGHT)
+
+
+def test_a_tile_is_what_a_photo_of_it_would_be() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    whole = Image.fromarray(pixels)
+    tile = decode.cut(whole, 20, 50, (60, 64), (16, 24))
+    assert np.array_equal(
+        tile, decode.decode_photo(encode(Image.fromarray(pixels[20:80, 50:114])), (16, 24), LIMIT).pixels
+    )
+    assert np.array_equal(decode.cut(whole, 20, 50, (60, 64), (60, 64)), pixels[20:80, 50:114])
+
+
+@pytest.mark.parametrize("look", [decode.upright_size, decode.decode_whole, visualize.preview])
+def test_the_limit_holds_wherever_a_photo_is_opened(look: Callable[[bytes, int], object]) -> None:
+    with pytest.raises(DecodeError, match="more than the limit of 99"):
+        look(encode(Image.new("L", (10, 10))), 99)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_preview_is_upright_and_an_overlay_half_photo_half_mask(orientation: int) -> None:
+    preview = visualize.preview(encode(stored(UPRIGHT, orientation), exif=exif(orientation)), LIMIT)
+    mask = decode.encode_mask(
+        np.repeat(np.repeat(np.array([[0, 1], [2, 0]], np.uint8), 16, 0), 24, 1), labels.palette(3)
+    )
+    laid_over = np.asarray(Image.open(io.BytesIO(visualize.overlay(preview, mask))))
+    assert laid_over.shape == (32, 48, 3)
+    colours = np.array(labels.palette(3))[np.array([[0, 1], [2, 0]])]
+    assert np.abs(corners(laid_over) - (corners(UPRIGHT).astype(int) + colours) / 2).max() < 12  # JPEG is lossy
+
+
+def test_a_preview_of_a_large_photo_is_small() -> None:
+    preview = Image.open(io.BytesIO(visualize.preview(encode(Image.new("CMYK", (3000, 1500)), "JPEG"), 10**7)))
+    assert (preview.mode, preview.size) == ("RGB", (1024, 512))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("scale", [1, 30])
+def test_a_comparison_shows_photo_truth_prediction_and_errors(orientation: int, scale: int) -> None:
+    upright = UPRIGHT.repeat(scale, 0).repeat(scale, 1)
+    photo = encode(stored(upright, orientation), exif=exif(orientation))
+    truth = IDS.repeat(16 * scale, 0).repeat(24 * scale, 1).astype(np.uint8)
+    predicted = np.full_like(truth, 1)
+    small = decode.decode_small(photo, visualize.COMPARISON_SIDE, 10**7)
+    content = visualize.comparison(small, truth, predicted, labels.palette(3))
+    picture = np.asarray(Image.open(io.BytesIO(content))).astype(int)
+    height, width = (32, 48) if scale == 1 else (267, 400)
+    assert picture.shape == (height, 4 * width + 3 * 4, 3)
+    shown = [corners(picture[:, i * (width + 4) :][:, :width]) for i in range(4)]
+    pet, background, border = (np.array(colour) for colour in labels.palette(3))
+    white, red = np.full(3, 255), np.array([255, 0, 0])
+    assert np.abs(shown[0] - corners(UPRIGHT)).max() < 12  # JPEG is lossy
+    assert np.abs(shown[1] - [[pet, background], [border, white]]).max() < 12
+    assert np.abs(shown[2] - background).max() < 12
+    grey = [150, 90]  # of green, and of the photo's grey
+    assert np.abs(shown[3] - [[red, np.full(3, grey[0])], [red, np.full(3, grey[1])]]).max() < 12
+
+
+def test_masks_get_no_class_that_was_not_there() -> None:
+    stripes = np.tile(np.array([1, 1, 3, 3, 3], np.uint8), (50, 10))
+    photo = encode(Image.new("RGB", (50, 50)))
+    _, ids = decode_pair(photo, encode(Image.fromarray(stripes)), (37, 23), TRIMAP, LIMIT)
+    assert set(np.unique(ids)) == {0, 2}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        np.array([[0, 1]], np.uint8).repeat(4, 1),
+        np.array([[0, 1]], bool).repeat(4, 1),
+        np.array([[0, 1]], np.uint16).repeat(4, 1),
+    ],
+    ids=["8 bits", "1 bit", "16 bits"],
+)
+def test_grey_masks_of_any_depth(raw: np.ndarray) -> None:
+    photo = encode(Image.new("RGB", (8, 1)))
+    _, ids = decode_pair(photo, encode(Image.fromarray(raw)), (1, 8), LabelMap.parse("0:0,1:1", 2), LIMIT)
+    assert ids.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]]
+
+
+def png_of_few_bits(values: np.ndarray, bits: int) -> bytes:
+    """A grey PNG of 2 or 4 bits per pixel, which Pillow reads but does not write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = values.shape
+    shifts = np.arange(8 - bits, -1, -bits)
+    packed = (values.reshape(height, -1, 8 // bits) << shifts).sum(2).astype(np.uint8)
+    lines = b"".join(b"\0" + line.tobytes() for line in packed)
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_grey_masks_of_few_bits_have_the_values_that_are_stored(bits: int) -> None:
+    values = np.array([[1, 2, 3, 1, 2, 3, 1, 2]])
+    photo = encode(Image.new("RGB", (8, 1)))
+    _, ids = decode_pair(photo, png_of_few_bits(values, bits), (1, 8), TRIMAP, LIMIT)
+    counted = zip(*np.unique(values, return_counts=True), strict=True)
+    assert raw_values(png_of_few_bits(values, bits), LIMIT, 10) == (dict(counted), False)
+    assert np.array_equal(ids, values - 1)
+
+
+def test_the_indices_of_a_palette_mask_are_its_values() -> None:
+    mask = Image.fromarray(MASK)
+    mask.putpalette([9, 9, 9] * 256)
+    _, ids = decode_pair(encode(Image.fromarray(UPRIGHT)), encode(mask), (32, 48), TRIMAP, LIMIT)
+    assert np.array_equal(corners(ids), IDS)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_masks_of_colours(mode: str) -> None:
+    colours = np.array([[[255, 0, 0], [0, 0, 7], [9, 9, 9], [255, 0, 0]]], np.uint8)
+    mask = encode(Image.fromarray(colours).convert(mode, palette=Image.Palette.ADAPTIVE))
+    photo, label_map = encode(Image.new("RGB", (4, 1))), LabelMap.parse("#ff0000:1,#000007:0", 2, ignore="#090909")
+    _, ids = decode_pair(photo, mask, (1, 4), label_map, LIMIT)
+    assert ids.tolist() == [[1, 0, 255, 1]]
+    with pytest.raises(DecodeError, match="it has the value #090909, but the classes cover #000007, #ff0000"):
+        decode_pair(photo, mask, (1, 4), LabelMap.parse("#ff0000:1,#000007:0", 2), LIMIT)
+
+
+def test_the_nearest_pixel_is_taken_where_that_is_asked_for() -> None:
+    """As Keras's load_img does: no average, no reduced JPEG."""
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 600, 3), np.uint8)
+    for kind in ("PNG", "JPEG"):
+        content = encode(Image.fromarray(pixels), kind)
+        whole = Image.open(io.BytesIO(content))
+        photo = decode.decode_photo(content, (40, 50), LIMIT, "nearest")
+        assert np.array_equal(photo.pixels, np.asarray(whole.resize((50, 40), Image.Resampling.NEAREST)))
+        tile = decode.cut(whole, 0, 0, (400, 600), (40, 50), "nearest")
+        assert np.array_equal(tile, photo.pixels)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (encode(Image.new("L", (48, 32), 4)), "it has the value 4, but the classes cover 1, 2, 3"),
+        (encode(Image.fromarray(np.eye(32, 48, dtype=np.uint8) * 255)), "--num-classes 2 --label-map 0:0,255:1"),
+        (encode(Image.fromarray(np.full((32, 48), 1000, np.uint16))), "it has the value 1000,"),
+        (encode(Image.fromarray(np.full((32, 48), 70000, np.int32)), "TIFF"), "it has the value 70000,"),
+        (encode(Image.new("L", (32, 48), 1)), "its size 32 × 48 differs from its photo's 48 × 32"),
+        (encode(Image.new("RGB", (48, 32), (0, 0, 9))), r"it is a colour image .* as in \"#000009:0,…\""),
+        (b"no image", "not an image that can be read"),
+        (b"", "the file is empty"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_refused(mask: bytes, message: str) -> None:
+    with pytest.raises(DecodeError, match=message) as caught:
+        decode_pair(encode(Image.fromarray(UPRIGHT)), mask, (16, 16), TRIMAP, LIMIT)
+    assert caught.value.in_mask
+
+
+def test_one_stray_pixel_is_found_though_resizing_would_lose_it() -> None:
+    mask = np.full((200, 200), 1, np.uint8)
+    mask[101, 57] = 77
+    photo = encode(Image.new("RGB", (200, 200)))
+    with pytest.raises(DecodeError, match="it has the value 77,"):
+        decode_pair(photo, encode(Image.fromarray(mask)), (16, 16), TRIMAP, LIMIT)
+
+
+JPEG = encode(Image.fromarray(UPRIGHT).resize((400, 300)), "JPEG")
+
+
+@pytest.mark.parametrize(
+    ("photo", "message"),
+    [
+        (b"", "the file is empty"),
+        (b"just text", "it starts with b'just tex'"),
+        (b"%PDF-1.4", "not an image that can be read"),
+        (JPEG[: len(JPEG) // 2], "truncated"),
+        (JPEG[:10], "."),
+        (encode(Image.new("F", (8, 8)), "TIFF"), "floating-point"),
+        (encode(Image.fromarray(np.full((8, 8), 10**6, np.int32)), "TIFF"), "more than 16 bits"),
+        (encode(Image.new("1", (70000, 1))), "a side is longer than 65535"),
+        (encode(Image.new("1", (1001, 1000))), "1001 × 1000 pixels are more than the limit of 1000000"),
+    ],
+)
+def test_a_photo_that_cannot_be_used_is_refused(photo: bytes, message: str) -> None:
+    with pytest.raises(DecodeError, match=message):
+        decode.decode_photo(photo, (16, 16), LIMIT)
+    with pytest.raises(DecodeError, match=message) as caught:
+        decode_pair(photo, encode(Image.new("L", (8, 8), 1)), (16, 16), TRIMAP, LIMIT)
+    assert not caught.value.in_mask
+
+
+def test_a_mask_is_written_as_its_ids_with_a_palette() -> None:
+    ids = np.random.default_rng(0).integers(0, 3, (37, 51)).astype(np.uint8)
+    image = Image.open(io.BytesIO(decode.encode_mask(ids, labels.palette(3))))
+    assert (image.format, image.mode) == ("PNG", "P")
+    assert np.array_equal(np.asarray(image), ids)
+    assert image.convert("RGB").getpixel((0, 0)) == labels.palette(3)[ids[0, 0]]
+
+
+def test_masks_of_many_classes_survive() -> None:
+    ids = np.arange(200, dtype=np.uint8).reshape(10, 20)
+    image = Image.open(io.BytesIO(decode.encode_mask(ids, labels.palette(200))))
+    assert np.array_equal(np.asarray(image), ids)
+
+
+def test_the_published_files_that_are_odd(pets: Path) -> None:
+    """A GIF and a PNG called .jpg, and a JPEG whose end is lost, decode; a mask of another size is refused."""
+
+    def pair(folder: str, name: str) -> tuple[decode.Photo, np.ndarray]:
+        photo = (pets / folder / "images" / f"{name}.jpg").read_bytes()
+        mask = (pets / folder / "trimaps" / f"{name}.png").read_bytes()
+        return decode_pair(photo, mask, (160, 160), TRIMAP, 10**8)
+
+    for folder, name in (
+        ("bad", "Abyssinian_34"),
+        ("bad", "samoyed_38"),
+        ("full", "Abyssinian_5"),
+        ("full", "Abyssinian_17"),
+    ):
+        photo, ids = pair(folder, name)
+        assert photo.pixels.std() > 10
+        assert set(np.unique(ids)) <= {0, 1, 2}
+    with pytest.raises(DecodeError, match="its size 3264 × 2448 differs from its photo's 2048 × 1536"):
+        pair("bad", "Egyptian_Mau_162")

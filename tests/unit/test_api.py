@@ -1,0 +1,141 @@
+"""`petseg.load`: the mask of one photo is the one that the prediction job writes for it."""
+
+import ast
+import io
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from checkpoints import CONFIG, save
+from PIL import Image
+
+import petseg
+from petseg.data import decode
+from petseg.errors import InputError
+from petseg.inference.plan import Outputs
+from petseg.inference.predictor import Predictor
+from petseg.inference.shard import predict_shard, read_shard
+from petseg.models import checkpoint
+
+MAX_PIXELS = 10**6
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with one checkpoint, of a network that has hardly learnt."""
+    folder = tmp_path_factory.mktemp("run")
+    save(folder, 0.5)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A JPEG of 50 × 70 pixels, width × height, that lies on its side as stored."""
+    path = tmp_path_factory.mktemp("photo") / "cat.jpg"
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 14, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).resize((70, 50), Image.Resampling.BILINEAR).save(path, exif=exif)
+    return path
+
+
+def row_of_job(run: Path, photo: Path, tile_hw: tuple[int, int] | None, **options: Any) -> dict[str, Any]:
+    """What a shard of the prediction job has for a photo, without Ray."""
+    found = checkpoint.find(str(run))
+    predictor = Predictor(checkpoint.load_model(found), torch.device("cpu"), 8, CONFIG.image_size, probabilities=True)
+    common: Any = {"size_hw": CONFIG.image_size, "max_pixels": MAX_PIXELS}
+    table = pa.table({"id": ["cat"], "image": [str(photo)], "shard": [0]})
+    table = read_shard(table, **common, tile_hw=tile_hw)
+    with ThreadPoolExecutor(1) as pool:
+        table = predict_shard(
+            table,
+            **common,
+            outputs=Outputs(probabilities=True),
+            palette=CONFIG.palette,
+            predict=predictor,
+            predict_tiled=partial(predictor.tiled, tile_hw=tile_hw or CONFIG.image_size, **options),
+            pool=pool,
+        )
+    return table.to_pylist()[0]
+
+
+@pytest.mark.parametrize(("tile", "overlap"), [(None, 0), ((32, 24), 8), ((32, 24), 3), ((80, 24), 6), ((70, 50), 12)])
+def test_a_photo_gets_the_mask_that_the_job_writes(
+    run: Path, photo: Path, tile: tuple[int, int] | None, overlap: int
+) -> None:
+    row = row_of_job(run, photo, tile, overlap=overlap)
+    segmenter = petseg.load(str(run), tile=tile, tile_overlap=overlap if tile else None, probabilities=True)
+    for source in (photo, str(photo), f"file://{photo}", photo.read_bytes()):
+        mask = segmenter.predict(source)
+        assert mask.class_ids.shape == (70, 50) and mask.class_ids.dtype == np.uint8
+        assert decode.encode_mask(mask.class_ids, CONFIG.palette) == row["mask_png"]
+        assert (mask.class_pixels, mask.confidence) == (row["class_pixels"], pytest.approx(row["confidence"]))
+        assert mask.probabilities is not None
+        assert [decode.encode_grey(of_class) for of_class in mask.probabilities] == row["probability_pngs"]
+
+
+def test_the_overlap_is_the_job_s_own_by_default(run: Path, photo: Path) -> None:
+    mask = petseg.load(str(run), tile=(32, 24)).predict(photo)
+    assert decode.encode_mask(mask.class_ids, CONFIG.palette) == row_of_job(run, photo, (32, 24), overlap=6)["mask_png"]
+    assert mask.probabilities is None
+
+
+def test_an_image_that_is_decoded_already(run: Path, photo: Path) -> None:
+    segmenter = petseg.load(str(run), precision="fp32")
+    buffer = io.BytesIO()
+    decode.decode_whole(photo.read_bytes(), MAX_PIXELS).save(buffer, "PNG")  # of which no part is left out in decoding
+    expected = segmenter.predict(buffer.getvalue())
+    opened = Image.open(photo)
+    upright = np.asarray(Image.open(buffer))
+    for image in (opened, Image.fromarray(upright), Image.fromarray(upright).convert("RGBA"), upright):
+        mask = segmenter.predict(image)
+        assert np.array_equal(mask.class_ids, expected.class_ids)
+    assert opened.mode == "RGB" and opened.size == (70, 50)
+
+
+def test_a_mask_as_a_picture(run: Path, photo: Path) -> None:
+    segmenter = petseg.load(str(run))
+    mask = segmenter.predict(photo)
+    picture = segmenter.picture(mask)
+    assert np.array_equal(np.asarray(picture), mask.class_ids)
+    colours = np.asarray(segmenter.model.palette, np.uint8)
+    assert np.array_equal(np.asarray(picture.convert("RGB")), colours[mask.class_ids])
+    assert segmenter.model.class_names == CONFIG.class_names
+
+
+def test_what_is_refused(run: Path, tmp_path: Path) -> None:
+    segmenter = petseg.load(str(run), max_pixels=100)
+    (tmp_path / "broken.jpg").write_bytes(b"broken")
+    Image.new("RGB", (20, 20)).save(tmp_path / "large.png")
+    for image, message in {
+        str(tmp_path / "none.jpg"): r"none\.jpg: cannot be read: No such file",
+        str(tmp_path / "broken.jpg"): r"broken\.jpg: not an image that can be read",
+        str(tmp_path / "large.png"): r"large\.png: 20 × 20 pixels are more than the limit of 100",
+        b"broken": "^image: not an image",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            segmenter.predict(image)
+    for array in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)):
+        with pytest.raises(InputError, match=r"uint8 \(H, W, 3\) is expected"):
+            segmenter.predict(array)
+    with pytest.raises(InputError, match="I;16; give the file's path"):
+        segmenter.predict(Image.new("I;16", (4, 4)))
+    with pytest.raises(InputError, match="neither a run's folder nor a complete checkpoint"):
+        petseg.load(str(tmp_path))
+    with pytest.raises(InputError, match="--tile 8 8"):
+        petseg.load(str(run), tile=(8, 8))
+
+
+def test_importing_petseg_loads_nothing() -> None:
+    code = "import sys; before = set(sys.modules); import petseg; print(sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {name for name in ast.literal_eval(done.stdout) if name.split(".")[0] not in sys.stdlib_module_names} - {
+        "petseg"
+    }
