@@ -32,7 +32,7 @@ def load(
         segmenter.picture(mask).save("cat.png")
 
     `checkpoint`: a run's folder (its best checkpoint is taken) or one checkpoint in it; path or URI. `device`: as
-    PyTorch names it, such as "cuda". The others mean what the flags of `jobs/predict.py` mean; `tile` is (height,
+    PyTorch names it, such as "cuda". The others mean what the flags of `petseg predict` mean; `tile` is (height,
     width) in pixels. For many photos that job is faster, and can be killed.
 
     Raises `InputError`, a `ValueError`, where `checkpoint` is none, or an option cannot be.

@@ -36,7 +36,7 @@ class Segmenter:
         """The mask of one photo, at its original, upright size.
 
         `image`: the path or URI of a file, the content of one, a Pillow image, or RGB as uint8 (H, W, 3). A file gives
-        what `jobs/predict.py` writes for it. An image that is decoded already may give a little less than that at the
+        what `petseg predict` writes for it. An image that is decoded already may give a little less than that at the
         edges of things: the job decodes a large JPEG at a fraction of its size.
 
         Returns a `petseg.predict.Mask`: `class_ids` uint8 (H, W), `class_pixels`, `confidence` and, where they were

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from petseg import storage
 from petseg.cli import options
+from petseg.cli.invocation import as_started, program
 from petseg.config.base import Config, ConfigT, to_json, typed_values
 from petseg.config.train import TrainConfig
 from petseg.errors import InputError, JobError, UnavailableError
@@ -27,25 +28,25 @@ _DEFECT = 70
 """Exit code where the fault is ours: EX_SOFTWARE of sysexits.h."""
 
 
-def parse(cls: type[ConfigT], default: ConfigT | None = None, *, about: str | None = None) -> ConfigT:
-    """The settings of `sys.argv`; where a flag is not given, those of the file that --config names, of `default` or of
-    the class. `about` is what --help begins with.
+def parse(command: str, cls: type[ConfigT], default: ConfigT | None = None, *, about: str | None = None) -> ConfigT:
+    """Return the settings in `sys.argv` of a command such as "train". A flag that is not given has its value from the
+    file that --config names, from `default` or from the class. `about` is what --help begins with.
 
     Raises `InputError` on a flag that is not known, a value that cannot be, or one that is missing. Exits with code 0
     after --help.
     """
-    return _parse(cls, sys.argv[1:], f"python {sys.argv[0]}", about, default)
+    return _parse(cls, sys.argv[1:], program(command), about, default)
 
 
-def parse_subcommand(commands: Mapping[str, type[ConfigT]], *, about: str | None = None) -> ConfigT:
+def parse_subcommand(command: str, commands: Mapping[str, type[ConfigT]], *, about: str | None = None) -> ConfigT:
     """As `parse`, where the first word of `sys.argv` chooses the settings class."""
-    prog, words = f"python {sys.argv[0]}", sys.argv[1:]
+    prog, words = program(command), sys.argv[1:]
     if words and words[0] in commands:
         lines = [line for line in (about or "").splitlines() if f" {words[0]} " in line]
         about = "\n".join([inspect.getdoc(commands[words[0]]) or "", *([""] if lines else []), *lines])
         return _parse(commands[words[0]], words[1:], f"{prog} {words[0]}", about)
     if {"-h", "--help"} & set(words):
-        parser = options.Parser(f"{prog} COMMAND [FLAGS]", about)
+        parser = options.Parser(f"{prog} COMMAND [FLAGS]", as_started(about or ""))
         group = parser.add_argument_group("commands, each with a --help of its own")
         for name, cls in commands.items():
             group.add_argument(name, help=inspect.getdoc(cls))
@@ -60,7 +61,7 @@ def parse_subcommand(commands: Mapping[str, type[ConfigT]], *, about: str | None
 def _parse(
     cls: type[ConfigT], words: list[str], prog: str, about: str | None, default: ConfigT | None = None
 ) -> ConfigT:
-    parser = options.parser_of(cls, prog, about)
+    parser = options.parser_of(cls, prog, as_started(about) if about else None)
     _add_own(parser, [name for name in _OF_ONE_RUN if name in cls.__dataclass_fields__])
     given = parser.given(words)
     file = given.pop("config", None)

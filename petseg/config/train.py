@@ -25,7 +25,7 @@ class TrainConfig:
     """Folder or URI of the masks: the same names as the photos, in the same subfolders."""
 
     data: str | None = None
-    """Folder or URI of prepared shards (`jobs/prepare.py shards`), instead of --images and --masks."""
+    """Folder or URI of prepared shards (`petseg prepare shards`), instead of --images and --masks."""
 
     classes: str = ""
     """Names of the classes in the order of their ids, such as "cat,dog,background"."""

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from petseg import storage
+from petseg.cli.invocation import program
 from petseg.config.base import DatasetConfig, from_json, to_json
 from petseg.errors import InputError, UnavailableError
 
@@ -88,7 +89,7 @@ def open_set(location: str) -> Prepared:
     settings_file = storage.join(location, DATASET_FILE)
     if DATASET_FILE not in storage.list_names(location):
         raise InputError(
-            f"{location}: no {DATASET_FILE} in it; `python jobs/prepare.py shards` writes it last, so give that "
+            f"{location}: no {DATASET_FILE} in it; `{program('prepare')} shards` writes it last, so give that "
             "command again, or another folder"
         )
     settings = from_json(DatasetConfig, _read(settings_file), settings_file)

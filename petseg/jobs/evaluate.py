@@ -36,7 +36,7 @@ REPORTED_FAILURES = 100
 
 def main() -> None:
     """Parse `sys.argv`, score the pairs, and write the scores and the report."""
-    config = cli.parse(EvaluateConfig, about=__doc__)
+    config = cli.parse("evaluate", EvaluateConfig, about=__doc__)
     images, masks = storage.absolute(config.images), storage.absolute(config.masks)
     output = storage.absolute(config.output)
     checks.refuse_overlap(output, {"--images": images, "--masks": masks}, [WORST_FOLDER])

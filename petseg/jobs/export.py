@@ -28,7 +28,7 @@ CHECKS_FILE = "checks.json"
 
 def main() -> None:
     """Parse `sys.argv`, write the exported network and its card."""
-    config = cli.parse(ExportConfig, about=__doc__)
+    config = cli.parse("export", ExportConfig, about=__doc__)
     output = storage.absolute(config.output)
     require_writable(output, "--output")
     names = storage.list_names(output)

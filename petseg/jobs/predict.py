@@ -31,7 +31,7 @@ from petseg.storage import checks
 
 def main() -> None:
     """Parse `sys.argv`, do the shards that are missing, and write the report."""
-    config = cli.parse(PredictConfig, about=__doc__)
+    config = cli.parse("predict", PredictConfig, about=__doc__)
     images, output = storage.absolute(config.images), storage.absolute(config.output)
     checks.refuse_overlap(output, {"--images": images}, (MASK_FOLDER, OVERLAY_FOLDER))
     checks.require_writable(output, "--output")

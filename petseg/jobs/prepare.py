@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from petseg import cli, files, storage
+from petseg.cli.invocation import command_line
 from petseg.config.prepare import CheckConfig, OxfordConfig, ShardsConfig
 from petseg.data import check, decode, labels, manifest, oxford_pets, prepared_writer, splits
 from petseg.data.labels import LabelMap
@@ -27,7 +28,6 @@ from petseg.data.prepared_writer import Summary
 from petseg.errors import InputError, JobError, UnavailableError
 from petseg.progress import Progress
 from petseg.reports import check as check_report
-from petseg.reports import html
 from petseg.reports.check import Checked
 from petseg.storage import checks
 from petseg.training import recipes
@@ -38,7 +38,7 @@ CHECK_FILE = "check.parquet"
 def main() -> None:
     """Parse `sys.argv` and do the subcommand."""
     commands = {"oxford-pets": OxfordConfig, "check": CheckConfig, "shards": ShardsConfig}
-    config = cli.parse_subcommand(commands, about=__doc__)
+    config = cli.parse_subcommand("prepare", commands, about=__doc__)
     if isinstance(config, OxfordConfig):
         _get_oxford_pets(config)
     elif isinstance(config, CheckConfig):
@@ -70,7 +70,7 @@ def _get_oxford_pets(config: OxfordConfig) -> None:
         "--masks",
         storage.join(output, oxford_pets.MASK_FOLDER),
     ]
-    print(f"next: {html.command('train', folders)}")
+    print(f"next: {command_line('train', folders)}")
 
 
 def _check(config: CheckConfig) -> None:
@@ -91,7 +91,7 @@ def _check(config: CheckConfig) -> None:
         )
     found = _look(config, classes, label_map, pairs, photos_alone, masks_alone)
     said = check_report.findings(found)
-    command = html.command("train", check_report.train_flags(found))
+    command = command_line("train", check_report.train_flags(found))
     alone = [{"id": row["id"], "image": row["image"], "error": "no mask"} for row in photos_alone.to_pylist()]
     alone += [{"id": row["id"], "mask": row["image"], "error": "no photo"} for row in masks_alone.to_pylist()]
     content = io.BytesIO()

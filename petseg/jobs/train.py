@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 import pyarrow as pa
 
 from petseg import cli, files, storage
+from petseg.cli.invocation import command_line
 from petseg.config.base import ModelConfig, Resize
 from petseg.config.train import TrainConfig
 from petseg.data import demo, labels, manifest, prepared, splits
@@ -22,7 +23,6 @@ from petseg.data.labels import LabelMap
 from petseg.data.prepared import Prepared
 from petseg.errors import InputError
 from petseg.progress import Clock
-from petseg.reports import html
 from petseg.reports import jobs as reports
 from petseg.training import recipes, run_folder, trackers
 
@@ -36,7 +36,7 @@ def main() -> None:
     """Parse `sys.argv`, train, and write the run's report."""
     resumed = cli.peek_resume()
     first = run_folder.first_settings(*resumed) if resumed else None
-    config = run_folder.resolve(cli.parse(TrainConfig, first, about=__doc__), first)
+    config = run_folder.resolve(cli.parse("train", TrainConfig, first, about=__doc__), first)
     run = run_folder.folder(config)
     finished = len(run_folder.read_metrics(run))
     # Where a kill came between the last epoch and the report, what follows trains no more and writes it.
@@ -141,12 +141,12 @@ def _network(config: TrainConfig, run: str, pairs: "_Pairs") -> tuple[ModelConfi
 
 def _go_on(config: TrainConfig) -> str:
     flags = ["--name", config.name, "--storage", config.storage, "--resume"]
-    return f"go on with: {html.command('train', flags)}"
+    return f"go on with: {command_line('train', flags)}"
 
 
 def _predict_command(run: str, pairs: "_Pairs") -> str:
     flags = ["--checkpoint", run, "--images", pairs.images, "--output", storage.join(run, "predictions")]
-    return html.command("predict", flags)
+    return command_line("predict", flags)
 
 
 def _write_report(setup: "WorkerSetup", pairs: "_Pairs", clock: Clock, *, with_samples: bool) -> None:

@@ -139,7 +139,7 @@ def find(location: str, flag: str = "--checkpoint") -> Checkpoint:
     if _COMMIT not in names or "model.pt" not in names:
         raise InputError(
             f"{flag} {location}: neither a run's folder nor a complete checkpoint; give the folder that "
-            "jobs/train.py printed, or one below its checkpoints/"
+            "training printed, or one below its checkpoints/"
         )
     return open_checkpoint(location)
 

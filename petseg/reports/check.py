@@ -113,7 +113,7 @@ def findings(found: Checked) -> list[Finding]:
 
 
 def train_flags(found: Checked) -> list[str]:
-    """Flags of `jobs/train.py` that take this set; the classes as they were given, or as the masks suggest them."""
+    """Flags of `petseg train` that take this set; the classes as they were given, or as the masks suggest them."""
     _, _, unknown = check.class_pixels(found.labels, found.label_map)
     suggested = _suggested(found) if unknown else None
     classes = () if suggested else ("classes", "num_classes", "label_map", "ignore_label")

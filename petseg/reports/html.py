@@ -8,13 +8,14 @@ import base64
 import importlib.metadata
 import math
 import platform
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import jinja2
+
+from petseg.cli.invocation import command_line
 
 MAX_PICTURES = 60
 """Of a page, in all."""
@@ -141,14 +142,7 @@ def rerun(job: str) -> Command:
 
     No job takes a secret as a flag, and a location that has one in it is refused before there is a report.
     """
-    return Command(title="The same again", lines=[command(job, sys.argv[1:])])
-
-
-def command(job: str, flags: Sequence[str]) -> str:
-    """A job's command for the folder that this process was started in: its script lies beside the one that runs."""
-    folder = Path(sys.argv[0]).parent
-    script = folder / f"{job}.py" if folder.absolute().name == "jobs" else f"jobs/{job}.py"
-    return f"python {shlex.join([str(script), *flags])}"
+    return Command(title="The same again", lines=[command_line(job, sys.argv[1:])])
 
 
 def number(value: float | None) -> str:

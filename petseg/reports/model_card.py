@@ -47,7 +47,7 @@ def card(
     sections = {
         "": [
             f"# {title}",
-            "A U-Net that gives each pixel of a photo the probability of each class. Written by `jobs/export.py` of "
+            "A U-Net that gives each pixel of a photo the probability of each class. Written by `petseg export` of "
             "petseg.",
         ],
         "Classes": [

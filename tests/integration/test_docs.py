@@ -89,9 +89,9 @@ def test_the_flags_of_each_are_ones_that_the_job_takes(page: str, line: str, mon
     kinds = JOBS[Path(words[1]).stem]
     monkeypatch.setattr(sys, "argv", words[1:])
     if "" in kinds:
-        cli.parse(kinds[""])
+        cli.parse(words[1].removeprefix("jobs/").removesuffix(".py"), kinds[""])
     else:
-        assert isinstance(cli.parse_subcommand(kinds), kinds[words[2]])
+        assert isinstance(cli.parse_subcommand("prepare", kinds), kinds[words[2]])
 
 
 @pytest.mark.parametrize("line", [line for _, line in ALL if line.startswith("python benchmarks/")])

@@ -26,19 +26,19 @@ from petseg.training import run_folder
 CATALOGUE = re.findall(r"^\| `(\S.*? .*?)` \| ", (ROOT / "docs" / "errors.md").read_text(), re.MULTILINE)
 
 ELSEWHERE = {
-    "…: there is no such command": "cli",
-    "too little memory": "cli",
-    "note: too little memory": "cluster",
-    "no Ray answers at …": "cluster",
-    "RAY_ADDRESS …": "cluster",
-    "the Ray at …": "cluster",
-    "--use-gpu: …": "cluster",
-    "… asks for …, but this machine": "cluster",
-    "… asks for …, and after": "cluster",
-    "--… …: on the disk of one machine": "cluster",
-    "…: the parameter": "checkpoint",
-    "… cannot be written: …; the last checkpoint": "train",
-    "the GPU has too little memory": "train",
+    "…: there is no such command": "cli/__init__",
+    "too little memory": "cli/__init__",
+    "note: too little memory": "cluster/connect",
+    "no Ray answers at …": "cluster/connect",
+    "RAY_ADDRESS …": "cluster/connect",
+    "the Ray at …": "cluster/connect",
+    "--use-gpu: …": "cluster/connect",
+    "… asks for …, but this machine": "cluster/connect",
+    "… asks for …, and after": "cluster/connect",
+    "--… …: on the disk of one machine": "cluster/connect",
+    "…: the parameter": "models/checkpoint",
+    "… cannot be written: …; the last checkpoint": "training/loop",
+    "the GPU has too little memory": "training/loop",
 }
 """Entries, as they begin, that need a cluster or more to be seen, and the file of petseg/ that has their words."""
 

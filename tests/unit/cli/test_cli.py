@@ -104,8 +104,10 @@ def given(monkeypatch: pytest.MonkeyPatch, line: str) -> None:
 
 def test_flags_go_over_the_defaults_given(monkeypatch: pytest.MonkeyPatch) -> None:
     given(monkeypatch, "--image-size 64 96 --epochs 4 --debug")
-    assert cli.parse(TrainConfig) == TrainConfig(image_size=(64, 96), epochs=4)
-    assert cli.parse(TrainConfig, TrainConfig(seed=9, epochs=2)) == TrainConfig(image_size=(64, 96), epochs=4, seed=9)
+    assert cli.parse("train", TrainConfig) == TrainConfig(image_size=(64, 96), epochs=4)
+    assert cli.parse("train", TrainConfig, TrainConfig(seed=9, epochs=2)) == TrainConfig(
+        image_size=(64, 96), epochs=4, seed=9
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,13 +129,13 @@ def test_what_to_resume_is_known_before_the_rest(
 def test_settings_that_fail_their_check_reach_the_user_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     given(monkeypatch, "--epochs 0")
     with pytest.raises(InputError, match=r"^--epochs 0: give at least 1$"):
-        cli.parse(TrainConfig)
+        cli.parse("train", TrainConfig)
 
 
 def test_what_must_be_given_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     given(monkeypatch, "--output o")
     with pytest.raises(InputError, match=r"^--checkpoint, --images: must be given \(--help tells more\)$"):
-        cli.parse(PredictConfig)
+        cli.parse("predict", PredictConfig)
 
 
 def test_a_run_is_repeated_from_its_config_file_as_a_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +144,7 @@ def test_a_run_is_repeated_from_its_config_file_as_a_new_one(tmp_path: Path, mon
     (tmp_path / "config.json").write_text(base.to_json(first))
     given(monkeypatch, f"--config {tmp_path}/config.json --epochs 3 --images /c --val-count None")
     expected = TrainConfig(images="/c", masks="/b", seed=7, num_workers=(2, 4), epochs=3)
-    assert cli.parse(TrainConfig) == expected
+    assert cli.parse("train", TrainConfig) == expected
 
 
 def test_what_the_config_file_has_need_not_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,15 +152,19 @@ def test_what_the_config_file_has_need_not_be_given(tmp_path: Path, monkeypatch:
     (tmp_path / "config.json").write_text(base.to_json(before))
     monkeypatch.chdir(tmp_path)
     given(monkeypatch, "--output /p --config config.json")
-    assert cli.parse(EvaluateConfig) == EvaluateConfig(checkpoint="/c", images="/i", masks="/m", output="/p")
+    assert cli.parse("evaluate", EvaluateConfig) == EvaluateConfig(
+        checkpoint="/c", images="/i", masks="/m", output="/p"
+    )
     (tmp_path / "config.json").write_text(json.dumps({"images": "/i", "limit": 3}))
     with pytest.raises(InputError, match=r"^--checkpoint, --masks: must be given "):
-        cli.parse(EvaluateConfig)
+        cli.parse("evaluate", EvaluateConfig)
     given(monkeypatch, "shards --output /p --config config.json --masks /m")
     with pytest.raises(InputError, match=r"/config.json: unknown setting limit; was it written by another job"):
-        cli.parse_subcommand(COMMANDS)
+        cli.parse_subcommand("prepare", COMMANDS)
     (tmp_path / "config.json").write_text('{"images": "/i", "classes": "a,b"}')
-    assert cli.parse_subcommand(COMMANDS) == ShardsConfig(images="/i", masks="/m", output="/p", classes="a,b")
+    assert cli.parse_subcommand("prepare", COMMANDS) == ShardsConfig(
+        images="/i", masks="/m", output="/p", classes="a,b"
+    )
 
 
 @pytest.mark.parametrize(
@@ -180,7 +186,7 @@ def test_a_config_file_that_is_none_is_named(
         file.write_text(content)
     given(monkeypatch, f"--config {file}")
     with pytest.raises(InputError) as caught:
-        cli.parse(TrainConfig)
+        cli.parse("train", TrainConfig)
     before, _, after = message.replace("{}", str(file)).partition("(.*)")
     assert str(caught.value).startswith(before) and after in str(caught.value) and "\n" not in str(caught.value)
 
@@ -190,9 +196,9 @@ COMMANDS = {"oxford-pets": OxfordConfig, "shards": ShardsConfig}
 
 def test_the_first_word_chooses_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     given(monkeypatch, "oxford-pets --output pets")
-    assert cli.parse_subcommand(COMMANDS) == OxfordConfig(output="pets")
+    assert cli.parse_subcommand("prepare", COMMANDS) == OxfordConfig(output="pets")
     given(monkeypatch, "shards --images a --masks b --output c")
-    assert cli.parse_subcommand(COMMANDS) == ShardsConfig(images="a", masks="b", output="c")
+    assert cli.parse_subcommand("prepare", COMMANDS) == ShardsConfig(images="a", masks="b", output="c")
 
 
 KNOWN = "the commands are oxford-pets, shards (--help tells more)"
@@ -215,7 +221,7 @@ def test_a_command_that_is_not_known_or_not_whole_is_refused(
 ) -> None:
     given(monkeypatch, line)
     with pytest.raises(InputError) as caught:
-        cli.parse_subcommand(COMMANDS)
+        cli.parse_subcommand("prepare", COMMANDS)
     assert str(caught.value).startswith(message)
 
 
@@ -232,21 +238,25 @@ def help_of(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit) as caught:
         if line == "train":
             given(monkeypatch, "--help")
-            cli.parse(TrainConfig, about="Train.\n\npython jobs/train.py --epochs 3")
-        cli.parse_subcommand(COMMANDS, about=ABOUT)
+            cli.parse("train", TrainConfig, about="Train.\n\npython jobs/train.py --epochs 3")
+        cli.parse_subcommand("prepare", COMMANDS, about=ABOUT)
     assert caught.value.code == 0
     return capsys.readouterr().out
 
 
 def test_help_begins_with_examples(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of("train", monkeypatch, capsys)
-    assert text.startswith("usage: python jobs/job.py [FLAGS]\n\nTrain.\n\npython jobs/train.py --epochs 3\n\ndata:\n")
+    assert text.startswith(
+        "usage: python jobs/train.py [FLAGS]\n\nTrain.\n\npython jobs/train.py --epochs 3\n\ndata:\n"
+    )
     headings = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
     assert headings[-2:] == ["logging:", "this command:"] and len(headings) == 8
     assert "Not taken: --name, --resume." in " ".join(text.split())
 
     text = help_of("", monkeypatch, capsys)
-    assert text.startswith(f"usage: python jobs/job.py COMMAND [FLAGS]\n\n{ABOUT}\ncommands, each with a --help of its")
+    assert text.startswith(
+        f"usage: python jobs/prepare.py COMMAND [FLAGS]\n\n{ABOUT}\ncommands, each with a --help of its"
+    )
     assert "\n  shards " in text and "Decode photos and their masks once and for all" in text
 
     text = help_of("shards", monkeypatch, capsys)

@@ -223,7 +223,7 @@ def swap(folder: Path) -> None:
 
 MANIFEST, PART_1 = "manifest.parquet", "part-00001-of-00004.parquet"
 SPOILT: list[tuple[Callable[[Path], object], str]] = [
-    (lambda folder: (folder / "dataset.json").unlink(), r": no dataset.json in it; `python jobs/prepare.py shards`"),
+    (lambda folder: (folder / "dataset.json").unlink(), r": no dataset.json in it; `petseg prepare shards`"),
     (lambda folder: (folder / "dataset.json").write_text("{"), r"/dataset.json: not JSON"),
     (edit(depth=3), r"/dataset.json: unknown setting depth"),
     (edit(rows="nine"), r"/dataset.json: rows: 'nine' is not a value"),

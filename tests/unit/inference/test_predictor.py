@@ -187,7 +187,10 @@ print(peak() - before)
 
 
 def test_a_hundred_megapixels_take_little_more_than_their_mask() -> None:
-    """100 MB for the mask and 123 MB for a row of tiles; all probabilities at once would be 1,200 MB."""
+    """100 MB for the mask and 123 MB for a row of tiles; with what the allocator keeps, 490 to 680 MB were seen.
+
+    All probabilities at once would be 1,200 MB on top of that.
+    """
     done = subprocess.run([sys.executable, "-c", HUNDRED_MEGAPIXELS], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 600
+    assert float(done.stdout) < 1000
