@@ -6,7 +6,8 @@ from PIL import Image
 
 from petseg.config.base import ModelConfig
 from petseg.data import demo, labels
-from petseg.models import checkpoint, unet
+from petseg.models import checkpoint
+from petseg.models.build import build_seeded
 
 
 def untrained(folder: Path, image_size: tuple[int, int] = (64, 64)) -> Path:
@@ -18,7 +19,7 @@ def untrained(folder: Path, image_size: tuple[int, int] = (64, 64)) -> Path:
         palette=labels.palette(3),
         label_map="",
     )
-    model = unet.init_seeded(3, 1, input_scale=config.input_scale, input_offset=config.input_offset)
+    model = build_seeded(config, 1)
     checkpoint.save(str(folder / "run"), model, checkpoint.TrainState({}), config, [{"val_loss": 1.0}])
     return folder / "run"
 

@@ -225,12 +225,12 @@ def steps(count: int, threads: int) -> dict[tuple[Precision, str, int], float]:
             pixels = torch.randint(0, 256, (batch, height, width, 3), dtype=torch.uint8, generator=generator)
             photos = pixels.permute(0, 3, 1, 2)
             masks = torch.randint(0, 3, (batch, height, width), dtype=torch.uint8, generator=generator)
-            model = unet.init_seeded(3, 1, input_scale=1.0, input_offset=0.0)
+            model = unet.UNet(3)
             model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - missing in the stubs
             optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-3, alpha=0.9, eps=1e-7)
             seconds = timed(partial(train_step, model, optimizer, photos, masks, arithmetic), count)
             rates[arithmetic, "training", batch] = batch * count / seconds
-            folded = unet.fold_batch_norms(model)
+            folded = model.for_inference()
             folded.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
             seconds = timed(partial(probabilities, folded, photos, arithmetic), count)
             rates[arithmetic, "inference", batch] = batch * count / seconds
@@ -249,7 +249,7 @@ def train_step(
 
 
 @torch.inference_mode()
-def probabilities(model: unet.UNet, photos: Tensor, arithmetic: Precision) -> Tensor:
+def probabilities(model: torch.nn.Module, photos: Tensor, arithmetic: Precision) -> Tensor:
     with precision.autocast(arithmetic, photos.device):
         logits = model(photos)
     return logits.float().softmax(1)

@@ -1,4 +1,4 @@
-"""A trained network for notebooks and scripts: one photo in, its mask out. No Ray; `petseg.load` is how one gets it."""
+"""Use a trained network in notebooks and scripts: one photo in, its mask out, without Ray. Start with `petseg.load`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from petseg.inference.predictor import Mask, Predictor
 from petseg.models import checkpoint
 
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"}
-"""Of Pillow, with 8 bits a channel: the others it would cut off instead of scaling them."""
+"""Pillow modes with at most 8 bits per channel. Pillow would clip the values of other modes instead of scaling them."""
 
 
 @dataclass(frozen=True)
@@ -25,24 +25,24 @@ class Segmenter:
     """A network that is ready to predict."""
 
     model: ModelConfig
-    """What it knows: `class_names`, `palette` (RGB, 0..255), `image_size`, …"""
+    """The network's properties: `class_names`, `palette` (RGB, 0..255), `image_size`, …"""
 
     settings: PredictConfig
-    """The options it was loaded with."""
+    """The options the network was loaded with."""
 
     predictor: Predictor
 
     def predict(self, image: str | Path | bytes | Image.Image | np.ndarray) -> Mask:
-        """The mask of one photo, at its original, upright size.
+        """Return the mask of one photo, at its original, upright size.
 
-        `image`: the path or URI of a file, the content of one, a Pillow image, or RGB as uint8 (H, W, 3). A file gives
-        what `petseg predict` writes for it. An image that is decoded already may give a little less than that at the
-        edges of things: the job decodes a large JPEG at a fraction of its size.
+        `image` is the path or URI of a file, the content of a file, a Pillow image, or RGB as uint8 (H, W, 3). A file
+        gives the same mask as `petseg predict`. An already decoded image may give a slightly different mask at the
+        edges of objects, because the job decodes a large JPEG at a fraction of its size.
 
-        Returns a `petseg.predict.Mask`: `class_ids` uint8 (H, W), `class_pixels`, `confidence` and, where they were
-        asked for, `probabilities` uint8 (C, H, W).
+        Returns a `petseg.inference.predictor.Mask`: `class_ids` uint8 (H, W), `class_pixels`, `confidence` and, if
+        requested, `probabilities` uint8 (C, H, W).
 
-        Raises `InputError` where the file cannot be read, or is no image that can be used.
+        Raises `InputError` if the file cannot be read or is not a usable image.
         """
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
@@ -59,9 +59,9 @@ class Segmenter:
             raise InputError(f"{name}: {error}") from error
 
     def picture(self, mask: Mask) -> Image.Image:
-        """A mask as an indexed-colour image: the pixel values are the class ids, the palette is for looking.
+        """Return a mask as an indexed-colour image. The pixel values are the class ids; the palette is for display.
 
-        A notebook shows it; `.save("cat.png")` keeps the ids; `.convert("RGB")` has the colours.
+        A notebook displays the image. `.save("cat.png")` keeps the ids. `.convert("RGB")` gives the colours.
         """
         image = Image.fromarray(mask.class_ids, mode="P")
         image.putpalette([channel for colour in self.model.palette for channel in colour])
@@ -87,7 +87,10 @@ class Segmenter:
 
 
 def load(settings: PredictConfig, device: str) -> Segmenter:
-    """The network of a checkpoint on a device, such as "cpu" or "cuda:1". Raises `InputError` as `checkpoint.find`."""
+    """Load a checkpoint's network onto a device, such as "cpu" or "cuda:1".
+
+    Raises `InputError` in the same cases as `checkpoint.find`.
+    """
     found = checkpoint.find(storage.absolute(settings.checkpoint), "load")
     predictor = Predictor(
         checkpoint.load_model(found),

@@ -1,22 +1,25 @@
-"""What a job tells its user instead of a traceback. `cli` makes one line and an exit code of each."""
+"""Errors that a job shows without a traceback. `cli` turns each into one line and an exit code."""
 
 
 class InputError(ValueError):
-    """What the user gave is wrong: the message is one line that names the file or flag, and the remedy.
+    """Invalid user input. The message is one line that names the file or flag and says how to fix it.
 
-    A job turns it, and nothing else, into that line and exit code 2. Any other exception is a defect of ours.
+    A job prints that line and exits with code 2. Code raises this error for invalid input only; an unexpected
+    exception of another type is a bug in petseg.
     """
 
 
 class JobError(Exception):
-    """A job that cannot go on, though what the user gave was right: one line, and exit code 1."""
+    """Job failure on valid input: the job prints one line and exits with code 1."""
 
 
 class UnavailableError(OSError):
-    """Storage that does not answer, or refuses everything: no fault of the one file that was asked for, so it says
-    nothing of that. The message is one line that names the place, and the remedy where there is one.
+    """Failure of a whole storage: it does not answer, or rejects every request.
+
+    The requested file is not the cause, so the error says nothing about that file. The message is one line that names
+    the location, and the fix where there is one.
     """
 
 
 class NoSuchPlaceError(UnavailableError, InputError):
-    """Storage that refuses everything until the user mends what he gave: the bucket, the credentials, the region."""
+    """Storage that rejects every request until the user corrects the bucket, the credentials or the region."""

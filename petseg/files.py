@@ -1,4 +1,4 @@
-"""Names of files that jobs leave and other jobs look for."""
+"""Names of files that one job writes and another reads."""
 
 REPORT = "report.html"
-"""The page of a run, an evaluation, a prediction or a check."""
+"""File name of the HTML report of a training run, an evaluation, a prediction or a check."""

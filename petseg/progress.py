@@ -1,4 +1,7 @@
-"""How far a job is, in one line: rewritten in place on a terminal, a line now and then in a log. No Ray, no files."""
+"""Progress of a job in one line. A terminal rewrites it in place; a log gets a new line from time to time.
+
+This module uses neither Ray nor files.
+"""
 
 import time
 from collections import deque
@@ -7,16 +10,17 @@ from datetime import timedelta
 from typing import TextIO
 
 LOG_INTERVAL_S = 10
-"""Between lines where the output is not a terminal, but for the first and the last."""
+"""Seconds between log lines when the output is not a terminal. The first and the last line are always printed."""
 
 RATE_WINDOW_S = 60
-"""What the rate, and so the ETA, is the mean over: a cluster grows and shrinks."""
+"""Window in seconds over which the rate is averaged. The ETA follows recent speed, because a cluster may resize."""
 
 
 class Progress:
-    """Photos done of all, also those that earlier starts did.
+    """Progress line for `total` photos, of which earlier starts of the job have already done `done`.
 
-    Or bytes, shown in another `unit` of so many each, which do not fail. `name` begins the line.
+    It can count bytes instead: `unit` is the name of the displayed unit and the bytes in one of it. A count of failures
+    is shown for photos only. `name` begins the line.
     """
 
     def __init__(
@@ -43,7 +47,7 @@ class Progress:
         self._show()
 
     def add(self, done: int, failed: int = 0) -> None:
-        """So many more photos are done, so many of them without a mask."""
+        """Count `done` more photos, of which `failed` have no mask, and print the line if it is due."""
         self._done += done
         self._failed += failed
         now = self._clock()
@@ -54,7 +58,7 @@ class Progress:
             self._show()
 
     def close(self) -> None:
-        """End the line, so that the next thing printed has its own."""
+        """End the line, so that the next output starts on a new one."""
         if self._live:
             print(file=self._stream, flush=True)
 
@@ -78,14 +82,14 @@ class Progress:
 
 
 class Clock:
-    """Seconds of a job's parts, one after the other."""
+    """Stopwatch for the consecutive parts of a job. `laps` holds the seconds of each part by name."""
 
     def __init__(self) -> None:
         self.laps: dict[str, float] = {}
         self._since = time.perf_counter()
 
     def lap(self, name: str) -> None:
-        """What was done since the last call, or the beginning, is called so; the same name twice is added up."""
+        """Add the time since the last call, or since the start, to the lap `name`."""
         now = time.perf_counter()
         self.laps[name] = self.laps.get(name, 0.0) + now - self._since
         self._since = now

@@ -1,4 +1,4 @@
-"""The command line to settings, and errors to exit codes: the edge of every job. No torch, no Ray."""
+"""Command line of every job: parses settings and turns errors into exit codes. Imports neither torch nor Ray."""
 
 import argparse
 import contextlib
@@ -19,27 +19,27 @@ from petseg.config.train import TrainConfig
 from petseg.errors import InputError, JobError, UnavailableError
 
 _OF_ONE_RUN = ("name", "resume", "overwrite")
-"""Settings that --config does not take over: which run it was, and what may be lost."""
+"""Settings that --config does not take from its file: they identify a run, or permit deleting results."""
 
 CONFIG_FILE = "config.json"
-"""What a job calls its resolved settings, which --config takes."""
+"""Name of the file in which a job stores its resolved settings, and which --config reads."""
 
 _DEFECT = 70
-"""Exit code where the fault is ours: EX_SOFTWARE of sysexits.h."""
+"""Exit code for a bug in petseg: EX_SOFTWARE of sysexits.h."""
 
 
 def parse(command: str, cls: type[ConfigT], default: ConfigT | None = None, *, about: str | None = None) -> ConfigT:
-    """Return the settings in `sys.argv` of a command such as "train". A flag that is not given has its value from the
-    file that --config names, from `default` or from the class. `about` is what --help begins with.
+    """Return the settings of a command such as "train" from `sys.argv`.
 
-    Raises `InputError` on a flag that is not known, a value that cannot be, or one that is missing. Exits with code 0
-    after --help.
+    A flag that is not given gets its value from the file in --config, else from `default`, else from the class. `about`
+    is the first part of --help. Raises `InputError` on an unknown flag, an invalid value or a missing value. Exits with
+    code 0 after --help.
     """
     return _parse(cls, sys.argv[1:], program(command), about, default)
 
 
 def parse_subcommand(command: str, commands: Mapping[str, type[ConfigT]], *, about: str | None = None) -> ConfigT:
-    """As `parse`, where the first word of `sys.argv` chooses the settings class."""
+    """Do as `parse`, with the settings class chosen from `commands` by the first word of `sys.argv`."""
     prog, words = program(command), sys.argv[1:]
     if words and words[0] in commands:
         lines = [line for line in (about or "").splitlines() if f" {words[0]} " in line]
@@ -65,7 +65,7 @@ def _parse(
     _add_own(parser, [name for name in _OF_ONE_RUN if name in cls.__dataclass_fields__])
     given = parser.given(words)
     file = given.pop("config", None)
-    given.pop("debug", None)  # `run` looks for it itself: there may be an error before this line
+    given.pop("debug", None)  # `run` checks for it in sys.argv, because parsing may fail before this line
     of_file = _read(cls, file) if file else {}
     before = {} if default is None else {field.name: getattr(default, field.name) for field in dataclasses.fields(cls)}
     values = before | of_file | given
@@ -86,36 +86,36 @@ def _add_own(parser: argparse.ArgumentParser, not_taken: list[str]) -> None:
     group.add_argument(
         "--config",
         metavar="FILE",
-        help="Take the settings in a config.json that this job has left (path or URI), to do the same again. Flags go "
-        f"over them; the value None undoes one.{but}",
+        help="Use the settings in a config.json that this job wrote earlier (path or URI). Flags override them; the "
+        f"value None resets one.{but}",
     )
-    group.add_argument("--debug", action="store_true", help="Show the traceback of what went wrong.")
-    group.add_argument("-h", "--help", action="help", help="Show this.")
+    group.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
+    group.add_argument("-h", "--help", action="help", help="Show this help.")
 
 
 def _read(cls: type[Config], file: str) -> dict[str, Any]:
-    """The settings that a job has left in a file, but for those that were its alone."""
+    """Return the settings that a job has written to a file, except those in `_OF_ONE_RUN`."""
     location = storage.absolute(file)
     values = typed_values(cls, storage.read_json(location), location)
     return {name: value for name, value in values.items() if name not in _OF_ONE_RUN}
 
 
 def located(config: ConfigT) -> ConfigT:
-    """The settings with absolute locations, so that they mean the same in another folder."""
+    """Return the settings with absolute locations, so that they are valid in any working directory."""
     places = {name: getattr(config, name, None) for name in options.PLACES}
     absolute = {name: storage.absolute(place) for name, place in places.items() if place}
     return dataclasses.replace(config, **absolute)
 
 
 def as_file(config: Config) -> bytes:
-    """What `CONFIG_FILE` holds of the settings."""
+    """Return the content of `CONFIG_FILE` for the settings."""
     return to_json(located(config)).encode()
 
 
 def peek_resume() -> tuple[str, str] | None:
-    """--storage and --name of `sys.argv`, where --resume is there too.
+    """Return --storage and --name from `sys.argv` if --resume and --name are given, else None.
 
-    They are needed before the rest can be parsed: the settings of the run that they name are its defaults.
+    They are needed before the other flags are parsed, because the settings of the resumed run are the defaults.
     """
     parser = options.Parser("", None)
     parser.add_argument("--storage", default=TrainConfig.storage)
@@ -127,7 +127,7 @@ def peek_resume() -> tuple[str, str] | None:
 
 @contextlib.contextmanager
 def on_interrupt(remedy: str) -> Iterator[None]:
-    """Where Ctrl-C ends what is done within, `run` tells this remedy."""
+    """Make `run` print `remedy` if Ctrl-C interrupts the `with` block."""
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
@@ -137,15 +137,17 @@ def on_interrupt(remedy: str) -> Iterator[None]:
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
-    """Also where what was interrupted has made an error of it, as an import does."""
+    """Return True if Ctrl-C caused the error, also if the interrupted code raised another error, as an import does."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
 
 
 def run(main: Callable[[], None], interrupted: str = "the same command begins again") -> NoReturn:
-    """Run a job's `main` and exit: 0, 2 with one line on bad input, 1 with one line where it had to stop, 130 after
-    Ctrl-C, and 70 with one line on a defect of ours. With --debug the traceback comes before the line.
+    """Run a job's `main` and exit with a code; on failure, print one line.
+
+    The codes are 0 on success, 1 if the job had to stop, 2 on invalid input, 70 on a bug in petseg and 130 after
+    Ctrl-C. `interrupted` says what happens after Ctrl-C. With --debug a traceback is printed before the line.
     """
     try:
         main()
@@ -153,7 +155,9 @@ def run(main: Callable[[], None], interrupted: str = "the same command begins ag
         if "--debug" in sys.argv:
             traceback.print_exc()
         line, code = _verdict(error, interrupted)
-        if code == _DEFECT and "--debug" not in sys.argv:  # after hours nobody wants to see it once more to show it
+        if (
+            code == _DEFECT and "--debug" not in sys.argv
+        ):  # saved, so that nobody must repeat hours of work to report it
             with tempfile.NamedTemporaryFile("w", prefix="petseg-defect-", suffix=".txt", delete=False) as file:
                 traceback.print_exc(file=file)
             line += f"; please report it with the traceback in {file.name}"
@@ -163,7 +167,7 @@ def run(main: Callable[[], None], interrupted: str = "the same command begins ag
 
 
 def _verdict(error: BaseException, interrupted: str = "the same command begins again") -> tuple[str, int]:
-    """What the user is told of what ended a job, and its exit code."""
+    """Return the line to print for the error that ended a job, and the exit code."""
     match error:
         case InputError():
             return f"error: {error}", 2

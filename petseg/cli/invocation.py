@@ -1,4 +1,4 @@
-"""How this process was started, so that a printed command can be typed the same way."""
+"""Form in which this process was started, so that a printed command can be typed in the same form."""
 
 import re
 import shlex
@@ -10,10 +10,10 @@ _SCRIPT = re.compile(r"^python jobs/(\w+)\.py\b", re.MULTILINE)
 
 
 def program(command: str) -> str:
-    """Return what the user types to start a command, quoted for a shell.
+    """Return the words that the user types to start a command, quoted for a shell.
 
-    "petseg train", "python -m petseg train" or "python jobs/train.py": the form that this process was started with. In
-    any other process (a notebook, say) it is "petseg train".
+    They have the form with which this process was started: "petseg train", "python -m petseg train" or
+    "python jobs/train.py". In any other process, such as a notebook, the form is "petseg train".
     """
     started = Path(sys.argv[0])
     if started.absolute().parent.name == "jobs" and started.suffix == ".py":
@@ -31,7 +31,7 @@ def command_line(command: str, arguments: Sequence[str]) -> str:
 def as_started(text: str) -> str:
     """Rewrite the lines of a text that begin with `python jobs/NAME.py` to the form of `program`.
 
-    Lines with `ray job submit` stay: it sends the checkout, which has these scripts.
+    Lines with `ray job submit` stay unchanged: it uploads the checkout, which contains these scripts.
     """
     if Path(sys.argv[0]).suffix == ".py" and Path(sys.argv[0]).name != "__main__.py":
         return text

@@ -1,4 +1,4 @@
-"""A settings class as flags: what each takes, and what `--help` says of it. Nothing is read or decided here."""
+"""Flags of a settings class, with their values and `--help` texts. This module reads no files and decides nothing."""
 
 import argparse
 import ast
@@ -28,13 +28,14 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "what is written": ("png", "overlay", "probabilities", "coco_rle", "shard_size", "formats", "licence"),
     "logging": ("mlflow", "wandb"),
 }
-"""The headings of `--help` and the settings below each, in order. A name means the same in every job."""
+"""Headings of `--help` and the settings below each, in order. A name has the same meaning in every job."""
 
 PLACES = {"images", "masks", "data", "checkpoint", "init_from", "storage", "output", "cache"}
+"""Names of the settings that are locations: local paths or URIs."""
 
 
 class Parser(argparse.ArgumentParser):
-    """One that raises `InputError`, where argparse prints a page and exits, and that knows only what was given."""
+    """Argument parser that raises `InputError` instead of exiting, and returns only the settings that were given."""
 
     def __init__(self, usage: str, about: str | None) -> None:
         super().__init__(
@@ -47,26 +48,26 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """What argparse calls where a value is wrong or missing."""
+        """Raise `InputError`. argparse calls this method if a value is invalid or missing."""
         raise InputError(f"{message.removeprefix('argument ')} (--help tells more)")
 
     def given(self, words: Iterable[str]) -> dict[str, Any]:
-        """The values of a command line by setting; of those alone that are there.
+        """Return the values of a command line by setting, without the settings that are not given.
 
-        Raises `InputError` on a flag that is not known, or a value that cannot be.
+        Raises `InputError` on an unknown flag or an invalid value.
         """
-        found, unknown = self.parse_known_args([_hyphened(word) for word in words])
+        namespace, unknown = self.parse_known_args([_hyphened(word) for word in words])
         flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
         if flags:
             near = did_you_mean(flags[0], [flag for action in self._actions for flag in action.option_strings])
             raise InputError(f"{flags[0]}: there is no such flag{near} (--help lists all)")
         if unknown:
             raise InputError(f"{unknown[0]!r}: a value that belongs to no flag (--help lists all)")
-        return {name: tuple(value) if isinstance(value, list) else value for name, value in vars(found).items()}
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in vars(namespace).items()}
 
 
 def parser_of(cls: type[Config], prog: str, about: str | None) -> Parser:
-    """A flag for each setting, under the headings of `GROUPS`."""
+    """Return a parser with one flag per setting, under the headings of `GROUPS`."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
     usage = [f"{flag(name)} {_metavar(name, str)}" for name in required(cls)]
     parser = Parser(" ".join([prog, *usage, "[FLAGS]"]), about or inspect.getdoc(cls))
@@ -82,23 +83,23 @@ def parser_of(cls: type[Config], prog: str, about: str | None) -> Parser:
 
 
 def required(cls: type[Config]) -> list[str]:
-    """The settings that have no default."""
+    """Return the names of the settings that have no default."""
     return [field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]
 
 
 def flag(name: str) -> str:
-    """The flag of a setting."""
+    """Return the flag of a setting, such as --batch-size for batch_size."""
     return f"--{name.replace('_', '-')}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a message about a word that is not known: the nearest that is, if one is near."""
+    """Return the end of the message about an unknown word: the most similar known word, or "" if no word is similar."""
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def _hyphened(word: str) -> str:
-    """--batch_size is --batch-size."""
+    """Return a flag with hyphens for underscores (--batch_size becomes --batch-size); other words unchanged."""
     name, equals, value = word.partition("=")
     return name.replace("_", "-") + equals + value if word.startswith("--") else word
 
@@ -119,7 +120,7 @@ def _add(group: Any, name: str, hint: Any, text: str) -> None:
 
 
 def _reader(kind: Any) -> Callable[[str], Any]:
-    """What makes a word of the command line a value of the type; None is written so."""
+    """Return a function that converts a word to a value of the type. For optional types the word None gives None."""
     optional = isinstance(kind, types.UnionType)
     if optional:
         [kind] = [member for member in typing.get_args(kind) if member is not type(None)]
@@ -142,7 +143,7 @@ def _reader(kind: Any) -> Callable[[str], Any]:
 
 
 def _metavar(name: str, hint: Any) -> str | tuple[str, ...]:
-    """What stands for the value of a flag."""
+    """Return the placeholder for the value of a flag in `--help`."""
     if name in PLACES:
         return "PLACE"
     kinds = (hint, *typing.get_args(hint))
@@ -163,12 +164,12 @@ def _help(text: str, default: Any) -> str:
 
 
 def _escaped(text: str) -> str:
-    """As argparse wants it, which fills in what follows a %."""
+    """Return the text with % doubled, because argparse formats help texts with the % operator."""
     return text.replace("%", "%%")
 
 
 def _docstrings(cls: type[Config]) -> dict[str, str]:
-    """The docstring under each field of a settings class, which only its source has."""
+    """Return the docstring under each field of a settings class. It is read from the source, its only place."""
     [definition] = ast.parse(inspect.getsource(cls)).body
     assert isinstance(definition, ast.ClassDef)
     texts = {}

@@ -1,7 +1,7 @@
-"""What Ray's cluster launcher lacks on AWS: a look at what the user filled in, and on-demand where there is no spot.
+"""Extension of Ray's cluster launcher on AWS: checks of `cluster.yaml`, and on-demand nodes if there is no spot.
 
-`cluster.yaml` names the class here; `ray up` loads it on the user's machine, and the autoscaler on the head. Nothing
-else imports this file.
+`cluster.yaml` names `AWSProvider`. `ray up` loads it on the user's machine, and the autoscaler loads it on the head
+node. No other module imports this one.
 """
 
 import contextlib
@@ -32,13 +32,11 @@ _FIELDS = {
 }
 
 _NO_SPOT = {"InsufficientInstanceCapacity", "MaxSpotInstanceCountExceeded", "SpotMaxPriceTooLow"}
-"""How EC2 says that it has no spot instance for us now, or none at all."""
+"""Error codes with which EC2 reports that it cannot provide spot instances, now or at all."""
 
 
 def check(config: Config) -> None:
-    """Raise `InputError`, naming the field, where `cluster.yaml` has not been filled in, or what it copies is not
-    there.
-    """
+    """Raise `InputError`, naming the field, if `cluster.yaml` is incomplete or a file that it copies does not exist."""
     for field, (pattern, wanted) in _FIELDS.items():
         value = str(config.get("metadata", {}).get(field, ""))
         if not re.fullmatch(pattern, value):
@@ -58,8 +56,9 @@ def _split(zones: str) -> list[str]:
 
 
 def check_closed(group: str, rules: list[Config]) -> None:
-    """Raise `InputError` where the inbound rules of a security group, as EC2 describes them, let the whole world in, or
-    do not let its own members talk to one another.
+    """Raise `InputError` if a security group is open to the whole world or closed to its own members.
+
+    `rules` are its inbound rules as EC2 describes them. Members of the group must be able to reach one another.
     """
     for rule in rules:
         ranges = [entry["CidrIp"] for entry in rule.get("IpRanges", [])]
@@ -76,7 +75,7 @@ def check_closed(group: str, rules: list[Config]) -> None:
 
 @contextlib.contextmanager
 def _one_line() -> Iterator[None]:
-    """What is the user's to mend, as Ray's command line shows it: without a traceback."""
+    """Turn `InputError` into the exception that Ray's command line shows as one line, without a traceback."""
     try:
         yield
     except InputError as error:
@@ -84,29 +83,32 @@ def _one_line() -> Iterator[None]:
 
 
 class AWSProvider(AWSNodeProvider):
-    """Ray's provider for AWS. Where EC2 has no spot instances in any of the zones, the nodes come on demand.
+    """Ray's provider for AWS, which starts on-demand nodes if EC2 has no spot instances in any of the zones.
 
-    Ray's autoscaler (2.60) would ask for the same spot instances for ever: it turns to another node type only after one
-    that started and then failed, not where none could be had.
+    Ray's autoscaler (2.60) would request the same spot instances forever. It switches to another node type only after a
+    node has started and then failed, not if EC2 cannot provide one.
     """
 
     @staticmethod
     def fillout_available_node_types_resources(cluster_config: Config) -> Config:
-        """The configuration with what EC2 says of its types of machine, where it has been filled in."""
-        with contextlib.suppress(InputError):  # `bootstrap_config` says it: `ray up` goes on after an exception here
+        """Return the configuration with the resources of its machine types, queried from EC2.
+
+        An incomplete configuration is returned unchanged.
+        """
+        with contextlib.suppress(InputError):  # `bootstrap_config` reports it: `ray up` ignores an exception here
             check(cluster_config)
             return AWSNodeProvider.fillout_available_node_types_resources(cluster_config)
         return cluster_config
 
     @staticmethod
     def bootstrap_config(cluster_config: Config) -> Config:
-        """The configuration with what else AWS has to be asked for. Ends `ray up` with one line where it is wrong."""
+        """Return the configuration completed from AWS. If it is invalid, end `ray up` with a one-line message."""
         with _one_line():
             check(cluster_config)
         return AWSNodeProvider.bootstrap_config(cluster_config)
 
     def create_node(self, node_config: Config, tags: dict[str, str], count: int) -> Config:
-        """Instances by their id; of those that spot cannot give, as many on demand."""
+        """Start `count` instances and return them by id. Instances that spot cannot provide are started on demand."""
         if tags[TAG_RAY_NODE_KIND] == NODE_KIND_HEAD:
             self._check_groups(node_config["SecurityGroupIds"])
         if "InstanceMarketOptions" not in node_config:

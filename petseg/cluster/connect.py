@@ -1,4 +1,4 @@
-"""Starting or joining Ray, what it has to give, and what it does not carry. Nothing here knows what that is for."""
+"""Start or join Ray, query its resources, and pass storage errors through Ray Data. Knows nothing of the jobs."""
 
 import contextlib
 import logging
@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
-from ray._private import services, worker  # Ray has no public words for what is asked of them
+from ray._private import services, worker  # Ray has no public API for these uses
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from petseg.errors import InputError, JobError, UnavailableError
@@ -25,30 +25,39 @@ KEEP_MEMORY = {
     "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=1073741824:"
     "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.top_pad=67108864"
 }
-"""Environment of a process that has the network, which asks for the same large pieces of memory for each batch. By
-default glibc gives them back and the system clears them anew each time, which cost a tenth of the time on a CPU; in
-threads other than the first, where Ray runs what is ours, it does so whatever the thresholds are, unless all share one
-arena; which then grows by 64 MB at a time."""
+"""Environment variables of a process that runs the network. They make glibc keep freed memory.
+
+The network allocates the same large blocks for each batch. By default glibc returns them to the system, which clears
+them again each time; that cost a tenth of the time on a CPU. Ray runs our code in threads other than the first. There
+glibc returns memory whatever the thresholds are, unless all threads share one arena. That arena grows by 64 MiB at a
+time."""
 
 _PATIENCE = {"idle_worker_killing_time_threshold_ms": 60_000}
-"""Of a local Ray: by default it ends a process that has had no task for a second, unless cores are idle, too, and
-begins another (a second of a core, to import) for the next task. Writing a shard is such a task, every two seconds."""
+"""System configuration of a local Ray: it ends an idle worker process after 60 s instead of 1 s.
+
+By default Ray ends a process that has had no task for a second, unless cores are idle, too. The next task then needs a
+new process, whose imports take a core one second. Writing a shard is such a task, every two seconds."""
 
 _LOOK_S = 1.0
+"""Seconds between two queries of the cluster's size while waiting for it."""
+
 _TELL_S = 60.0
+"""Minimum seconds between two notes about full memory."""
+
 _REFUSAL = "petseg refusal"
+"""Column name that marks a table which carries a storage error instead of data."""
 
 
 def connect() -> None:
     """Join the cluster in RAY_ADDRESS or the one started on this machine, else start a local Ray without a dashboard.
 
-    Raises `InputError` where the cluster to join does not answer or has another version, or its address is none.
+    Raises `InputError` if the address is invalid, or if the cluster does not answer or has another version.
     """
     given = os.environ.get("RAY_ADDRESS", "")
     try:
-        if "://" in given:  # Ray Client: a driver outside the cluster, which Ray Train does not support
+        if "://" in given:  # Ray Client: Ray Train does not support a driver outside the cluster
             raise ValueError(given)
-        # None, as ray.init() asks it: "auto" would also take a Ray that somebody's other job has started.
+        # None, as in ray.init(): "auto" would also join a Ray that an unrelated job has started.
         address = services.canonicalize_bootstrap_address(None)  # pyright: ignore[reportArgumentType]
         host, _, port = (address or "").rpartition(":")
         answers = address is None or _answers(host, int(port))
@@ -61,8 +70,10 @@ def connect() -> None:
             f"no Ray answers at {given or address}; start it there, or unset RAY_ADDRESS (and run `ray stop` where "
             "one has crashed) to start a local one"
         )
-    # Ray's own lines and its workers' output would bury ours; errors reach the driver as exceptions.
-    settings: dict[str, Any] = {"_system_config": _PATIENCE} if address is None else {}  # others' Ray has its own
+    # Logs of Ray and its workers would bury our output. Errors still reach the driver as exceptions.
+    settings: dict[str, Any] = (
+        {"_system_config": _PATIENCE} if address is None else {}
+    )  # a Ray that runs already has its own settings
     try:
         with _uninterrupted() if address is None else contextlib.nullcontext():
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **settings)
@@ -78,7 +89,7 @@ def connect() -> None:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Put Ctrl-C off: a Ray that is half started leaves processes behind."""
+    """Delay Ctrl-C until the end of the `with` block, because a partly started Ray leaves processes behind."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -87,33 +98,34 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def _divert_lines_of_c() -> None:
-    """Let what is not Python write its lines to Ray's log folder, and Python to the terminal as before.
+    """Redirect stderr of native code to a file in Ray's log folder. Python's own stderr stays on the terminal.
 
-    Ray's core warns on stderr, whatever the levels say, of things that nobody here can change.
+    Ray's core prints warnings to stderr at any log level, about things that the user cannot change.
     """
     node = worker._global_node
-    if node is None or sys.stderr is not sys.__stderr__:  # in a test
+    if node is None or sys.stderr is not sys.__stderr__:  # a test has replaced stderr
         return
     sys.stderr = sys.__stderr__ = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
     log = Path(node.get_logs_dir_path()) / f"petseg-{os.getpid()}.err"
-    log.parent.mkdir(parents=True, exist_ok=True)  # of a cluster that keeps its own elsewhere
+    log.parent.mkdir(parents=True, exist_ok=True)  # missing if the cluster keeps its logs elsewhere
     with log.open("ab") as file:
         os.dup2(file.fileno(), 2)
 
 
 def _tell_of_memory() -> Callable[..., None]:
-    """What to call in place of Ray's own printing, which shows a page for each task that it tries again.
+    """Return a replacement for the function with which Ray prints worker logs, a page for each retried task.
 
-    Where memory is full it tries for ever, so that is told, once a minute; all else ends as an exception, if it ends.
+    The replacement prints a note about full memory, at most once a minute, because Ray then retries forever. It drops
+    all other lines, since other failures either pass or reach the driver as exceptions.
     """
-    told_s = -float("inf")
+    last_note_s = -float("inf")
 
     def tell(data: dict[str, Any], *_: object, **__: object) -> None:
-        nonlocal told_s
+        nonlocal last_note_s
         for line in data.get("lines", ()):
             full = re.search(r"low on memory.* was (\S+) used / (\S+) limit", line)
-            if full and time.monotonic() - told_s > _TELL_S:
-                told_s = time.monotonic()
+            if full and time.monotonic() - last_note_s > _TELL_S:
+                last_note_s = time.monotonic()
                 print(
                     f"note: too little memory ({full[1]} of {full[2]} used), so Ray has stopped a process and tries "
                     "again; if nothing goes on, stop, and ask for less (--num-workers, --batch-size)",
@@ -125,7 +137,10 @@ def _tell_of_memory() -> Callable[..., None]:
 
 
 def _other_version(address: str, mismatch: str) -> InputError:
-    """`mismatch` is Ray's own page, with four lines such as "Ray: 2.60.0"; those of the cluster come first."""
+    """Return the error for a cluster with other versions of Ray or Python.
+
+    `mismatch` is Ray's message. It has four lines such as "Ray: 2.60.0", those of the cluster first.
+    """
     there_ray, there_python, here_ray, here_python = re.findall(r"(?:Ray|Python): (\S+)", mismatch)
     return InputError(
         f"the Ray at {address} has version {there_ray} on Python {there_python}, and this environment {here_ray} on "
@@ -134,7 +149,7 @@ def _other_version(address: str, mismatch: str) -> InputError:
 
 
 def _answers(host: str, port: int) -> bool:
-    """Whether anything listens there: Ray itself tries for four minutes, with a screen of warnings."""
+    """Return True if a server listens at the address. Ray itself would try for four minutes, with many warnings."""
     try:
         socket.create_connection((host, port), timeout=5).close()
     except OSError:
@@ -143,8 +158,9 @@ def _answers(host: str, port: int) -> bool:
 
 
 def quieten() -> None:
-    """Keep what Ray's own libraries say off the terminal: their progress, and, unless --debug is given, the tracebacks
-    that they show of what is raised as well.
+    """Hide the progress bars and logs of Ray's libraries.
+
+    Unless --debug is given, this also hides the tracebacks that they log for exceptions which reach the driver anyway.
     """
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR if "--debug" in sys.argv else logging.CRITICAL)
@@ -152,8 +168,9 @@ def quieten() -> None:
 
 
 def require_shared(places: Mapping[str, str]) -> None:
-    """Raise `InputError`, naming the flag, where work may be done on other machines than this one and one of the places
-    (absolute locations, by flag) is on this one's own disk.
+    """Raise `InputError`, naming the flag, if other machines may do work but cannot reach one of `places`.
+
+    `places` maps flags to absolute locations. Other machines cannot reach a location on this machine's own disk.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) == 1 and total("CPU"):
@@ -167,9 +184,10 @@ def require_shared(places: Mapping[str, str]) -> None:
 
 
 def or_refusal(work: Callable[[], pa.Table]) -> pa.Table:
-    """What `work` makes, or, where storage does not answer, a table that says so, for `refusal` to find.
+    """Return the table from `work`, or, if storage does not answer, a table that carries the error for `refusal`.
 
-    An exception in a function that Ray Data calls becomes a screen of lines, in which the driver cannot find it.
+    Ray Data would turn an exception in a function that it calls into a long text from which the driver cannot recover
+    it.
     """
     try:
         return work()
@@ -178,19 +196,19 @@ def or_refusal(work: Callable[[], pa.Table]) -> pa.Table:
 
 
 def refusal(table: pa.Table) -> str | None:
-    """Why storage has not answered, where `table` is what `or_refusal` has made of that."""
+    """Return the storage error in a table from `or_refusal`, or None if the table holds data."""
     return table[_REFUSAL][0].as_py() if table.column_names == [_REFUSAL] else None
 
 
 def total(resource: str) -> int:
-    """How much of a resource ("CPU", "GPU") all living nodes have together."""
+    """Return the total amount of a resource ("CPU", "GPU") of all living nodes."""
     return int(ray.cluster_resources().get(resource, 0))
 
 
 def cpus_per_worker(num_workers: int) -> int:
-    """The most cores that each of `num_workers` processes can have, if all have as many and none spans two nodes.
+    """Return the maximum number of cores per process for `num_workers` equal processes, each on a single node.
 
-    At least 1, also where the nodes that have them are still to come.
+    The result is at least 1, even if the nodes for the processes have not joined yet.
     """
     nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     for cpus in range(max(nodes, default=1), 1, -1):
@@ -200,17 +218,17 @@ def cpus_per_worker(num_workers: int) -> int:
 
 
 def capacity(bundle: dict[str, int]) -> int:
-    """How many processes that need these resources the living nodes can hold, if no other job had any."""
+    """Return how many processes with these resources fit on the living nodes, ignoring what other jobs use."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return sum(min(int(node.get(name, 0) // amount) for name, amount in bundle.items()) for node in nodes)
 
 
 def require(bundle: dict[str, int], count: int, flags: str, limit_s: float | None = None) -> None:
-    """See that the cluster can hold `count` processes that need these resources each, before Ray waits for it without a
-    word.
+    """Wait until the cluster can hold `count` processes with the resources `bundle` each.
 
-    A local Ray cannot grow, so there `InputError`, naming `flags`, is raised. A cluster may: it is asked to, and waited
-    for, which lines say; after `limit_s` comes `JobError`. Without a limit one line is all.
+    Without this check Ray would wait silently. A local Ray cannot grow, so the function raises `InputError`, naming
+    `flags`. A cluster may grow: the function requests nodes, prints how many processes fit, and raises `JobError` after
+    `limit_s` seconds. Without a limit it only prints one line and returns.
     """
     have = capacity(bundle)
     if count <= have:
@@ -231,7 +249,7 @@ def require(bundle: dict[str, int], count: int, flags: str, limit_s: float | Non
     print(f"waiting for {wanted}, have {have}; the cluster must grow", flush=True)
     if limit_s is None:
         return
-    # A group that cannot be placed is what an autoscaler sees and starts nodes for.
+    # The autoscaler sees the pending placement group and starts nodes for it.
     group = placement_group([{name: float(amount) for name, amount in bundle.items()}] * count)
     deadline = time.monotonic() + limit_s
     try:
@@ -250,5 +268,5 @@ def require(bundle: dict[str, int], count: int, flags: str, limit_s: float | Non
 
 
 def _started_here() -> bool:
-    """Whether `connect` started this Ray, so that it is one node for as long as it lives."""
+    """Return True if `connect` started this Ray, which then never has more than one node."""
     return worker._global_node is not None and worker._global_node.head

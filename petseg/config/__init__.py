@@ -1,1 +1,1 @@
-"""Settings: a frozen dataclass per job, those that travel with a checkpoint or a prepared set, their JSON form."""
+"""Settings: one frozen dataclass per job, those saved with a checkpoint or a prepared set, and their JSON form."""

@@ -1,7 +1,7 @@
-"""What all settings share, those that travel with results, and their JSON form.
+"""Code that all settings share, the settings saved with results, and the JSON form of both.
 
-Only values and their checks live here and in `*_config`: one frozen dataclass per job. Nothing heavy is imported, so
-that `--help` is instant, and nothing is read from the environment.
+This package holds only values and their checks: one frozen dataclass per job. It imports nothing heavy, so that
+`--help` is instant. It reads nothing from the environment.
 """
 
 import dataclasses
@@ -17,24 +17,24 @@ Precision = Literal["auto", "bf16", "fp32"]
 
 
 Resize = Literal["antialias", "nearest"]
-"""How photos are brought to the network's size; masks always by their nearest pixel."""
+"""Method that resizes photos to the network's input size. Masks are always resized by nearest pixel."""
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise `InputError` with the message, unless the condition holds."""
+    """Raise `InputError(message)` unless `condition` holds."""
     if not condition:
         raise InputError(message)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What a network is and what its numbers mean: it travels with every checkpoint, and prediction obeys it."""
+    """Description of a network and of its input and output. Every checkpoint contains it, and prediction follows it."""
 
     num_classes: int
     """Number of classes."""
 
     image_size: tuple[int, int]
-    """Height and width in pixels to which photos are resized for the network."""
+    """Height and width in pixels of the network's input; photos are resized to it."""
 
     class_names: tuple[str, ...]
     """One name per class id."""
@@ -43,16 +43,19 @@ class ModelConfig:
     """One RGB colour, 0..255, per class id."""
 
     label_map: str
-    """Raw mask values and their class ids, such as "1:0,2:1,3:2"."""
+    """Mapping from raw mask values to class ids, such as "1:0,2:1,3:2"."""
 
     input_scale: float = 1 / 127.5
-    """The network sees `pixel * input_scale + input_offset`, with pixel in 0..255."""
+    """Scale of the input: the network receives `pixel * input_scale + input_offset`, with pixel in 0..255."""
 
     input_offset: float = -1.0
-    """See `input_scale`; the two defaults map 0..255 to -1..1."""
+    """Offset of the input, see `input_scale`. The two defaults map 0..255 to -1..1."""
 
     resize: Resize = "antialias"
-    """How photos are resized for the network."""
+    """Method that resizes photos to `image_size`."""
+
+    network: str = "unet"
+    """Name of the network in `models.build.NETWORKS`. Checkpoints without this field hold the Keras example's U-Net."""
 
     def __post_init__(self) -> None:
         require(len(self.class_names) == self.num_classes, "class_names: one name per class is needed")
@@ -61,28 +64,28 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
-    """What a prepared set is and what its numbers mean: its `dataset.json`."""
+    """Description of a prepared set and of its values, stored as its `dataset.json`."""
 
     format: int
-    """Raised when the same settings would give other bytes than before."""
+    """Version of the format. It is increased when the same settings would give different bytes than before."""
 
     images: str
-    """Absolute location of the folder that the photos came from."""
+    """Absolute location of the source folder of the photos."""
 
     masks: str
-    """Absolute location of the folder that the masks came from."""
+    """Absolute location of the source folder of the masks."""
 
     source_sha256: str
-    """Of the names of all pairs that were found there."""
+    """SHA-256 of the names of all pairs found in the source folders."""
 
     image_size: tuple[int, int]
-    """Height and width in pixels."""
+    """Height and width in pixels of the prepared photos and masks."""
 
     resize: Resize
-    """How photos were brought to that size."""
+    """Method that resized the photos to `image_size`."""
 
     label_map: str
-    """Raw mask values and their class ids, such as "1:0,2:1,3:2"."""
+    """Mapping from raw mask values to class ids, such as "1:0,2:1,3:2"."""
 
     class_names: tuple[str, ...]
     """One name per class id."""
@@ -91,29 +94,29 @@ class DatasetConfig:
     """One RGB colour, 0..255, per class id."""
 
     shard_size: int
-    """Pairs per Parquet file, before bad ones were left out."""
+    """Pairs per Parquet file, counted before unusable pairs were skipped."""
 
     rows: int = 0
-    """Pairs in all files. This and all that follows is known once they are written."""
+    """Pairs in all Parquet files together. This field and those below it are set once the files are written."""
 
     class_pixels: tuple[int, ...] = ()
-    """Pixels of each class in all masks."""
+    """Number of pixels of each class in all masks together."""
 
     left_out: tuple[str, ...] = ()
-    """Pairs that could not be used: which file, and why."""
+    """Skipped pairs: the file of each, and the reason."""
 
     files: tuple[str, ...] = ()
     """Names of the Parquet files, in order."""
 
     file_rows: tuple[int, ...] = ()
-    """Pairs in each of them."""
+    """Number of pairs in each of `files`."""
 
     manifest_sha256: str = ""
-    """Of the file that names the pairs."""
+    """SHA-256 of the file that lists the pairs."""
 
 
 class Config(Protocol):
-    """Any of the settings: a dataclass."""
+    """Type of every settings class: a dataclass."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -122,14 +125,15 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 def to_json(config: Config) -> str:
-    """The settings as indented JSON text, one key per field."""
+    """Return the settings as indented JSON text, with one key per field."""
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
 def from_json(cls: type[ConfigT], text: str | bytes, source: str) -> ConfigT:
-    """The settings that `to_json` wrote.
+    """Return the settings that `to_json` wrote.
 
-    Raises `InputError`, naming `source`, where the text is not JSON, a key is unknown or a value has another type.
+    Raises `InputError`, naming `source`, if the text is not JSON, or a key is unknown or missing, or a value has the
+    wrong type.
     """
     try:
         values = json.loads(text)
@@ -143,9 +147,9 @@ def from_json(cls: type[ConfigT], text: str | bytes, source: str) -> ConfigT:
 
 
 def typed_values(cls: type[Config], values: Any, source: str) -> dict[str, Any]:
-    """Some or all of the settings of a class, by name, from the object that a JSON file holds.
+    """Return the settings in `values`, the content of a JSON file, by name. Settings of `cls` may be missing.
 
-    Raises `InputError`, naming `source`, where it is no object, a key is unknown or a value has another type.
+    Raises `InputError`, naming `source`, if `values` is not an object, a key is unknown or a value has the wrong type.
     """
     require(isinstance(values, dict), f"{source}: an object with one key per setting is expected")
     hints = typing.get_type_hints(cls)
@@ -156,7 +160,7 @@ def typed_values(cls: type[Config], values: Any, source: str) -> dict[str, Any]:
 
 
 def _typed(value: Any, hint: Any, source: str) -> Any:
-    """A JSON value as the field's type: lists become tuples, all else must already fit."""
+    """Return a JSON value as the field's type. Lists become tuples, ints become floats; other values must fit."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple and isinstance(value, list):
         kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
@@ -175,7 +179,7 @@ def _typed(value: Any, hint: Any, source: str) -> Any:
 
 
 def require_held_out(val_fraction: float | None, val_count: int | None) -> None:
-    """Refuse a share or a number of pairs that cannot be held out, or both."""
+    """Raise `InputError` if the fraction or the number of pairs to hold out is out of range, or if both are given."""
     require(
         val_fraction is None or 0 < val_fraction < 1, f"--val-fraction {val_fraction}: give a value between 0 and 1"
     )
@@ -187,11 +191,11 @@ def require_held_out(val_fraction: float | None, val_count: int | None) -> None:
 
 
 def require_classes(num_classes: int | None, image_size: tuple[int, int]) -> None:
-    """Refuse a number of classes, or an image size in pixels, that no network can have."""
+    """Raise `InputError` unless there are 2 to 254 classes (or None) and both sides have at least 16 pixels."""
     require(num_classes is None or 2 <= num_classes <= 254, f"--num-classes {num_classes}: give 2 to 254")
     require(min(image_size) >= 16, f"--image-size {spaced(image_size)}: both must be at least 16")
 
 
 def spaced(size: tuple[int, ...]) -> str:
-    """Numbers as they are given to a flag."""
+    """Return the numbers separated by spaces, as they are typed after a flag."""
     return " ".join(map(str, size))

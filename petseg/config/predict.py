@@ -1,4 +1,4 @@
-"""The settings of the jobs that are given a network."""
+"""Settings of the jobs that use a trained network: predict, evaluate and export."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,62 +13,62 @@ class PredictConfig:
     """Write a mask for every photo of a folder, as Parquet and PNG."""
 
     checkpoint: str
-    """A run's folder (its best checkpoint is taken) or one checkpoint in it; path or URI."""
+    """Path or URI of a run (its best checkpoint is used), or of one checkpoint in it."""
 
     images: str
     """Folder or URI of the photos."""
 
     output: str
-    """Folder or URI for the masks; made if it is not there."""
+    """Folder or URI for the masks. Created if missing."""
 
     overwrite: bool = False
-    """Replace what a job with other settings, another checkpoint or other photos has left in --output."""
+    """Replace the results in --output, even if their settings, checkpoint or photos differ from this job's."""
 
     limit: int | None = None
-    """Only so many of the photos, spread evenly over their names: for a first look."""
+    """Use only this many photos, spread evenly over the sorted names. Useful for a quick trial."""
 
     max_errors: float | None = None
-    """Stop when more photos than this have failed: a count, or, below 1, a share of all. Default: never."""
+    """Stop after more than this many failed photos (1 or more), or this fraction of all (below 1). Default: never."""
 
     max_pixels: int = 128_000_000
-    """A photo of more pixels than this becomes a row with an error instead of being decoded."""
+    """Do not decode photos with more pixels than this; their rows contain an error instead."""
 
     tile: tuple[int, ...] = ()
-    """Height and width (or one number for both) in pixels of the tiles into which larger photos are cut; each is
-    treated as a photo, and they are blended where they overlap. Default: no tiles, photos are resized as a whole."""
+    """Cut larger photos into tiles of this height and width in pixels (one number: both). Each tile is predicted like
+    a photo; overlapping parts are blended. Default: no tiles; each photo is resized as a whole."""
 
     tile_overlap: int | None = None
-    """Pixels by which neighbouring tiles overlap at least. Default: a quarter of the tile's shorter side."""
+    """Minimum overlap of neighbouring tiles in pixels. Default: a quarter of the tile's shorter side."""
 
     png: bool = True
     """Write masks/<id>.png beside the Parquet files."""
 
     overlay: bool = False
-    """Write overlays/<id>.jpg: the photo, at most 1024 pixels a side, under its mask, for looking at."""
+    """Write overlays/<id>.jpg: the photo, at most 1024 pixels a side, with its mask drawn over it."""
 
     probabilities: bool = False
-    """Keep the probability of each class, times 255, as grey PNGs in the column probability_pngs."""
+    """Save the probability of each class, times 255, as grey PNGs in the column probability_pngs."""
 
     coco_rle: bool = False
-    """Keep the mask of each class as COCO run-length encoding in the column coco_rle."""
+    """Save the mask of each class as COCO run-length encoding in the column coco_rle."""
 
     shard_size: int = 256
-    """Photos per Parquet file, the unit of work: a job that was killed loses those that it was at."""
+    """Photos per Parquet file. A killed job loses only its unfinished files and repeats them."""
 
     batch_size: int | None = None
-    """Photos or tiles per forward pass; bounds the memory of the device. Default: 8 on a CPU, 128 on a GPU."""
+    """Photos or tiles per forward pass. Lower it if memory runs out. Default: 8 on a CPU, 128 on a GPU."""
 
     precision: Precision = "auto"
-    """Arithmetic of the network; auto is bf16 where the hardware has it, else fp32."""
+    """Numeric precision of the network. auto: bf16 where the hardware supports it, else fp32."""
 
     num_workers: int = 1
-    """Processes that hold the model."""
+    """Number of prediction processes, each with its own copy of the model."""
 
     use_gpu: bool = False
-    """One GPU per worker."""
+    """Use one GPU per worker."""
 
     wait_min: float = 30.0
-    """Minutes to wait for a cluster that has too little, but may grow."""
+    """Minutes to wait for an autoscaling cluster to reach the requested size."""
 
     def __post_init__(self) -> None:
         for flag in ("shard_size", "batch_size", "num_workers", "max_pixels", "limit"):
@@ -95,54 +95,54 @@ class PredictConfig:
 
     @property
     def tile_hw(self) -> tuple[int, int] | None:
-        """Height and width of a tile, where there are tiles."""
+        """Height and width of a tile in pixels, or None without tiles."""
         return (self.tile[0], self.tile[-1]) if self.tile else None
 
     @property
     def overlap(self) -> int:
-        """Pixels by which tiles overlap, resolved."""
+        """Minimum overlap of tiles in pixels, with the default resolved."""
         return self.tile_overlap if self.tile_overlap is not None else min(self.tile, default=0) // 4
 
     @property
     def photos_per_pass(self) -> int:
-        """`batch_size`, resolved."""
+        """Value of `batch_size`, with the default resolved."""
         return _photos_per_pass(self.batch_size, self.use_gpu)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Score a network on photos and their masks, and show where it is worst."""
+    """Score a network on photos and their masks, and show its worst predictions."""
 
     checkpoint: str
-    """A run's folder (its best checkpoint is taken) or one checkpoint in it; path or URI."""
+    """Path or URI of a run (its best checkpoint is used), or of one checkpoint in it."""
 
     images: str
     """Folder or URI of the photos."""
 
     masks: str
-    """Folder or URI of the masks: the same names as the photos, in the same subfolders."""
+    """Folder or URI of the masks, which have the same names and subfolders as the photos."""
 
     output: str
-    """Folder or URI for the scores and the pictures; made if it is not there."""
+    """Folder or URI for the scores and the pictures. Created if missing."""
 
     overwrite: bool = False
-    """Replace the scores and the pictures that are in --output."""
+    """Replace the scores and the pictures in --output."""
 
     label_map: str = ""
-    """Raw mask values and their class ids, such as "0:0,1:1,2:2". Default: the one the network was trained with.
-    The value 255 is always ignored, unless it is mapped here."""
+    """Class id of each raw mask value, such as "0:0,1:1,2:2". Default: the map the network was trained with. The value
+    255 is ignored unless it is mapped here."""
 
     limit: int | None = None
-    """Only so many of the pairs, spread evenly over their names: for a first look."""
+    """Use only this many pairs, spread evenly over the sorted names. Useful for a quick trial."""
 
     max_pixels: int = 128_000_000
-    """A pair of more pixels than this becomes a row with an error instead of being decoded."""
+    """Do not decode pairs with more pixels than this; their rows contain an error instead."""
 
     batch_size: int | None = None
-    """Photos per forward pass; bounds the memory of the device. Default: 8 on a CPU, 128 on a GPU."""
+    """Photos per forward pass. Lower it if memory runs out. Default: 8 on a CPU, 128 on a GPU."""
 
     precision: Precision = "auto"
-    """Arithmetic of the network; auto is bf16 where the hardware has it, else fp32."""
+    """Numeric precision of the network. auto: bf16 where the hardware supports it, else fp32."""
 
     use_gpu: bool = False
     """Run the network on a GPU."""
@@ -154,33 +154,36 @@ class EvaluateConfig:
 
     @property
     def photos_per_pass(self) -> int:
-        """`batch_size`, resolved."""
+        """Value of `batch_size`, with the default resolved."""
         return _photos_per_pass(self.batch_size, self.use_gpu)
 
 
 def _photos_per_pass(batch_size: int | None, use_gpu: bool) -> int:
-    """A CPU core is slower with 32, which outgrow its caches, and no faster with 16."""
+    """Return the batch size, or its default: 128 on a GPU, 8 on a CPU.
+
+    On a CPU core, 16 is no faster than 8, and 32 is slower, because such a batch no longer fits its caches.
+    """
     return batch_size or (128 if use_gpu else 8)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Write a network as ONNX and torch.export, for programs that know neither Ray nor petseg."""
+    """Export a network to ONNX and torch.export, for programs that use neither Ray nor petseg."""
 
     checkpoint: str
-    """A run's folder (its best checkpoint is taken) or one checkpoint in it; path or URI."""
+    """Path or URI of a run (its best checkpoint is used), or of one checkpoint in it."""
 
     output: str
-    """Folder or URI for the models, their settings and their card; made if it is not there."""
+    """Folder or URI for the models, their settings and their model card. Created if missing."""
 
     formats: tuple[ExportFormat, ...] = ("onnx", "torch")
-    """onnx: model.onnx. torch: model.pt2, for torch.export.load."""
+    """Formats to write. onnx: model.onnx. torch: model.pt2, for torch.export.load."""
 
     licence: str = "not stated"
-    """Licence of the weights, for the card: what you say, as it depends on the photos they have learnt from."""
+    """Licence of the weights, for the model card. You must decide it: it depends on the training photos."""
 
     overwrite: bool = False
-    """Replace the export that is in --output."""
+    """Replace the export in --output."""
 
     def __post_init__(self) -> None:
         require(

@@ -1,4 +1,4 @@
-"""The settings of a training run."""
+"""Settings of a training run."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,110 +16,110 @@ class TrainConfig:
     """Train the U-Net on photos and their masks."""
 
     recipe: RecipeName = "best"
-    """How to train. keras: as the Keras example does, its split and its resizing included."""
+    """Training recipe. keras: the recipe of the Keras example, including its split and its resizing."""
 
     images: str | None = None
-    """Folder or URI (s3://bucket/prefix) of the photos. Without it, generated pets are drawn under --storage."""
+    """Folder or URI (s3://bucket/prefix) of the photos. Default: synthetic pets, generated under --storage."""
 
     masks: str | None = None
-    """Folder or URI of the masks: the same names as the photos, in the same subfolders."""
+    """Folder or URI of the masks, which have the same names and subfolders as the photos."""
 
     data: str | None = None
     """Folder or URI of prepared shards (`petseg prepare shards`), instead of --images and --masks."""
 
     classes: str = ""
-    """Names of the classes in the order of their ids, such as "cat,dog,background"."""
+    """Names of the classes in order of their ids, such as "cat,dog,background"."""
 
     num_classes: int | None = None
-    """Number of classes, where --classes does not name them. Default: 3."""
+    """Number of classes, if --classes does not name them. Default: 3."""
 
     label_map: str = ""
-    """Raw mask values and their classes, such as "0:0,1:1,2:2", or for masks of colours "#ff0000:cat,#000000:dog".
+    """Class of each raw mask value, such as "0:0,1:1,2:2", or of each colour, such as "#ff0000:cat,#000000:dog".
     Default: 1 is class 0, 2 is class 1, and so on."""
 
     ignore_label: str = ""
-    """Raw mask values (or colours) that count neither in the loss nor in a score, such as "0,254". Default: 255."""
+    """Raw mask values (or colours) to ignore in the loss and in the scores, such as "0,254". Default: 255."""
 
     class_weights: str = ""
-    """Weight of each class in the loss, such as "1,1,3"; or "balanced", which gives rare classes the weight that their
-    pixels lack. Default: every pixel counts alike."""
+    """Weight of each class in the loss, such as "1,1,3"; or "balanced", which weights rare classes more. Default: all
+    pixels have the same weight."""
 
     image_size: tuple[int, int] = (160, 160)
     """Height and width in pixels to which photos and masks are resized."""
 
     split_file: tuple[str, ...] = ()
-    """Which pairs are for what: train=FILE val=FILE (test=FILE), each with an id at the start of every line; or one
-    file with an id and one of these words in every line. Pairs that are in none of them are left out."""
+    """Files that assign pairs to a split: train=FILE val=FILE [test=FILE], with an id at the start of each line; or one
+    FILE with an id and train, val or test on each line. Pairs that are not listed are skipped."""
 
     val_fraction: float | None = None
-    """Share of the pairs held out for validation, between 0 and 1. Default: 0.2."""
+    """Fraction of the pairs held out for validation, between 0 and 1. Default: 0.2."""
 
     val_count: int | None = None
-    """Number of pairs held out for validation, instead of --val-fraction. Default of the keras recipe: 1000."""
+    """Number of pairs held out for validation, instead of --val-fraction. The keras recipe's default is 1000."""
 
     epochs: int = 15
-    """Passes over the training pairs."""
+    """Number of passes over the training pairs."""
 
     batch_size: int | None = None
-    """Pairs per step, over all workers together: each takes an equal part. Default: the recipe's, 8 or 32."""
+    """Pairs per step over all workers, divided equally among them. Default: the recipe's, 8 or 32."""
 
     accumulate: int = 1
-    """Parts into which a worker cuts its batch, adding up their gradients: for batches that its device cannot hold."""
+    """Gradient accumulation: split each worker's batch into this many parts, for batches that do not fit its device."""
 
     learning_rate: float | None = None
-    """Learning rate; of the best recipe, the highest of its schedule. Default: the recipe's."""
+    """Learning rate. In the best recipe it is the peak of the schedule. Default: the recipe's."""
 
     clip_norm: float = 0.0
-    """Gradients are scaled down to this norm where theirs is larger. 0: never."""
+    """Clip the gradient norm to this value. 0: no clipping."""
 
     augment: Switch = "auto"
-    """Flip, zoom, turn and recolour the training pairs at random. auto: as the recipe does; best does."""
+    """Flip, zoom, rotate and recolour the training pairs at random. auto: on for best, off for keras."""
 
     init_from: str = ""
-    """A run or checkpoint whose weights to begin with, instead of random ones."""
+    """Run or checkpoint whose weights to start from, instead of random weights."""
 
     precision: Precision = "auto"
-    """Arithmetic of the network; auto is bf16 where the hardware has it, else fp32."""
+    """Numeric precision of the network. auto: bf16 where the hardware supports it, else fp32."""
 
     compile: Switch = "auto"
-    """Compile the network (torch.compile). auto: on a GPU."""
+    """Compile the network with torch.compile. auto: on when training on a GPU."""
 
     seed: int = 1337
-    """Decides the split, the first weights, the order of the pairs and what is done to them."""
+    """Random seed of the split, the initial weights, the order of the pairs and the augmentation."""
 
     num_workers: tuple[int, ...] = (1,)
-    """Training processes (DDP): gloo on CPUs, nccl on GPUs. Two numbers: at least and at most so many, as nodes come
-    and go."""
+    """Number of training processes (DDP): gloo on CPUs, nccl on GPUs. Two numbers: the minimum and the maximum, on a
+    cluster whose nodes come and go."""
 
     use_gpu: bool = False
-    """One GPU per worker instead of CPU cores."""
+    """Train on one GPU per worker instead of on CPU cores."""
 
     cpus_per_worker: int = 0
-    """CPU cores (and threads) per worker. 0: the cluster's cores shared equally, or 1 beside a GPU."""
+    """CPU cores (and threads) per worker. 0: an equal part of the cluster's cores, or 1 with --use-gpu."""
 
     max_failures: int = 3
-    """So many deaths of a worker or node in a row, without a new epoch between them, are made good."""
+    """Restart workers up to this many consecutive failures without a new checkpoint."""
 
     wait_min: float = 30.0
-    """Minutes to wait for a cluster that has too little, but may grow."""
+    """Minutes to wait for an autoscaling cluster to reach the requested size."""
 
     feed_budget_gb: float = 4.0
-    """GB (10^9 bytes) of decoded pairs a worker may keep on its device; a larger share is streamed."""
+    """GB (10^9 bytes) of decoded pairs that a worker may keep on its device. A worker with more data streams it."""
 
     storage: str = "runs"
-    """Folder or URI under which runs are kept. On several nodes it must be one that all of them reach."""
+    """Folder or URI that holds the runs. On a cluster, all nodes must be able to reach it."""
 
     name: str = ""
-    """Name of this run, its folder below --storage. Default: the date and time."""
+    """Name of this run and of its folder in --storage. Default: the date and time."""
 
     resume: bool = False
-    """Go on with the run --name from its last checkpoint, with the settings it was started with."""
+    """Continue the run --name from its last checkpoint, with its original settings."""
 
     mlflow: bool = False
-    """Log to MLflow, too; its tracking server is the one in MLFLOW_TRACKING_URI."""
+    """Also log to MLflow, to the tracking server in MLFLOW_TRACKING_URI."""
 
     wandb: bool = False
-    """Log to Weights & Biases, too; key and project come from its own variables."""
+    """Also log to Weights & Biases. Its own environment variables set the key and the project."""
 
     def __post_init__(self) -> None:
         require(
@@ -158,15 +158,15 @@ class TrainConfig:
 
     @property
     def min_workers(self) -> int:
-        """The fewest workers it may have."""
+        """Minimum number of workers."""
         return self.num_workers[0]
 
     @property
     def max_workers(self) -> int:
-        """The most workers it may have."""
+        """Maximum number of workers."""
         return self.num_workers[-1]
 
     @property
     def elastic(self) -> bool:
-        """Whether the number of workers may change."""
+        """True if the number of workers may change during the run."""
         return self.min_workers < self.max_workers

@@ -1,1 +1,1 @@
-"""Photos, masks and labels: which files there are, and files to arrays. No Ray, no network."""
+"""Photos, masks and labels: finding the files and decoding them to arrays. No Ray, no neural network."""

@@ -1,6 +1,7 @@
-"""A look at pairs before any training: what is in their masks, what training would refuse, and what is there twice.
+"""Check pairs before training: find the values in the masks, the pairs that training would refuse, and duplicates.
 
-A plain process, no Ray and no torch: threads decode, and what is held is a row per pair. Nothing is written here.
+This runs in one plain process, without Ray and torch. Threads decode, and memory holds one row per pair. Nothing is
+written here.
 """
 
 import hashlib
@@ -34,21 +35,24 @@ ROWS = pa.schema(
         ("error", pa.string()),
     ]
 )
-"""A row per pair, and per photo or mask without a partner. `side` is where training would put it;
-`height` and `width` are the photo's once it is turned upright by its EXIF `orientation` (1 to 8); `values` are the raw
-values of the mask (a colour as 0xRRGGBB); `like` is the id of another photo that it repeats or looks like, on another
-side of the split where there is one; `error` is why training would refuse the pair, null where it would not. What is
-not known is null."""
+"""Schema of the table with one row per pair, and one per photo or mask without a partner. Unknown values are null.
+
+- `side`: the split that training would put the pair in
+- `height`, `width`: the photo's size in pixels, once it is turned upright by its EXIF `orientation` (1 to 8)
+- `values`: the raw values of the mask and their pixel counts; a colour is 0xRRGGBB
+- `like`: the id of another photo that this one repeats or looks like, in another split if there is one
+- `error`: the reason why training would refuse the pair; null if it would accept it
+"""
 
 _HASH_SIDE = 64
-_VALUES_KEPT = 300
-_AHEAD = 4
-_SUGGESTED_VALUES = 40
+_MAX_VALUES = 300
+_QUEUED_PER_THREAD = 4
+_MAX_SUGGESTED_CLASSES = 40
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of one pair."""
+    """The findings about one pair; a value that is not known is None."""
 
     id: str
     height: int | None = None
@@ -62,19 +66,19 @@ class Row:
 
 
 def look(pairs: pa.Table, label_map: LabelMap, max_pixels: int) -> Iterator[Row]:
-    """One for each row of a manifest, in order. Raises `UnavailableError` where storage does not answer."""
+    """Yield one `Row` for each row of a manifest, in order. Raises `UnavailableError` if storage does not answer."""
     threads = len(os.sched_getaffinity(0))
     running: deque[Future[Row]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for pair in manifest.read_pairs(pairs, decode.max_bytes(max_pixels)):
-            running.append(pool.submit(_look, *pair, label_map, max_pixels))
-            if len(running) > _AHEAD * threads:
+            running.append(pool.submit(_scan_pair, *pair, label_map, max_pixels))
+            if len(running) > _QUEUED_PER_THREAD * threads:
                 yield running.popleft().result()
         while running:
             yield running.popleft().result()
 
 
-def _look(row: dict[str, str], photo: bytes, mask: bytes, error: str, label_map: LabelMap, max_pixels: int) -> Row:
+def _scan_pair(row: dict[str, str], photo: bytes, mask: bytes, error: str, label_map: LabelMap, max_pixels: int) -> Row:
     if error:
         return Row(row["id"], error=error)
     found: dict[str, object] = {"sha256": hashlib.sha256(photo).hexdigest()}
@@ -85,7 +89,7 @@ def _look(row: dict[str, str], photo: bytes, mask: bytes, error: str, label_map:
     except DecodeError as refused:
         return Row(row["id"], **found, error=f"{row['image']}: {refused}")  # pyright: ignore[reportArgumentType]
     try:
-        found["values"], found["colours"] = raw_values(mask, max_pixels, _VALUES_KEPT, label_map.colours)
+        found["values"], found["colours"] = raw_values(mask, max_pixels, _MAX_VALUES, label_map.colours)
         decode_pair(photo, mask, (16, 16), label_map, max_pixels)
     except DecodeError as refused:
         found["error"] = f"{row['mask'] if refused.in_mask else row['image']}: {refused}"
@@ -94,18 +98,18 @@ def _look(row: dict[str, str], photo: bytes, mask: bytes, error: str, label_map:
 
 @dataclass(frozen=True)
 class Labels:
-    """What all masks have in them."""
+    """The raw values of all masks together."""
 
     pixels: dict[int, int]
-    """Of each raw value."""
+    """Number of pixels with each raw value."""
     files: dict[int, int]
-    """How many masks have it."""
+    """Number of masks that contain each raw value."""
     colours: bool
-    """Whether most masks are colour images."""
+    """True if most masks are colour images; the raw values are then colours."""
 
 
 def labels_of(rows: Iterable[Row]) -> Labels:
-    """The sums over all masks that could be read."""
+    """Sum the raw values over all readable masks of the kind that most masks are: colours or numbers."""
     pixels: dict[bool, Counter[int]] = {False: Counter(), True: Counter()}
     files: dict[bool, Counter[int]] = {False: Counter(), True: Counter()}
     masks: Counter[bool] = Counter()
@@ -119,8 +123,9 @@ def labels_of(rows: Iterable[Row]) -> Labels:
 
 
 def class_pixels(found: Labels, label_map: LabelMap) -> tuple[list[int], list[int], int]:
-    """Pixels of each class, masks that have it (at most: one with two of its values counts twice), and pixels that no
-    class covers.
+    """Return (pixels per class, masks per class, pixels that no class covers).
+
+    The number of masks is an upper bound: a mask with two raw values of one class counts twice.
     """
     pixels, files, unknown = [0] * label_map.num_classes, [0] * label_map.num_classes, 0
     for value, count in found.pixels.items():
@@ -134,43 +139,49 @@ def class_pixels(found: Labels, label_map: LabelMap) -> tuple[list[int], list[in
 
 
 def suggest(found: Labels, ignored: Set[int] | None = None) -> list[str] | None:
-    """Flags that would take these raw values as classes, but for those in `ignored` (without it, as in training, the
-    number 255); None where they are too many to be classes, or out of a label map's reach.
+    """Return the flags that make these raw values classes, except those in `ignored`.
+
+    Without `ignored`, the number 255 is ignored, as in training; masks with only 0 and 255 are black and white, and
+    keep it. Returns None if there are fewer than 2 or more than 40 values, or if a label map cannot hold one of them.
     """
     values = sorted(found.pixels)
     if ignored is not None:
         values = [value for value in values if value not in ignored]
-    elif not found.colours and values != [0, IGNORE_ID]:  # these are black and white
+    elif not found.colours and values != [0, IGNORE_ID]:  # 0 and 255 are black and white
         values = [value for value in values if value != IGNORE_ID]
-    if not 2 <= len(values) <= _SUGGESTED_VALUES:
+    if not 2 <= len(values) <= _MAX_SUGGESTED_CLASSES:
         return None
     if found.colours:
-        return _mapped([f"#{value:06x}" for value in values])
+        return _label_map_flags([f"#{value:06x}" for value in values])
     if values[0] < 0 or values[-1] >= NUMBERS:
         return None
     if values == list(range(1, len(values) + 1)):
         return ["--num-classes", str(len(values))]
-    return _mapped([str(value) for value in values])
+    return _label_map_flags([str(value) for value in values])
 
 
-def _mapped(raw: list[str]) -> list[str]:
+def _label_map_flags(raw: list[str]) -> list[str]:
     return ["--num-classes", str(len(raw)), "--label-map", ",".join(f"{value}:{i}" for i, value in enumerate(raw))]
 
 
 def twice(rows: list[Row]) -> tuple[list[tuple[int, int]], list[tuple[int, int, int]]]:
-    """Places of photos with the same bytes (the first of them, and each other), and of those that look the same."""
+    """Return (exact duplicates, near duplicates) as indices into `rows`.
+
+    An exact duplicate is (first photo with these bytes, other photo with them). A near duplicate is (photo, other photo
+    that looks the same, number of differing bits).
+    """
     first: dict[str, int] = {}
     same = []
-    for place, row in enumerate(rows):
-        if row.sha256 is not None and first.setdefault(row.sha256, place) != place:
-            same.append((first[row.sha256], place))
-    known = [place for place, row in enumerate(rows) if row.difference_hash is not None]
-    hashes = np.array([rows[place].difference_hash for place in known], np.uint64)
-    of_same = {place for _, place in same}
+    for index, row in enumerate(rows):
+        if row.sha256 is not None and first.setdefault(row.sha256, index) != index:
+            same.append((first[row.sha256], index))
+    known = [index for index, row in enumerate(rows) if row.difference_hash is not None]
+    hashes = np.array([rows[index].difference_hash for index in known], np.uint64)
+    repeated = {index for _, index in same}
     alike = [
         (known[one], known[other], bits)
         for one, other, bits in duplicates.near(hashes)
-        if rows[known[one]].sha256 != rows[known[other]].sha256 and known[other] not in of_same
+        if rows[known[one]].sha256 != rows[known[other]].sha256 and known[other] not in repeated
     ]
     return same, alike
 
@@ -178,7 +189,10 @@ def twice(rows: list[Row]) -> tuple[list[tuple[int, int]], list[tuple[int, int, 
 def table(
     rows: list[Row], pairs: pa.Table, sides: Mapping[str, str], like: Mapping[str, str], alone: list[dict[str, str]]
 ) -> pa.Table:
-    """All of it as `ROWS` has it, sorted by id; `sides` and `like` are by id, `alone` the files without a partner."""
+    """Return the table of all findings, with the schema `ROWS`, sorted by id.
+
+    `sides` and `like` map ids to the columns `side` and `like`. `alone` are the files without a partner.
+    """
     found = [
         {
             **pair,
@@ -196,5 +210,5 @@ def table(
         }
         for row, pair in zip(rows, pairs.to_pylist(), strict=True)
     ]
-    whole = [{name: None for name in ROWS.names} | entry for entry in (*found, *alone)]
-    return pa.Table.from_pylist(sorted(whole, key=lambda entry: entry["id"] or ""), ROWS)
+    entries = [{name: None for name in ROWS.names} | entry for entry in (*found, *alone)]
+    return pa.Table.from_pylist(sorted(entries, key=lambda entry: entry["id"] or ""), ROWS)

@@ -1,4 +1,4 @@
-"""Bytes to arrays and back: decode, resize, upright, encode. Arrays in and out; no folders, no torch, no Ray.
+"""Decode images to arrays, turn them upright, resize them, and encode arrays. No folders, no torch, no Ray.
 
 Training and prediction decode with the same functions, so that the network sees the same pixels in both.
 """
@@ -17,17 +17,22 @@ from PIL import Image, ImageFile
 from petseg.config.base import Resize
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-"""Formats that are decoded, whatever the file is called. Others (PDF, PostScript, …) stay closed: they run programs."""
+"""Pillow's names of the formats that are decoded; the file's name does not matter.
+
+Other formats (PDF, PostScript, …) are refused: Pillow would start other programs for some of them.
+"""
 
 MAX_TRAINING_PIXELS = 2**27
-"""A larger training photo is refused instead of decoded; 128 megapixels, 400 MB."""
+"""Largest training photo in pixels: 128 megapixels, 400 MB once decoded. A larger one is refused before decoding."""
 
 PNG_STRATEGY = 3
-"""zlib's Z_RLE, for a mask: there is little but runs to find in it. 2.2 kB for 500 × 375, as with level 6, in half the
-time."""
+"""Compression strategy for masks: zlib's Z_RLE, because a mask consists mostly of runs.
+
+A mask of 500 × 375 pixels takes 2.2 kB, as with level 6, in half the time.
+"""
 
 MAX_SIDE = 65535
-"""Longest side in pixels, JPEG's own limit: a longer thread of pixels is no photo, but costs like a large one."""
+"""Longest side in pixels, JPEG's own limit. A longer and narrower image is not a photo, but costs as much as one."""
 
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSE = {
@@ -41,23 +46,26 @@ _TRANSPOSE = {
 }
 SWAPS_SIDES = {5, 6, 7, 8}
 _FILTERS: dict[Resize, Image.Resampling] = {
-    "antialias": Image.Resampling.BILINEAR,  # Pillow widens it as far as the image shrinks
+    "antialias": Image.Resampling.BILINEAR,  # Pillow widens the filter as far as the image shrinks
     "nearest": Image.Resampling.NEAREST,
 }
 
 
 class DecodeError(ValueError):
-    """These bytes are not an image that can be used; the message says why, without the file's name."""
+    """Raised for bytes that are not a usable image; the message says why, without the file's name."""
 
     def __init__(self, message: str, in_mask: bool = False) -> None:
         super().__init__(message)
         self.in_mask = in_mask
-        """Of a pair: whether it is the mask."""
+        """True if the unusable image of a pair is the mask."""
 
 
 @dataclass(frozen=True)
 class Photo:
-    """A decoded photo: uint8 (H, W, 3) RGB at the size asked for, and the size of the upright original."""
+    """A decoded photo and the size of its upright original.
+
+    `pixels` is RGB, uint8 (H, W, 3), at the requested size; `height` and `width` are the original's, in pixels.
+    """
 
     pixels: np.ndarray
     height: int
@@ -65,11 +73,12 @@ class Photo:
 
 
 def decode_photo(content: bytes, size_hw: tuple[int, int], max_pixels: int, resize: Resize = "antialias") -> Photo:
-    """Decode a photo, turn it upright by its EXIF orientation, make it RGB, and resize it.
+    """Decode a photo, turn it upright by its EXIF orientation, convert it to RGB, and resize it.
 
-    Bilinear with antialiasing, or to the nearest pixel. Of an animation, the first frame. Alpha is dropped, 16-bit
-    depth is cut to 8.
-    Raises `DecodeError`, also where the photo has more than `max_pixels` pixels, before it is decoded.
+    `resize` is bilinear with antialiasing, or the nearest pixel. An animation gives its first frame. Alpha is dropped,
+    and 16-bit depth is cut to 8.
+
+    Raises `DecodeError` if the photo cannot be used, and, before decoding it, if it has more than `max_pixels` pixels.
     """
     with as_decode_errors():
         image = open_image(content, max_pixels)
@@ -77,35 +86,35 @@ def decode_photo(content: bytes, size_hw: tuple[int, int], max_pixels: int, resi
 
 
 def content_format(content: bytes) -> str:
-    """Which of `FORMATS` an image is, whatever its name says. Raises `DecodeError` where it is none of them."""
+    """Return which of `FORMATS` an image has, by its content. Raises `DecodeError` if it has another format."""
     with as_decode_errors():
         return open_image(content, MAX_TRAINING_PIXELS).format or ""
 
 
 def upright_size(content: bytes, max_pixels: int) -> tuple[int, int]:
-    """Height and width of a photo once it is upright. Raises `DecodeError` as `decode_photo` does."""
+    """Return the height and width of a photo once it is upright. Raises `DecodeError` as `decode_photo` does."""
     with as_decode_errors():
         width, height = header_of(open_image(content, max_pixels)).size
         return height, width
 
 
 def orientation(content: bytes, max_pixels: int) -> int:
-    """The EXIF orientation of a photo: 1 (upright) to 8. Raises `DecodeError` as `decode_photo` does."""
+    """Return the EXIF orientation of a photo: 1 (upright) to 8. Raises `DecodeError` as `decode_photo` does."""
     with as_decode_errors():
         return header_of(open_image(content, max_pixels)).orientation
 
 
 def decode_whole(content: bytes, max_pixels: int) -> Image.Image:
-    """A photo at its own size: RGB and upright, 4 bytes a pixel. Raises `DecodeError` as `decode_photo` does."""
+    """Decode a photo at its own size: RGB and upright, 4 bytes a pixel. Raises `DecodeError` as `decode_photo` does."""
     with as_decode_errors():
         image = open_image(content, max_pixels)
         header = header_of(image)
-        image.load()  # Pillow would put it off, and fail where nobody expects it
-        return upright(_rgb(image), header.still_to_turn)
+        image.load()  # otherwise Pillow decodes later, where an error is not expected
+        return upright(_to_rgb(image), header.still_to_turn)
 
 
 def decode_small(content: bytes, side: int, max_pixels: int) -> Image.Image:
-    """A photo, upright, RGB, at most `side` pixels a side. Raises `DecodeError` as `decode_photo` does."""
+    """Decode a photo, upright, RGB, at most `side` pixels a side. Raises `DecodeError` as `decode_photo` does."""
     with as_decode_errors():
         image = open_image(content, max_pixels)
         header = header_of(image)
@@ -123,7 +132,10 @@ def cut(
     size_hw: tuple[int, int],
     resize: Resize = "antialias",
 ) -> np.ndarray:
-    """A part of a whole photo as `decode_photo` gives a photo: uint8 (H, W, 3) at `size_hw`."""
+    """Return a tile of a whole photo, resized as `decode_photo` resizes: uint8 (H, W, 3) at `size_hw`.
+
+    The tile begins at pixel (`top`, `left`) and has the size `tile_hw`.
+    """
     height, width = tile_hw
     rows, columns = size_hw
     part = picture.crop((left, top, left + width, top + height))
@@ -131,21 +143,25 @@ def cut(
 
 
 def max_bytes(max_pixels: int) -> int:
-    """What a file within `max_pixels` has at most: 16 bits for each of four channels, and some more for what comes
-    along. A larger one is not worth its memory.
+    """Return the size limit in bytes for a file of at most `max_pixels` pixels; a larger file is not read into memory.
+
+    The limit is 16 bits for each of four channels, and 64 MiB for metadata.
     """
     return 8 * max_pixels + 2**26
 
 
 def encode_grey(values: np.ndarray) -> bytes:
-    """uint8 (H, W) as a grey PNG, at the level that is quickest: probabilities hardly shrink."""
+    """Encode uint8 (H, W) as a grey PNG, at the quickest compression level: probabilities hardly shrink."""
     buffer = io.BytesIO()
     Image.fromarray(values).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
 def encode_mask(mask: np.ndarray, palette: tuple[tuple[int, int, int], ...]) -> bytes:
-    """Class ids, uint8 (H, W), as an indexed-colour PNG: the pixel values are the ids, the palette is for looking."""
+    """Encode class ids, uint8 (H, W), as an indexed-colour PNG.
+
+    The pixel values are the class ids. The palette only makes them visible.
+    """
     image = Image.fromarray(mask, mode="P")
     image.putpalette([channel for colour in palette for channel in colour])
     buffer = io.BytesIO()
@@ -154,7 +170,10 @@ def encode_mask(mask: np.ndarray, palette: tuple[tuple[int, int, int], ...]) -> 
 
 
 def from_column(column: pa.ChunkedArray, shape: tuple[int, ...]) -> np.ndarray:
-    """Fixed-size binary values as uint8 (n, *shape), read-only and not copied; where a value is null, anything."""
+    """Return fixed-size binary values as uint8 (n, *shape), read-only.
+
+    The bytes are not copied when the column has one chunk. A null value gives arbitrary bytes.
+    """
     values = column.combine_chunks()
     size = math.prod(shape)
     data = np.frombuffer(values.buffers()[1], np.uint8, count=len(values) * size, offset=values.offset * size)
@@ -163,7 +182,10 @@ def from_column(column: pa.ChunkedArray, shape: tuple[int, ...]) -> np.ndarray:
 
 @contextlib.contextmanager
 def as_decode_errors(in_mask: bool = False) -> Iterator[None]:
-    """Pillow's decoders raise many types on broken bytes; all mean the same here."""
+    """Turn any exception into a `DecodeError`; Pillow's decoders raise many types for broken bytes.
+
+    `in_mask` is passed on to the error.
+    """
     try:
         yield
     except Exception as error:
@@ -175,20 +197,26 @@ def as_decode_errors(in_mask: bool = False) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Header:
-    """How an image lies: its EXIF orientation, and its (width, height) as stored and upright."""
+    """An image's EXIF orientation (1 to 8) and its sizes, as (width, height) in pixels.
+
+    `stored_size` is the size before it is turned upright, and `size` the one after.
+    """
 
     orientation: int
     stored_size: tuple[int, int]
     size: tuple[int, int]
     still_to_turn: int
-    """The orientation that remains to be applied to the pixels as Pillow gives them."""
+    """The EXIF orientation that must still be applied to the pixels that Pillow decodes."""
 
 
 def open_image(content: bytes, max_pixels: int) -> ImageFile.ImageFile:
-    """Read the header only."""
+    """Open an image by reading its header only.
+
+    Raises `DecodeError` if the content is empty, has none of `FORMATS`, or exceeds `MAX_SIDE` or `max_pixels`.
+    """
     if not content:
         raise DecodeError("the file is empty")
-    Image.MAX_IMAGE_PIXELS = None  # ours, checked next, takes its place: Pillow's is one number for the process
+    Image.MAX_IMAGE_PIXELS = None  # Pillow's limit is global; ours is checked below
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.UnidentifiedImageError as error:
@@ -202,46 +230,49 @@ def open_image(content: bytes, max_pixels: int) -> ImageFile.ImageFile:
 
 
 def decode_opened(image: Image.Image, header: Header, size_hw: tuple[int, int], resize: Resize) -> Photo:
-    """What `decode_photo` makes of an image that is open, with its `header_of`."""
+    """Do as `decode_photo` with an image that is open; `header` is its `header_of`."""
     rows, columns = size_hw[::-1] if header.still_to_turn in SWAPS_SIDES else size_hw
-    # A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as that is no less than the size asked for: a
-    # third less time for 500 × 375, and by 0.8 of 255 (mean) from what decoding it whole and then shrinking it gives.
+    # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is at least the requested size. This takes a third less
+    # time for 500 × 375. Pixels differ by 0.8 of 255 (mean) from those of decoding the whole photo and shrinking it.
     drafted = image.draft("RGB", (columns, rows)) if resize == "antialias" else None
-    box = drafted[1] if drafted else None  # its edge may lie inside the last pixel
-    resized = _rgb(image).resize((columns, rows), _FILTERS[resize], box)
+    box = drafted[1] if drafted else None  # its right and bottom edges may lie inside a pixel
+    resized = _to_rgb(image).resize((columns, rows), _FILTERS[resize], box)
     width, height = header.size
     return Photo(np.asarray(upright(resized, header.still_to_turn)), height, width)
 
 
 def header_of(image: Image.Image) -> Header:
-    """Orientation 1 (upright) also where the tag is missing, broken or not one of 1..8."""
+    """Return an image's `Header`. The orientation is 1 (upright) if the tag is missing, broken or not one of 1..8."""
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except (OSError, ValueError, KeyError, IndexError, TypeError, SyntaxError, struct.error):
-        # Broken metadata says nothing of the pixels, which are still good.
+        # Broken metadata does not mean broken pixels.
         orientation = 1
     if orientation not in _TRANSPOSE:
         orientation = 1
     width, height = image.size
     other = (height, width) if orientation in SWAPS_SIDES else (width, height)
-    if image.format == "TIFF":  # these Pillow turns itself, and gives the upright size
+    if image.format == "TIFF":  # Pillow turns TIFF itself, and gives the upright size
         return Header(orientation, other, (width, height), still_to_turn=1)
     return Header(orientation, (width, height), other, still_to_turn=orientation)
 
 
 def upright(image: Image.Image, orientation: int) -> Image.Image:
-    """An image turned by its EXIF orientation; 1, and what is none, leaves it."""
+    """Return an image turned upright by its EXIF orientation; 1 and invalid orientations leave it unchanged."""
     return image.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else image
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB."""
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to RGB, 8 bits.
+
+    Raises `DecodeError` if the pixels are floating-point numbers or have more than 16 bits.
+    """
     if image.mode == "F":
         raise DecodeError("its pixels are floating-point numbers of unknown scale; store it with 8 or 16 bits")
     if image.mode.startswith("I"):  # Pillow would clip values over 255 instead of scaling them
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise DecodeError("its pixels have more than 16 bits; store it with 8 or 16")
-        is_8_bit = image.mode == "I" and values.max() < 256  # 32 bits with room to spare
+        is_8_bit = image.mode == "I" and values.max() < 256  # stored in 32 bits
         image = Image.fromarray((values if is_8_bit else values >> 8).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")

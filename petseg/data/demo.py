@@ -1,4 +1,4 @@
-"""Generated pets: photos and trimaps drawn by a seeded program, for the first run and the tests. No file is shipped.
+"""Draw photos of pets and their trimaps from a seed, for the first run and the tests. No image file is shipped.
 
 A trimap has the raw values of the Oxford-IIIT Pet dataset: 1 pet, 2 background, 3 border.
 """
@@ -13,18 +13,18 @@ from PIL import Image, ImageDraw, ImageFilter
 from petseg import storage
 
 COUNT = 240
-"""Pairs of the demo set."""
+"""Number of pairs in the demo set."""
 
 PET, BACKGROUND, BORDER = 1, 2, 3
 
 _VERSION = 1
-"""Raised when the drawings change, so that a folder with the old ones is drawn anew."""
+"""Increase this when the drawings change, so that a folder with old drawings is drawn again."""
 
 
 def draw_set(folder: str, count: int = COUNT, seed: int = 0) -> tuple[str, str]:
-    """Draw `count` pairs as `images/*.jpg` and `trimaps/*.png` below `folder`; returns the two folders.
+    """Draw `count` pairs as `images/*.jpg` and `trimaps/*.png` below `folder`; return the two folders.
 
-    What is there already from the same count and seed is kept, once it is complete.
+    A complete set with the same count and seed is kept. Anything else in the two folders is removed first.
     """
     images, trimaps = storage.join(folder, "images"), storage.join(folder, "trimaps")
     done, content = "complete.json", json.dumps({"version": _VERSION, "count": count, "seed": seed}).encode()
@@ -42,7 +42,7 @@ def draw_set(folder: str, count: int = COUNT, seed: int = 0) -> tuple[str, str]:
 
 
 def draw_pair(index: int, seed: int = 0) -> tuple[Image.Image, Image.Image]:
-    """One photo (RGB) and its trimap (grey, values 1 to 3), of one size; the same for the same arguments."""
+    """Return a photo (RGB) and its trimap (grey, values 1 to 3), of one size, determined by the arguments alone."""
     rng = np.random.default_rng((seed, index))
     width, height = (int(side) for side in rng.integers(180, 321, 2))
     silhouette = Image.new("L", (width, height))
@@ -50,16 +50,16 @@ def draw_pair(index: int, seed: int = 0) -> tuple[Image.Image, Image.Image]:
     pose.draw_body(ImageDraw.Draw(silhouette))
     inside = np.asarray(silhouette)[..., None] / 255
 
-    fur = _texture(rng, height, width, contrast=35, coarsest=int(rng.integers(4, 24)))
-    ground = _ground(rng, width, height, pose)
+    fur = _make_texture(rng, height, width, contrast=35, coarsest=int(rng.integers(4, 24)))
+    ground = _draw_background(rng, width, height, pose)
     pixels = ground * (1 - inside) + fur * inside
     picture = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     pose.draw_face(ImageDraw.Draw(picture))
-    return _light(rng, picture), _trimap(silhouette)
+    return _add_camera_effects(rng, picture), _make_trimap(silhouette)
 
 
 class _Pose:
-    """Where the parts of one pet are: a body, a head with two ears, legs and a tail."""
+    """The positions of one pet's parts: a body, a head with two ears, legs and a tail."""
 
     def __init__(self, rng: np.random.Generator, width: int, height: int) -> None:
         self.size = size = min(width, height) * rng.uniform(0.2, 0.36)
@@ -76,7 +76,7 @@ class _Pose:
         self.leg_length = size * rng.uniform(0.3, 0.6)
 
     def draw_body(self, draw: ImageDraw.ImageDraw) -> None:
-        """The outline, filled with white."""
+        """Draw the silhouette, filled with white."""
         x, y, size = self.body_x, self.body_y, self.size
         half_x, half_y = self.body_half
         thickness = max(3, int(size * 0.2))
@@ -108,18 +108,18 @@ class _Pose:
                 draw.polygon(((ear_x - base, low), (ear_x + base, low), (ear_x + at * base * 0.4, tip)), fill=255)
 
     def draw_face(self, draw: ImageDraw.ImageDraw) -> None:
-        """Eyes and a nose: they lie inside the outline."""
+        """Draw eyes and a nose, which lie inside the silhouette."""
         eye = max(1.5, self.head_half * 0.13)
         for at in (-0.4, 0.4):
             _ellipse(draw, self.head_x + at * self.head_half, self.head_y - eye, eye, eye, (25, 20, 15))
         _ellipse(draw, self.head_x, self.head_y + self.head_half * 0.35, eye * 1.2, eye * 0.8, (60, 35, 35))
 
 
-def _ground(rng: np.random.Generator, width: int, height: int, pose: _Pose) -> np.ndarray:
-    """A wall over a floor, things that are no pets, and the pet's shadow: float (H, W, 3)."""
+def _draw_background(rng: np.random.Generator, width: int, height: int, pose: _Pose) -> np.ndarray:
+    """Draw a wall above a floor, objects that are not pets, and the pet's shadow: float (H, W, 3)."""
     horizon = int(height * rng.uniform(0.3, 0.7))
-    wall = _texture(rng, height, width, contrast=25, coarsest=int(rng.integers(2, 8)))
-    floor = _texture(rng, height, width, contrast=30, coarsest=int(rng.integers(4, 40)))
+    wall = _make_texture(rng, height, width, contrast=25, coarsest=int(rng.integers(2, 8)))
+    floor = _make_texture(rng, height, width, contrast=30, coarsest=int(rng.integers(4, 40)))
     pixels = np.concatenate([wall[:horizon], floor[horizon:]])
     if rng.random() < 0.4:  # a striped wallpaper or a tiled floor
         period = rng.integers(10, 40)
@@ -140,8 +140,8 @@ def _ground(rng: np.random.Generator, width: int, height: int, pose: _Pose) -> n
     return np.asarray(picture, np.float64) * softened[..., None]
 
 
-def _texture(rng: np.random.Generator, height: int, width: int, contrast: float, coarsest: int) -> np.ndarray:
-    """One colour with noise at three scales, as fur, carpet or plaster have it: float (H, W, 3)."""
+def _make_texture(rng: np.random.Generator, height: int, width: int, contrast: float, coarsest: int) -> np.ndarray:
+    """Return one colour with noise at three scales, like fur, carpet or plaster: float (H, W, 3)."""
     pixels = np.broadcast_to(rng.uniform(40, 215, 3), (height, width, 3)).copy()
     for octave in range(3):
         cells = coarsest * 2**octave + 1
@@ -150,8 +150,8 @@ def _texture(rng: np.random.Generator, height: int, width: int, contrast: float,
     return pixels
 
 
-def _light(rng: np.random.Generator, picture: Image.Image) -> Image.Image:
-    """Light that falls from one side with a warm or cold tint, then a camera's softness and noise."""
+def _add_camera_effects(rng: np.random.Generator, picture: Image.Image) -> Image.Image:
+    """Light a picture from one side with a warm or cold tint; add a camera's softness and noise."""
     pixels = np.asarray(picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.0))), np.float64)
     height, width = pixels.shape[:2]
     angle = rng.uniform(0, 2 * math.pi)
@@ -162,8 +162,11 @@ def _light(rng: np.random.Generator, picture: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-def _trimap(silhouette: Image.Image) -> Image.Image:
-    """Border is a band of 7 pixels along the outline, about as wide as the dataset's relative to the photo."""
+def _make_trimap(silhouette: Image.Image) -> Image.Image:
+    """Return the trimap of a silhouette.
+
+    The border is a band of 7 pixels along the outline. Relative to the photo it is about as wide as the dataset's.
+    """
     inside = np.asarray(silhouette.filter(ImageFilter.MinFilter(7))) > 0
     near = np.asarray(silhouette.filter(ImageFilter.MaxFilter(7))) > 0
     trimap = np.where(inside, PET, np.where(near, BORDER, BACKGROUND))

@@ -1,4 +1,4 @@
-"""Classes: their names and colours, and how the raw values of a mask become class ids. Arrays only, no files."""
+"""Define class names, class colours and the map from raw mask values to class ids. Arrays only, no files."""
 
 import colorsys
 import functools
@@ -10,28 +10,30 @@ import numpy as np
 from petseg.errors import InputError
 
 MAX_CLASSES = 254
-"""So that a class id fits into a byte beside the two that follow."""
+"""Largest number of classes: class ids share a byte with `IGNORE_ID` and `UNKNOWN_ID`."""
 
 IGNORE_ID = 255
-"""Class id of pixels that count neither in the loss nor in a score."""
+"""Class id of the pixels that count neither in the loss nor in a score."""
 
 UNKNOWN_ID = 254
-"""What `LabelMap.table` gives for a raw value that no class covers; never a class id, and never left in a mask."""
+"""Id in `LabelMap.table` of the raw values that no class covers. It is never a class id, and never left in a mask."""
 
 NUMBERS = 2**16
-"""As many raw values can be mapped: every value of a 16-bit mask."""
+"""Number of raw values that can be mapped: all values of a 16-bit mask."""
 
-_COLOURS = 2**24
+_NUM_COLOURS = 2**24
 
 _PET_NAMES = ("pet", "background", "border")
 _PET_PALETTE = ((233, 116, 81), (33, 41, 60), (250, 224, 120))
 
 
 def class_names(num_classes: int | None = None, text: str = "") -> tuple[str, ...]:
-    """One name per class id: those of text such as "cat,dog,background", else of the Oxford-IIIT Pet trimaps for three
-    classes, else class_0, class_1, …
+    """Return one name per class id.
 
-    Raises `InputError`, naming the flag, where names are empty, equal, or not as many as `num_classes`.
+    The names come from `text`, such as "cat,dog,background". Without it, three classes are named as in the Oxford-IIIT
+    Pet trimaps; for any other number the names are class_0, class_1, …
+
+    Raises `InputError`, naming the flag, if names are empty, equal, or not as many as `num_classes`.
     """
     if not text:
         return _PET_NAMES if num_classes in (None, 3) else tuple(f"class_{i}" for i in range(num_classes))
@@ -46,9 +48,10 @@ def class_names(num_classes: int | None = None, text: str = "") -> tuple[str, ..
 
 
 def palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
-    """One RGB colour, 0..255, per class id, each unlike the others.
+    """Return one RGB colour, 0..255, per class id, each unlike the others.
 
-    Hues a golden angle apart stay spread out for any count; the brightness cycles in addition.
+    The hues are a golden angle apart, which spreads them out for any number of classes. The brightness cycles through
+    three values as well.
     """
     if num_classes == 3:
         return _PET_PALETTE
@@ -59,29 +62,29 @@ def palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
 
 @dataclass(frozen=True)
 class LabelMap:
-    """Which raw mask value means which class id."""
+    """A map from raw mask values to class ids."""
 
     ids: dict[int, int]
-    """Raw value → class id, `IGNORE_ID` included. A raw value is a number, or a colour as 0xRRGGBB."""
+    """Maps raw values to class ids, `IGNORE_ID` included. A raw value is a number, or a colour as 0xRRGGBB."""
 
     num_classes: int
 
     colours: bool = False
-    """Whether masks are colour images."""
+    """True if masks are colour images."""
 
     @classmethod
     def parse(cls, text: str, num_classes: int, names: tuple[str, ...] = (), ignore: str = "") -> "LabelMap":
-        """The map of text such as "1:0,2:1,3:2", or "#ff0000:cat,#00ff00:dog" with `names` and colours.
+        """Parse text such as "1:0,2:1,3:2", or "#ff0000:cat,#00ff00:dog" with `names` and colours.
 
-        Empty text means that raw values count from 1, as in the Oxford-IIIT Pet trimaps: 1 is class 0, and so on. The
-        raw values in `ignore` ("0,254") are ignored, and all that are mapped to 255; without it, the number 255 is,
-        unless the text maps it.
+        Empty text means that raw values count from 1, as in the Oxford-IIIT Pet trimaps: 1 is class 0, and so on.
+        Raw values in `ignore` ("0,254") are ignored, and so are those that the text maps to 255. Without `ignore`, the
+        number 255 is ignored unless the text maps it.
 
-        Raises `InputError`, naming the flag, on anything else.
+        Raises `InputError`, naming the flag, for any other text.
         """
         found: dict[tuple[bool, int], int] = {}
         for part in text.split(",") if text else [f"{i + 1}:{i}" for i in range(num_classes)]:
-            raw, class_id = _entry(part, num_classes, names)
+            raw, class_id = _parse_entry(part, num_classes, names)
             if raw in found:
                 raise InputError(f"--label-map: the raw value {part.partition(':')[0].strip()} is there twice")
             found[raw] = class_id
@@ -89,7 +92,7 @@ class LabelMap:
         if unused:
             raise InputError(f"--label-map: no raw value gives class {unused[0]} of {num_classes}")
         for value in ignore.split(",") if ignore else ():
-            raw = _raw(value)
+            raw = _parse_raw_value(value)
             if raw is None:
                 raise InputError(f'--ignore-label: {value!r} is neither a number, 0 to 65535, nor a colour, "#RRGGBB"')
             if found.setdefault(raw, IGNORE_ID) != IGNORE_ID:
@@ -105,28 +108,31 @@ class LabelMap:
         return cls(ids, num_classes, colours=kinds == {True})
 
     def __str__(self) -> str:
-        """The text from which `parse` makes this map."""
+        """Return the text from which `parse` makes this map."""
         return ",".join(f"{self.show(raw)}:{class_id}" for raw, class_id in sorted(self.ids.items()))
 
     def show(self, raw: int) -> str:
-        """A raw value as it stands in the flag."""
+        """Return a raw value as it is written in --label-map."""
         return f"#{raw:06x}" if self.colours else str(raw)
 
     @functools.cached_property
     def table(self) -> np.ndarray:
-        """uint8 (65536,), of colours (2^24,): class ids indexed by raw value, `UNKNOWN_ID` where no class covers it."""
-        table = np.full(_COLOURS if self.colours else NUMBERS, UNKNOWN_ID, np.uint8)
+        """Class ids indexed by raw value, uint8: (65536,), or (2^24,) for colours.
+
+        A raw value that no class covers has `UNKNOWN_ID`.
+        """
+        table = np.full(_NUM_COLOURS if self.colours else NUMBERS, UNKNOWN_ID, np.uint8)
         for raw, class_id in self.ids.items():
             table[raw] = class_id
         return table
 
     def refusal(self, values: list[int], has_255: bool = False) -> str:
-        """Why a mask with these raw values, which no class covers, is refused, and the flag that would take them.
+        """Return why a mask with these raw values, which no class covers, is refused, and the flag that would map them.
 
-        `has_255`: whether the mask has the value 255, too, which is no unknown one.
+        `has_255` is true if the mask also has the value 255, even if that value is not unknown.
         """
         covered = sorted(raw for raw, class_id in self.ids.items() if class_id != IGNORE_ID)
-        message = f"it has the value {self._some(values)}, but the classes cover {self._some(covered)}"
+        message = f"it has the value {self._join(values)}, but the classes cover {self._join(covered)}"
         if self.colours:
             return f"{message}; add it to --label-map, or to --ignore-label"
         if values == [0] and has_255:
@@ -136,14 +142,14 @@ class LabelMap:
             return f"{message}; if your masks count from 0, pass --label-map {from_zero}"
         return f"{message}; pass --label-map RAW:ID,… with every value, --ignore-label, or --num-classes"
 
-    def _some(self, values: list[int]) -> str:
+    def _join(self, values: list[int]) -> str:
         return ", ".join(map(self.show, values[:8])) + (", …" if len(values) > 8 else "")
 
 
-def _entry(part: str, num_classes: int, names: tuple[str, ...]) -> tuple[tuple[bool, int], int]:
-    """One part of --label-map: (whether it is a colour, raw value), class id."""
+def _parse_entry(part: str, num_classes: int, names: tuple[str, ...]) -> tuple[tuple[bool, int], int]:
+    """Parse one part of --label-map: ((True for a colour, raw value), class id)."""
     raw_text, _, class_text = part.partition(":")
-    raw, class_text = _raw(raw_text), class_text.strip()
+    raw, class_text = _parse_raw_value(raw_text), class_text.strip()
     number = int(class_text) if class_text.isdecimal() else -1
     class_id = names.index(class_text) if class_text in names else number
     if raw is None or not (0 <= class_id < num_classes or class_id == IGNORE_ID):
@@ -155,8 +161,8 @@ def _entry(part: str, num_classes: int, names: tuple[str, ...]) -> tuple[tuple[b
     return raw, class_id
 
 
-def _raw(text: str) -> tuple[bool, int] | None:
-    """Whether a raw value is a colour, and its number; None where it is neither."""
+def _parse_raw_value(text: str) -> tuple[bool, int] | None:
+    """Parse a raw value: (True for a colour, its number); None if it is neither a colour nor a number."""
     text = text.strip()
     if re.fullmatch("#[0-9a-fA-F]{6}", text):
         return True, int(text[1:], 16)

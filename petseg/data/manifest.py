@@ -1,7 +1,7 @@
-"""Which files there are: found, paired by name, checked, split. A manifest is a small Arrow table; no pixels here.
+"""Find photos and masks, pair them by name, and check the names. A manifest is a small Arrow table; no pixels here.
 
-Columns, all strings: `id` (path below the folder, no ending, "/" between its parts; it names every output), `image`
-(absolute path or URI) and `mask` (the same, null when predicting). Rows are sorted by `id`.
+Its columns are strings: `id` (path below the folder without an ending, "/" between its parts; it names every output),
+`image` (absolute path or URI) and `mask` (the same; null when predicting). Rows are sorted by `id`.
 """
 
 import hashlib
@@ -17,10 +17,10 @@ from petseg.errors import InputError
 from petseg.storage import checks
 
 IMAGE_ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-"""Endings of the files that are taken for images. What a file really is, its content decides."""
+"""Endings of the files that are taken for images. The content decides on the format."""
 
 OUTPUT_ENDINGS = (".jpg", ".png")
-"""Endings of the files that a prediction names by an id."""
+"""Endings of the output files that prediction names by an id."""
 
 SCHEMA = pa.schema([("id", pa.string()), ("image", pa.string()), ("mask", pa.string())])
 
@@ -28,36 +28,37 @@ _CHUNK = 2**16
 
 
 def discover(images: str, masks: str | None = None) -> pa.Table:
-    """The manifest of a folder of photos, or of two folders, paired by id.
+    """Return the manifest of a folder of photos, or of two folders, whose files are paired by id.
 
-    Raises `InputError` where a folder is missing or holds no image, where two files have one id, where a photo has
-    no mask or a mask no photo, and where a name cannot name an output safely.
+    Raises `InputError` if a folder is missing or holds no image, if two files have one id, if a photo has no mask or a
+    mask no photo, or if a name cannot safely name an output.
     """
     if masks is None:
-        photos = _images_by_id(images, "--images", apart_from=None)
+        photos = _images_by_id(images, "--images", excluded=None)
         return photos.append_column("mask", pa.nulls(photos.num_rows, pa.string())).cast(SCHEMA)
     pairs, photos_alone, masks_alone = match(images, masks)
-    _refuse_unpaired(photos_alone["id"].to_pylist(), "a photo without a mask", masks)
-    _refuse_unpaired(masks_alone["id"].to_pylist(), "a mask without a photo", images)
+    _require_no_unpaired(photos_alone["id"].to_pylist(), "a photo without a mask", masks)
+    _require_no_unpaired(masks_alone["id"].to_pylist(), "a mask without a photo", images)
     return pairs
 
 
 def match(images: str, masks: str) -> tuple[pa.Table, pa.Table, pa.Table]:
-    """The manifest of what is in both folders, and the photos and the masks that are alone: `id` and `image`.
+    """Return (manifest of the pairs, photos without a mask, masks without a photo).
 
-    Raises `InputError` as `discover` does, but for these.
+    The last two have the columns `id` and `image`. Raises `InputError` as `discover` does, except for files without a
+    partner.
     """
     if images == masks:
         raise InputError(f"--images and --masks are one folder, {images}; keep photos and masks in two")
-    photos = _images_by_id(images, "--images", apart_from=masks)
-    of_masks = _images_by_id(masks, "--masks", apart_from=images)
-    has_mask, has_photo = pc.is_in(photos["id"], of_masks["id"]), pc.is_in(of_masks["id"], photos["id"])  # pyright: ignore[reportAttributeAccessIssue]
-    pairs = photos.filter(has_mask).append_column("mask", of_masks.filter(has_photo)["image"]).cast(SCHEMA)
-    return pairs, photos.filter(pc.invert(has_mask)), of_masks.filter(pc.invert(has_photo))  # pyright: ignore[reportAttributeAccessIssue]
+    photos = _images_by_id(images, "--images", excluded=masks)
+    mask_files = _images_by_id(masks, "--masks", excluded=images)
+    has_mask, has_photo = pc.is_in(photos["id"], mask_files["id"]), pc.is_in(mask_files["id"], photos["id"])  # pyright: ignore[reportAttributeAccessIssue]
+    pairs = photos.filter(has_mask).append_column("mask", mask_files.filter(has_photo)["image"]).cast(SCHEMA)
+    return pairs, photos.filter(pc.invert(has_mask)), mask_files.filter(pc.invert(has_photo))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def digest(manifest: pa.Table, columns: tuple[str, ...]) -> str:
-    """SHA-256, in hexadecimal, of the values of some columns."""
+    """Return the SHA-256, in hexadecimal, of the values in these columns."""
     found = hashlib.sha256()
     for name in columns:
         for start in range(0, manifest.num_rows, _CHUNK):
@@ -67,7 +68,7 @@ def digest(manifest: pa.Table, columns: tuple[str, ...]) -> str:
 
 
 def sample(manifest: pa.Table, count: int) -> pa.Table:
-    """At most `count` rows, spread evenly over the sorted names: neighbours in a folder are often alike."""
+    """Return at most `count` rows, spread evenly over the sorted names, because neighbours are often alike."""
     total = manifest.num_rows
     if count >= total:
         return manifest
@@ -75,9 +76,10 @@ def sample(manifest: pa.Table, count: int) -> pa.Table:
 
 
 def read_pairs(pairs: pa.Table, at_most: int | None = None) -> Iterator[tuple[dict[str, str], bytes, bytes, str]]:
-    """Each row with the contents of its photo and its mask, and, where one of them cannot be read, which and why.
+    """Yield (row, content of the photo, content of the mask, error) for each row.
 
-    Raises `UnavailableError` where storage does not answer.
+    The error is empty, or says which file cannot be read, and why; then both contents are empty. `at_most` is the size
+    limit of a file in bytes. Raises `UnavailableError` if storage does not answer.
     """
     rows = pairs.to_pylist()
     contents = storage.read_each((row[of] for row in rows for of in ("image", "mask")), at_most)
@@ -91,19 +93,18 @@ def read_pairs(pairs: pa.Table, at_most: int | None = None) -> Iterator[tuple[di
 
 
 def refuse_bad(failures: list[str], remedy: str) -> InputError:
-    """What is said of pairs that cannot be used."""
+    """Return the error that lists pairs that cannot be used, and what to do about them."""
     shown = "; ".join(failures[:5]) + ("; …" if len(failures) > 5 else "")
     return InputError(f"pairs that cannot be used ({len(failures)}): {shown}. {remedy}")
 
 
-def _images_by_id(folder: str, flag: str, apart_from: str | None) -> pa.Table:
-    """The columns `id` and `image` of every image below `folder`, sorted by id; what lies in the folder `apart_from`
-    is passed over.
+def _images_by_id(folder: str, flag: str, excluded: str | None) -> pa.Table:
+    """Return `id` and `image` of every image below `folder`, sorted by id, except those in the folder `excluded`.
 
-    Names go into Arrow as they are listed: two million of them as Python strings would take a gigabyte.
+    Names are put into Arrow as they are listed: two million of them as Python strings would take a gigabyte.
     """
-    inner = f"{apart_from}/".removeprefix(f"{folder}/") if f"{apart_from}/".startswith(f"{folder}/") else None
-    names, ids, others = _Strings(), _Strings(), 0
+    inner = f"{excluded}/".removeprefix(f"{folder}/") if f"{excluded}/".startswith(f"{folder}/") else None
+    names, ids, others = _StringColumn(), _StringColumn(), 0
     nested = []
     for name in storage.list_files(folder):
         if inner and name.startswith(inner):
@@ -112,7 +113,7 @@ def _images_by_id(folder: str, flag: str, apart_from: str | None) -> pa.Table:
         if dot + ending.lower() not in IMAGE_ENDINGS or not stem or stem.endswith("/"):
             others += 1
             continue
-        _refuse_unsafe(name, storage.join(folder, name))
+        _require_safe_name(name, storage.join(folder, name))
         names.append(name)
         ids.append(stem)
         if any(f"{output}/" in stem for output in OUTPUT_ENDINGS):
@@ -121,18 +122,18 @@ def _images_by_id(folder: str, flag: str, apart_from: str | None) -> pa.Table:
         found = f"{others} files of other kinds" if others else "nothing"
         endings = ", ".join(sorted(ending[1:] for ending in IMAGE_ENDINGS))
         raise InputError(f"{flag} {folder}: no image in it ({endings}), but {found}; is it the right folder?")
-    checks.require_readable([storage.join(folder, some) for some in names.some()], f"{flag} {folder}")
+    checks.require_readable([storage.join(folder, name) for name in names.sample()], f"{flag} {folder}")
     files = pa.table({"id": ids.array(), "image": names.array()}).sort_by([("id", "ascending"), ("image", "ascending")])
-    _refuse_twice(files, folder, flag)
-    _refuse_nested(files, folder, nested)
+    _require_unique_ids(files, folder, flag)
+    _require_no_nested_outputs(files, folder, nested)
     parts = [files["image"].slice(start, _CHUNK) for start in range(0, files.num_rows, _CHUNK)]
     join: Any = pc.binary_join_element_wise  # pyright: ignore[reportAttributeAccessIssue]
     locations = [chunk for part in parts for chunk in join(folder, part, "/").chunks]
     return pa.table({"id": files["id"], "image": pa.chunked_array(locations)})
 
 
-class _Strings:
-    """A column of strings that grows, in a tenth of the memory of a list."""
+class _StringColumn:
+    """A column of strings that can be appended to. It takes a tenth of a list's memory."""
 
     def __init__(self) -> None:
         self._chunks: list[pa.Array] = []
@@ -146,8 +147,8 @@ class _Strings:
         if len(self._last) == _CHUNK:
             self._close()
 
-    def some(self) -> list[str]:
-        """A few values, one of each part of the whole."""
+    def sample(self) -> list[str]:
+        """Return up to four values: the first of the first two chunks, and the ends of the unfinished one."""
         return [chunk[0].as_py() for chunk in self._chunks[:2]] + self._last[:1] + self._last[-1:]
 
     def array(self) -> pa.ChunkedArray:
@@ -159,12 +160,12 @@ class _Strings:
         self._last = []
 
 
-def _refuse_twice(found: pa.Table, folder: str, flag: str) -> None:
+def _require_unique_ids(found: pa.Table, folder: str, flag: str) -> None:
     ids = found["id"].combine_chunks()
-    is_as_before = pc.equal(ids[1:], ids[:-1])  # pyright: ignore[reportAttributeAccessIssue]
-    twice = pc.index(is_as_before, True).as_py()
+    equals_previous = pc.equal(ids[1:], ids[:-1])  # pyright: ignore[reportAttributeAccessIssue]
+    twice = pc.index(equals_previous, True).as_py()
     if twice >= 0:
-        others = pc.unique(ids[1:].filter(is_as_before)).to_pylist()[1:]  # pyright: ignore[reportAttributeAccessIssue]
+        others = pc.unique(ids[1:].filter(equals_previous)).to_pylist()[1:]  # pyright: ignore[reportAttributeAccessIssue]
         more = f"; the same of {', '.join(others[:4])}{', …' if len(others) > 4 else ''}" if others else ""
         one, other = found["image"][twice : twice + 2].to_pylist()
         raise InputError(
@@ -173,8 +174,11 @@ def _refuse_twice(found: pa.Table, folder: str, flag: str) -> None:
         )
 
 
-def _refuse_nested(found: pa.Table, folder: str, ids: list[str]) -> None:
-    """Neither may a.png be an output's file and, for a/…'s sake, a folder."""
+def _require_no_nested_outputs(found: pa.Table, folder: str, ids: list[str]) -> None:
+    """Raise `InputError` if one path would be an output's file and another output's folder.
+
+    For example, the output a.png of the id a excludes the id a.png/b.
+    """
     above = {}
     for row_id in ids:
         parts = row_id.split("/")
@@ -189,15 +193,15 @@ def _refuse_nested(found: pa.Table, folder: str, ids: list[str]) -> None:
             raise InputError(f"{inside}: its folder has the name that an output of {row_id} gets; rename one")
 
 
-def _refuse_unpaired(ids: list[str], what: str, where: str) -> None:
+def _require_no_unpaired(ids: list[str], what: str, where: str) -> None:
     if ids:
         shown = ", ".join(ids[:5]) + (", …" if len(ids) > 5 else "")
         raise InputError(f"{what}: {shown} ({len(ids)} in all); add what is missing in {where}, or move these away")
 
 
-def _refuse_unsafe(name: str, location: str) -> None:
-    """An id becomes a file name below the output folder, so it must stay in it on any system (CWE-22)."""
-    # Control characters, lone surrogates (bytes that are no UTF-8), line and paragraph separators.
+def _require_safe_name(name: str, location: str) -> None:
+    """Raise `InputError` if an output named like this file could leave the output folder on any system (CWE-22)."""
+    # Refuse control characters, lone surrogates (bytes that are not UTF-8), and line and paragraph separators.
     unfit = not location.isprintable() and any(
         unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in location
     )

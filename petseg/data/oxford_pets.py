@@ -1,7 +1,7 @@
-"""The Oxford-IIIT Pet dataset as published: two archives to photos, masks and lists. No Ray, no training.
+"""Unpack the Oxford-IIIT Pet dataset as published: from two archives to photos, masks and lists. No Ray, no training.
 
-Parkhi, Vedaldi, Zisserman, Jawahar: Cats and Dogs, CVPR 2012; CC BY-SA 4.0. Addresses and MD5s are those that
-torchvision.datasets.OxfordIIITPet has. Raw mask values: 1 pet, 2 background, 3 border.
+Parkhi, Vedaldi, Zisserman, Jawahar: Cats and Dogs, CVPR 2012; CC BY-SA 4.0. Addresses and MD5s are those of
+torchvision.datasets.OxfordIIITPet. Raw mask values: 1 pet, 2 background, 3 border.
 """
 
 import itertools
@@ -33,39 +33,45 @@ MD5S = {
 }
 
 DONE_FILE = "oxford-pets.json"
-"""Written last: which archives it was made from, and which pairs were left out, or are odd, and why."""
+"""Name of the file that is written last.
+
+It holds the archives' MD5s, the number of pairs, and the pairs that were left out or are odd, each with the reason.
+"""
 
 IMAGE_FOLDER, MASK_FOLDER = "images", "masks"
 
 MAX_MEMBER_BYTES = 2**26
-"""Of one file in an archive; the largest published one has 3 MB."""
+"""Largest size of one file in an archive; the largest published file has 3 MB."""
 
 MAX_TOTAL_BYTES = 2**32
-"""Of all files in an archive; those published have 0.8 GB."""
+"""Largest total size of the files in an archive; the published files have 0.8 GB."""
 
 _PHOTO = re.compile(r"(?:\./)?images/([A-Za-z_]+_\d+)\.jpg")
 _TRIMAP = re.compile(r"(?:\./)?annotations/trimaps/([A-Za-z_]+_\d+)\.png")
 _LIST = re.compile(r"(?:\./)?annotations/((?:trainval|test)\.txt)")
 
-_CHECKED_AT = (128, 128)  # all of a file is decoded for that, too, but a JPEG in a third of the time
-_THREADS = 4  # decoding gives way to other threads, and storage is waited for
-_WAITING = 64
+_CHECKED_AT = (128, 128)  # checks the whole file, too; a JPEG takes a third of the time
+_THREADS = 4  # decoding releases the GIL, and threads wait for storage
+_MAX_QUEUED = 64
 
 
 @dataclass(frozen=True)
 class Found:
-    """What the archives held."""
+    """The findings about the pairs in the archives."""
 
     pairs: int
-    """Photos with their masks, as written."""
+    """Number of pairs that were written."""
     left_out: dict[str, str]
-    """Id of a pair that is not, and why."""
+    """Maps the id of each pair that was not written to the reason."""
     odd: dict[str, str]
-    """Id of a pair that is, and what is odd about it."""
+    """Maps the id of each pair that was written, but is odd, to what is odd about it."""
 
 
 def finished(output: str) -> Found | None:
-    """What an earlier start has written to the end, if its files are still there."""
+    """Return the findings of an earlier run, if it finished with these archives and its files are still there.
+
+    Raises `InputError` if `DONE_FILE` cannot be used.
+    """
     if DONE_FILE not in storage.list_names(output):
         return None
     location = storage.join(output, DONE_FILE)
@@ -86,26 +92,26 @@ def fetch(url: str, cache: Path) -> None:
 
 
 def unpack(cache: Path, output: str) -> Found:
-    """Write every pair that can be used below `output`, then the lists, then `DONE_FILE`.
+    """Write every usable pair below `output`, then the lists, then `DONE_FILE`.
 
-    Both archives are looked through before anything is written. Raises `JobError` where one is no such archive or
-    has a member that no dataset has (a path that leads out, a link, a device, a giant), and `InputError` where the
-    folder holds files that are not the dataset's; `OSError` where it cannot be written.
+    Both archives are scanned before anything is written. Raises `JobError` if one cannot be unpacked or has a member
+    that the dataset does not have (a path that leads out of the folder, a link, a device, a giant). Raises `InputError`
+    if the folder holds files that are not the dataset's, and `OSError` if it cannot be written.
     """
-    photos = _look_through(cache / "images.tar.gz", _PHOTO)
-    _look_through(cache / "annotations.tar.gz", _TRIMAP)
-    trimaps, lists = _annotations(cache / "annotations.tar.gz")
+    photos = _scan_archive(cache / "images.tar.gz", _PHOTO)
+    _scan_archive(cache / "annotations.tar.gz", _TRIMAP)
+    trimaps, lists = _read_annotations(cache / "annotations.tar.gz")
     left_out = {name: "it has no trimap" for name in photos - trimaps.keys()}
     left_out |= {name: "it has no photo" for name in trimaps.keys() - photos}
     paired = photos & trimaps.keys()
     if not paired:
         raise JobError(f"{cache}: no photo with a trimap in the archives; is this the dataset?")
-    _refuse_others(output, paired)
+    _require_no_other_files(output, paired)
     storage.remove_leftovers(output)
     odd = {}
     progress = Progress(len(paired), 0, 0, sys.stdout)
     try:
-        for name, refusal, oddity in _written(cache / "images.tar.gz", trimaps, output):
+        for name, refusal, oddity in _write_pairs(cache / "images.tar.gz", trimaps, output):
             left_out |= {name: refusal} if refusal else {}
             odd |= {name: oddity} if oddity else {}
             progress.add(1, 1 if refusal else 0)
@@ -120,29 +126,29 @@ def unpack(cache: Path, output: str) -> Found:
     return found
 
 
-def _annotations(archive: Path) -> tuple[dict[str, bytes], dict[str, bytes]]:
-    """The trimaps by id, and the official lists by file name; 25 MB, so they are held."""
+def _read_annotations(archive: Path) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """Return (trimaps by id, official lists by file name). They take 25 MB, so memory can hold them."""
     trimaps, lists = {}, {}
-    for member, content in _members(archive):
-        if name := _match(_TRIMAP, member):
+    for member, content in _iter_members(archive):
+        if name := _match_id(_TRIMAP, member):
             trimaps[name] = content.read()
-        elif name := _match(_LIST, member):
+        elif name := _match_id(_LIST, member):
             lists[name] = content.read()
     return trimaps, lists
 
 
-def _written(archive: Path, trimaps: dict[str, bytes], output: str) -> Iterator[tuple[str, str, str]]:
-    """Check and write each pair of an archive: (id, why it is left out, what is odd), in the archive's order."""
-    waiting: deque[Future[tuple[str, str, str]]] = deque()
+def _write_pairs(archive: Path, trimaps: dict[str, bytes], output: str) -> Iterator[tuple[str, str, str]]:
+    """Check and write each pair of an archive. Yield (id, why it is left out, what is odd) in the archive's order."""
+    queued: deque[Future[tuple[str, str, str]]] = deque()
     with ThreadPoolExecutor(_THREADS) as pool:
-        for member, content in _members(archive):
-            name = _match(_PHOTO, member)
+        for member, content in _iter_members(archive):
+            name = _match_id(_PHOTO, member)
             if name in trimaps:
-                waiting.append(pool.submit(_write_pair, name, content.read(), trimaps[name], output))
-            while len(waiting) > _WAITING:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+                queued.append(pool.submit(_write_pair, name, content.read(), trimaps[name], output))
+            while len(queued) > _MAX_QUEUED:
+                yield queued.popleft().result()
+        while queued:
+            yield queued.popleft().result()
 
 
 def _write_pair(name: str, photo: bytes, mask: bytes, output: str) -> tuple[str, str, str]:
@@ -153,10 +159,10 @@ def _write_pair(name: str, photo: bytes, mask: bytes, output: str) -> tuple[str,
         label_map = LabelMap.parse("", 3)
         _, class_ids = decode_pair(photo, mask, _CHECKED_AT, label_map, decode.MAX_TRAINING_PIXELS)
     except decode.DecodeError as error:
-        for file in (photo_file, mask_file):  # of an earlier version, which knew less
+        for file in (photo_file, mask_file):  # an earlier version, which checked less, may have written it
             storage.remove_file(file)
         return name, f"its {'mask' if error.in_mask else 'photo'}: {error}", ""
-    # The photo first: of what is killed between the two, training says that a mask is missing.
+    # The photo is written first: if the process is killed between the two, training reports a missing mask.
     storage.write(photo_file, photo, output)
     storage.write(mask_file, mask, output)
     oddities = [f"its photo is a {kind}"] if kind != "JPEG" else []
@@ -165,8 +171,8 @@ def _write_pair(name: str, photo: bytes, mask: bytes, output: str) -> tuple[str,
     return name, "", "; ".join(oddities)
 
 
-def _refuse_others(output: str, names: set[str]) -> None:
-    """Other photos and masks in the same folders would be taken for the dataset's."""
+def _require_no_other_files(output: str, names: set[str]) -> None:
+    """Raise `InputError` if other files are in the two folders: they would be taken for the dataset's."""
     for folder, ending in ((IMAGE_FOLDER, ".jpg"), (MASK_FOLDER, ".png")):
         location = storage.join(output, folder)
         ours = {name + ending for name in names}
@@ -177,23 +183,23 @@ def _refuse_others(output: str, names: set[str]) -> None:
             )
 
 
-def _look_through(archive: Path, pattern: re.Pattern[str]) -> set[str]:
-    """The ids of the members that match, once all members are seen to be harmless."""
-    names = sorted(name for member, _ in _members(archive) if (name := _match(pattern, member)))
+def _scan_archive(archive: Path, pattern: re.Pattern[str]) -> set[str]:
+    """Return the ids of the members that match, after checking that all members are harmless and no id occurs twice."""
+    names = sorted(name for member, _ in _iter_members(archive) if (name := _match_id(pattern, member)))
     twice = [one for one, other in itertools.pairwise(names) if one == other]
     if twice:
         raise JobError(f"{archive}: {twice[0]} is there twice; is this the dataset?")
     return set(names)
 
 
-def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """Name and content of every file in an archive; each must be read before the next is asked for."""
+def _iter_members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    """Yield the name and content of every file in an archive. Read each content before asking for the next."""
     total = 0
     try:
         with tarfile.open(archive, "r|gz") as tar:
             for member in tar:
                 total += member.size
-                refusal = _refusal(member, total)
+                refusal = _rejection_reason(member, total)
                 if refusal:
                     raise JobError(f"{archive}: {member.name!r} {refusal}; nothing is unpacked. Is this the dataset?")
                 content = tar.extractfile(member)
@@ -203,13 +209,14 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
         raise JobError(f"{archive}: cannot be unpacked: {error}; delete it, and give the same command again") from error
 
 
-def _refusal(member: tarfile.TarInfo, total: int) -> str:
-    """Why an archive with this member is not to be unpacked, whatever is taken from it; "" where it may be.
+def _rejection_reason(member: tarfile.TarInfo, total: int) -> str:
+    """Return why an archive with this member must not be unpacked at all; "" if it may be.
 
-    The names written are ours, so that none could lead out; that these are looked at is the second lock.
+    The names of written files do not come from the archive, so they cannot lead out of the folder. Checking the
+    members' names is a second protection.
     """
     try:
-        tarfile.data_filter(member, "/petseg")  # a folder's name, to which nothing is written
+        tarfile.data_filter(member, "/petseg")  # any folder's name; nothing is written to it
     except tarfile.FilterError as error:
         return f"is not to be trusted ({error})"
     if member.name.startswith(("/", "\\")) or ".." in member.name.split("/"):
@@ -221,6 +228,6 @@ def _refusal(member: tarfile.TarInfo, total: int) -> str:
     return ""
 
 
-def _match(pattern: re.Pattern[str], member: str) -> str:
+def _match_id(pattern: re.Pattern[str], member: str) -> str:
     found = pattern.fullmatch(member)
     return found[1] if found else ""

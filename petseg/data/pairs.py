@@ -1,4 +1,4 @@
-"""A photo and its mask, decoded alike, so that they cannot come apart; and what is in a mask. No folders, no torch."""
+"""Decode a photo and its mask alike, so that they stay aligned, and count a mask's values. No folders, no torch."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from petseg.data import decode, labels
 from petseg.data.decode import DecodeError, Photo
 from petseg.data.labels import LabelMap
 
-_STRETCHED: dict[object, int] = {"L;2": 85, "L;4": 17}
+_GREY_STRETCH: dict[object, int] = {"L;2": 85, "L;4": 17}
 
 
 def decode_pair(
@@ -24,14 +24,14 @@ def decode_pair(
     """Decode a photo and its mask alike: (photo, class ids uint8 (H, W)), both upright and at `size_hw`.
 
     Masks are resized with NEAREST: a filter would invent classes between classes. The photo's EXIF orientation turns
-    the mask, too, unless the mask has its own, or was drawn upright already (it has the photo's upright size and not
-    its stored one).
+    the mask, too, with two exceptions. A mask with an orientation of its own keeps that. A mask that was drawn upright
+    (it has the photo's upright size and not its stored size) is not turned.
 
-    Raises `DecodeError` where either cannot be decoded, their sizes differ, or the mask has a value that no class
-    covers; its `in_mask` says which of the two it means.
+    Raises `DecodeError` if either cannot be decoded, their sizes differ, or the mask has a value that no class covers.
+    The error's `in_mask` says which of the two files is meant.
     """
     decoded, truth = _decode_pair(photo, mask, size_hw, label_map, max_pixels, resize)
-    return decoded, truth.at(size_hw)
+    return decoded, truth.resized(size_hw)
 
 
 def decode_pair_and_truth(
@@ -42,20 +42,20 @@ def decode_pair_and_truth(
     max_pixels: int,
     resize: Resize = "antialias",
 ) -> tuple[Photo, np.ndarray, np.ndarray]:
-    """What `decode_pair` gives, and the mask's class ids at the photo's original, upright size: uint8 (H, W)."""
+    """Do as `decode_pair`, and add the mask's class ids at the photo's original, upright size: uint8 (H, W)."""
     decoded, truth = _decode_pair(photo, mask, size_hw, label_map, max_pixels, resize)
-    return decoded, truth.at(size_hw), truth.whole()
+    return decoded, truth.resized(size_hw), truth.original()
 
 
 def raw_values(mask: bytes, max_pixels: int, most: int, as_colours: bool = False) -> tuple[dict[int, int], bool]:
-    """How many pixels of a mask have each raw value, whatever it means, and whether these are colours (0xRRGGBB).
+    """Return ({raw value: number of pixels} of a mask, True if the values are colours as 0xRRGGBB).
 
-    Those of a colour image are, and with `as_colours` all: grey and indexed ones have colours, too. Of more than `most`
-    values those with the most pixels. Raises `DecodeError`.
+    The values of a colour image are colours. With `as_colours`, those of grey and indexed images are colours as well.
+    Only the `most` values with the most pixels are returned. Raises `DecodeError` if the mask cannot be decoded.
     """
     with decode.as_decode_errors(in_mask=True):
         image = decode.open_image(mask, max_pixels)
-        stretch = _STRETCHED.get(image.tile[0].args, 1) if image.format == "PNG" and image.tile else 1
+        stretch = _GREY_STRETCH.get(image.tile[0].args, 1) if image.format == "PNG" and image.tile else 1
         raw = np.asarray(image)
         colours = as_colours or raw.ndim != 2 or raw.dtype.kind not in "bui"
         values, counts = np.unique(_colours(image) if colours else raw // stretch, return_counts=True)
@@ -76,24 +76,27 @@ def _decode_pair(
 
 @dataclass(frozen=True)
 class _Truth:
-    """The class ids of a mask as it is stored, and the orientation that turns it like its photo."""
+    """The class ids of a mask as it is stored, and the EXIF orientation that turns it like its photo."""
 
     class_ids: Image.Image
     orientation: int
 
-    def at(self, size_hw: tuple[int, int]) -> np.ndarray:
-        """Upright and resized: before it is turned, as the photo is, so that the same places are picked."""
+    def resized(self, size_hw: tuple[int, int]) -> np.ndarray:
+        """Return the class ids resized and upright: uint8 (H, W) at `size_hw`.
+
+        Like the photo, the mask is resized before it is turned, so that both are sampled at the same positions.
+        """
         rows, columns = size_hw[::-1] if self.orientation in decode.SWAPS_SIDES else size_hw
         resized = self.class_ids.resize((columns, rows), Image.Resampling.NEAREST)
         return np.asarray(decode.upright(resized, self.orientation))
 
-    def whole(self) -> np.ndarray:
+    def original(self) -> np.ndarray:
         return np.asarray(decode.upright(self.class_ids, self.orientation))
 
 
 def _decode_mask(mask: ImageFile.ImageFile, photo: decode.Header, label_map: LabelMap) -> _Truth:
-    # Pillow stretches grey of 2 or 4 bits to 0..255. Asked first, since reading EXIF may load the pixels.
-    stretch = _STRETCHED.get(mask.tile[0].args, 1) if mask.format == "PNG" and mask.tile else 1
+    # Pillow stretches grey of 2 or 4 bits to 0..255. Check this first, since reading EXIF may load the pixels.
+    stretch = _GREY_STRETCH.get(mask.tile[0].args, 1) if mask.format == "PNG" and mask.tile else 1
     header = decode.header_of(mask)
     size, orientation = header.size, header.still_to_turn
     if header.orientation == 1 and header.stored_size == photo.stored_size:
@@ -104,7 +107,10 @@ def _decode_mask(mask: ImageFile.ImageFile, photo: decode.Header, label_map: Lab
 
 
 def _class_ids(mask: ImageFile.ImageFile, stretch: int, label_map: LabelMap) -> Image.Image:
-    """Raw values to class ids at the stored size, so that no value escapes the check by being resized away."""
+    """Map raw values to class ids at the stored size, so that resizing cannot hide a value from the check.
+
+    Raises `DecodeError` if the mask has a value that no class covers.
+    """
     if label_map.colours:
         raw = _colours(mask)
         class_ids = label_map.table[raw]
@@ -112,9 +118,9 @@ def _class_ids(mask: ImageFile.ImageFile, stretch: int, label_map: LabelMap) -> 
             raise DecodeError(label_map.refusal(np.unique(raw[class_ids == labels.UNKNOWN_ID]).tolist()))
         return Image.fromarray(class_ids)
     table = label_map.table
-    if mask.mode in ("L", "P"):  # most masks: as bytes they are looked up and searched in a tenth of the time
-        of_byte = table[np.arange(256) // stretch].astype(np.uint8).tobytes()
-        mapped = mask.tobytes().translate(of_byte)
+    if mask.mode in ("L", "P"):  # most masks: mapping and searching bytes takes a tenth of the time
+        lookup = table[np.arange(256) // stretch].astype(np.uint8).tobytes()
+        mapped = mask.tobytes().translate(lookup)
         if labels.UNKNOWN_ID in mapped:
             found = np.unique(np.asarray(mask) // stretch)
             unknown = found[table[found] == labels.UNKNOWN_ID]
@@ -124,10 +130,10 @@ def _class_ids(mask: ImageFile.ImageFile, stretch: int, label_map: LabelMap) -> 
     if raw.ndim != 2 or raw.dtype.kind not in "bui":
         raise DecodeError(
             f"it is a colour image (mode {mask.mode}), where one number per pixel is expected, as grey or indexed "
-            f"colour; pass --label-map with its colours, as in {_example(mask)}"
+            f"colour; pass --label-map with its colours, as in {_example_label_map(mask)}"
         )
     raw = raw.astype(np.uint8) if raw.dtype == bool else raw
-    # Values outside the table are clipped to look them up, but stay unknown.
+    # Values outside the table are clipped for the lookup, but stay unknown.
     unknown = (raw < 0) | (raw >= len(table)) if raw.dtype.itemsize > 2 else np.False_
     class_ids = table[np.clip(raw, 0, len(table) - 1) if np.any(unknown) else raw]
     unknown = unknown | (class_ids == labels.UNKNOWN_ID)
@@ -137,14 +143,14 @@ def _class_ids(mask: ImageFile.ImageFile, stretch: int, label_map: LabelMap) -> 
 
 
 def _colours(mask: Image.Image) -> np.ndarray:
-    """A mask's pixels as 0xRRGGBB: uint32 (H, W). Alpha is dropped."""
+    """Return a mask's pixels as 0xRRGGBB: uint32 (H, W). Alpha is dropped."""
     if mask.mode not in ("1", "L", "P", "PA", "LA", "RGB", "RGBA", "RGBX"):
         raise DecodeError(f"its mode is {mask.mode}; masks of colours are RGB images of 8 bits")
     red, green, blue = np.moveaxis(np.asarray(mask.convert("RGB"), np.uint32), -1, 0)
     return red << 16 | green << 8 | blue
 
 
-def _example(mask: Image.Image) -> str:
-    """What --label-map could be for a mask of colours."""
+def _example_label_map(mask: Image.Image) -> str:
+    """Return an example of --label-map for a colour mask, with up to three of its colours."""
     found = np.unique(_colours(mask)).tolist()[:3]
     return f'"{",".join(f"#{raw:06x}:{i}" for i, raw in enumerate(found))},…"'

@@ -1,7 +1,8 @@
-"""A prepared set: pairs decoded once and for all, as Parquet shards that training reads. No Ray, no decoding.
+"""Read a prepared set: pairs decoded once and for all, in Parquet shards for training. No Ray, no decoding.
 
-`part-*.parquet` (a row group per pair, so that any few can be read), `manifest.parquet` (which pairs) and, last,
-`dataset.json` (what it all means, a `DatasetConfig`). How it is written is in `prepare`.
+A set consists of `part-*.parquet` (one row group per pair, so that any few pairs can be read), `manifest.parquet` (the
+list of the pairs) and `dataset.json` (a `DatasetConfig`, which describes the set; it is written last).
+`prepared_writer` writes sets.
 """
 
 import dataclasses
@@ -24,10 +25,10 @@ MANIFEST_FILE = "manifest.parquet"
 
 
 FORMAT = 1
-"""Raised when the same settings would give other bytes than before."""
+"""Version of the format. Increase it when the same settings would give other bytes than before."""
 
 SET_KEY = b"petseg.set"
-"""Where the footer of a shard has its `Target.mark`."""
+"""Key of the `Target.mark` in the footer of a shard."""
 
 REMEDY = "prepare the set again, in another folder"
 
@@ -35,8 +36,11 @@ _IO_THREADS = 16
 
 
 def schema(image_size: tuple[int, int]) -> pa.Schema:
-    """A row per pair: `image` is RGB uint8 (H, W, 3), `mask` class ids uint8 (H, W), both as raw bytes at `image_size`;
-    `height` and `width` are the upright original's."""
+    """Return the schema of a shard, which has one row per pair.
+
+    `image` is RGB, uint8 (H, W, 3), and `mask` class ids, uint8 (H, W), both as raw bytes at `image_size`. `height` and
+    `width` are the upright original's, in pixels.
+    """
     area = image_size[0] * image_size[1]
     fields = {
         "id": pa.string(),
@@ -50,41 +54,41 @@ def schema(image_size: tuple[int, int]) -> pa.Schema:
 
 @dataclass(frozen=True)
 class Target:
-    """Where the shards go and what they are; small, so that every task can be told."""
+    """The output folder and the settings of the shards. It is small enough to be sent to every task."""
 
     output: str
     num_shards: int
     settings: DatasetConfig
-    """Without what is known only at the end."""
+    """The set's settings, without the fields that are known only when all shards are written."""
 
     def location(self, shard: int) -> str:
-        """Where the Parquet file of a shard is."""
+        """Return the location of a shard's Parquet file."""
         return storage.join(self.output, self.name(shard))
 
     def name(self, shard: int) -> str:
-        """The name of that file."""
+        """Return the name of a shard's Parquet file."""
         return f"part-{shard:05d}-of-{self.num_shards:05d}.parquet"
 
     def mark(self, shard: int) -> bytes:
-        """What the footer of a shard has, and no other shard's of this or any other set."""
+        """Return the mark in the footer of a shard. It differs from all other shards', of this set and of any other."""
         return f"{hashlib.sha256(to_json(self.settings).encode()).hexdigest()} {shard}".encode()
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A finished set."""
+    """A finished set, as `open_set` returns it."""
 
     location: str
     settings: DatasetConfig
     manifest: pa.Table
-    """As `manifest.discover` gives it, without the pairs that were left out: ids, and where the files were."""
+    """Ids and original locations of the files, as `manifest.discover` gives them, without the pairs left out."""
 
 
 def open_set(location: str) -> Prepared:
-    """The set in a folder (an absolute location).
+    """Open and check the set in a folder (an absolute location). The pixels are not read.
 
-    Raises `InputError`, naming the file and the remedy, where it is not finished, or any of it has been edited, is
-    gone or is of another set. The pixels are not read.
+    Raises `InputError`, naming the file and the remedy, if the set is not finished, or if a file of it was edited, is
+    missing or belongs to another set.
     """
     settings_file = storage.join(location, DATASET_FILE)
     if DATASET_FILE not in storage.list_names(location):
@@ -92,7 +96,7 @@ def open_set(location: str) -> Prepared:
             f"{location}: no {DATASET_FILE} in it; `{program('prepare')} shards` writes it last, so give that "
             "command again, or another folder"
         )
-    settings = from_json(DatasetConfig, _read(settings_file), settings_file)
+    settings = from_json(DatasetConfig, _read_or_input_error(settings_file), settings_file)
     if settings.format != FORMAT:
         raise InputError(f"{settings_file}: made by another version of petseg; {REMEDY}")
     if sum(settings.file_rows) != settings.rows or len(settings.file_rows) != len(settings.files):
@@ -100,11 +104,11 @@ def open_set(location: str) -> Prepared:
     target = Target(location, len(settings.files), unfinished(settings))
     with ThreadPoolExecutor(_IO_THREADS) as pool:
         expected = enumerate(zip(settings.files, settings.file_rows, strict=True))
-        for refusal in pool.map(lambda of_file: _refusal(target, of_file[0], *of_file[1]), expected):
+        for refusal in pool.map(lambda numbered: _shard_error(target, numbered[0], *numbered[1]), expected):
             if refusal:
                 raise InputError(f"{refusal}; {REMEDY}")
     manifest_file = storage.join(location, MANIFEST_FILE)
-    content = _read(manifest_file)
+    content = _read_or_input_error(manifest_file)
     if hashlib.sha256(content).hexdigest() != settings.manifest_sha256:
         raise InputError(f"{manifest_file}: not the one that {settings_file} was written for; {REMEDY}")
     manifest = storage.parse_parquet(content)
@@ -116,57 +120,63 @@ def open_set(location: str) -> Prepared:
 
 
 def locate(prepared: Prepared, rows: pa.Table) -> pa.Table:
-    """Where the pairs of a part of the set's manifest are: columns `file` (location) and `row` in it."""
+    """Return where rows of the set's manifest are stored: columns `file` (location of the shard) and `row` in it."""
     found = pc.index_in(rows["id"], value_set=prepared.manifest["id"])  # pyright: ignore[reportAttributeAccessIssue]
     assert not found.null_count
-    places = found.to_numpy()
+    positions = found.to_numpy()
     ends = np.cumsum(prepared.settings.file_rows)
-    numbers = np.searchsorted(ends, places, side="right")
+    numbers = np.searchsorted(ends, positions, side="right")
     starts = ends - prepared.settings.file_rows
     files = pa.array([storage.join(prepared.location, name) for name in prepared.settings.files])
-    return pa.table({"file": files.take(pa.array(numbers)), "row": places - starts[numbers]})
+    return pa.table({"file": files.take(pa.array(numbers)), "row": positions - starts[numbers]})
 
 
 def read_rows(located: pa.Table, image_size: tuple[int, int]) -> pa.Table:
-    """The pairs that `locate` found, in that order: `image`, `mask` as in `schema`, and `error`, null in all rows or,
-    where a file could not be read, in none. Raises `UnavailableError` where storage does not answer."""
+    """Read the pairs that `locate` found, in that order: `image` and `mask` as in `schema`, and `error`.
+
+    `error` is null in all rows. But if any file cannot be read, every row has the error, and no row has pixels. Raises
+    `UnavailableError` if storage does not answer.
+    """
     files, rows = located["file"].to_numpy(), located["row"].to_numpy()
-    of_set = schema(image_size)
-    wanted = pa.schema([of_set.field("image"), of_set.field("mask")])
-    places = {file: np.flatnonzero(files == file) for file in dict.fromkeys(files)}
+    full_schema = schema(image_size)
+    wanted = pa.schema([full_schema.field("image"), full_schema.field("mask")])
+    positions = {file: np.flatnonzero(files == file) for file in dict.fromkeys(files)}
 
     def read(file: str) -> pa.Table | str:
         try:
             with storage.open_file(file) as content:
-                # The checksums see what zstd does not.
+                # The page checksums find corruption that zstd does not notice.
                 shard = pq.ParquetFile(content, pre_buffer=True, page_checksum_verification=True)
-                return shard.read_row_groups(rows[places[file]].tolist(), columns=wanted.names)
+                return shard.read_row_groups(rows[positions[file]].tolist(), columns=wanted.names)
         except UnavailableError:
             raise
         except (OSError, pa.ArrowException) as error:
             return f"{file}: cannot be read: {_reason(error)}"
 
     with ThreadPoolExecutor(_IO_THREADS) as pool:
-        found = list(pool.map(read, places))
+        found = list(pool.map(read, positions))
     parts = [wanted.empty_table(), *(part for part in found if isinstance(part, pa.Table))]
     refusals = [part for part in found if isinstance(part, str)]
     if refusals:
         error = pa.array(["; ".join(refusals)] * located.num_rows)
         nulls = {name: pa.nulls(located.num_rows, kind) for name, kind in zip(wanted.names, wanted.types, strict=True)}
         return pa.table({**nulls, "error": error})
-    order = np.argsort(np.concatenate([np.arange(0), *places.values()]))
+    order = np.argsort(np.concatenate([np.arange(0), *positions.values()]))
     found = pa.concat_tables(parts).combine_chunks().take(pa.array(order))
     return found.append_column("error", pa.nulls(found.num_rows, pa.string()))
 
 
 def unfinished(settings: DatasetConfig) -> DatasetConfig:
-    """The settings as they were before anything was written."""
-    begun = {field.name for field in dataclasses.fields(settings) if field.default is dataclasses.MISSING}
-    return DatasetConfig(**{name: getattr(settings, name) for name in begun})
+    """Return the settings as they were before anything was written: the fields with a default are reset."""
+    without_default = {field.name for field in dataclasses.fields(settings) if field.default is dataclasses.MISSING}
+    return DatasetConfig(**{name: getattr(settings, name) for name in without_default})
 
 
 def footer(location: str) -> tuple[pq.FileMetaData | None, str]:
-    """The footer of a Parquet file, or why there is none."""
+    """Return (footer of a Parquet file, ""), or (None, the reason) if it cannot be read.
+
+    Raises `UnavailableError` if storage does not answer.
+    """
     try:
         with storage.open_file(location) as file:
             return pq.read_metadata(file), ""
@@ -176,8 +186,8 @@ def footer(location: str) -> tuple[pq.FileMetaData | None, str]:
         return None, _reason(error)
 
 
-def _refusal(target: Target, shard: int, name: str, rows: int) -> str:
-    """Why a file of a set is not what it should be; "" where it is."""
+def _shard_error(target: Target, shard: int, name: str, rows: int) -> str:
+    """Return what is wrong with a shard of a set; "" if it is as expected."""
     location = target.location(shard)
     if name != target.name(shard):
         return f"{storage.join(target.output, DATASET_FILE)}: it names a file {name!r}; was it edited?"
@@ -193,7 +203,7 @@ def _refusal(target: Target, shard: int, name: str, rows: int) -> str:
     return ""
 
 
-def _read(location: str) -> bytes:
+def _read_or_input_error(location: str) -> bytes:
     try:
         return storage.read(location)
     except UnavailableError:

@@ -1,8 +1,8 @@
-"""Preparing a set: which pairs go into which shard, what is done already, one shard, the end. No Ray, no decoding.
+"""Write a prepared set: assign pairs to shards, find finished shards, write a shard, finish. No Ray, no decoding.
 
-A shard is the unit of work and its Parquet file is its commit: it appears whole, and its footer says of which set it is
-and which part. So a second start keeps those that are there and does the rest, to the same bytes. What a set is, and
-how it is read, is in `prepared`.
+A shard is the unit of work, and its Parquet file is its commit. The file appears whole, and its footer names the set
+and the shard. So a second run keeps the shards that exist and writes the others, with the same bytes. `prepared`
+defines and reads sets.
 """
 
 import dataclasses
@@ -33,16 +33,16 @@ _SUMMARY_KEY = b"petseg.summary"
 
 @dataclass(frozen=True)
 class Summary:
-    """How a shard went."""
+    """The result of preparing one shard: rows written, pixels per class, and the pairs left out."""
 
     rows: int
     class_pixels: list[int]
     left_out: dict[str, str]
-    """Id of a pair that could not be used: which file, and why."""
+    """Maps the id of each unusable pair to the file that is bad and the reason."""
 
 
 def make_target(manifest: pa.Table, config: ShardsConfig, label_map: LabelMap) -> Target:
-    """What is to be written for these pairs; the locations in `config` are absolute."""
+    """Return the target of these pairs: output, settings, number of shards. The locations in `config` are absolute."""
     classes = labels.class_names(config.num_classes, config.classes)
     settings = DatasetConfig(
         format=prepared.FORMAT,
@@ -60,14 +60,14 @@ def make_target(manifest: pa.Table, config: ShardsConfig, label_map: LabelMap) -
 
 
 def rows_of(manifest: pa.Table, shard: int, shard_size: int) -> pa.Table:
-    """The part of the manifest that is in a shard."""
+    """Return the rows of the manifest that belong to a shard."""
     return manifest.slice(shard * shard_size, shard_size)
 
 
 def find_finished(target: Target) -> Prepared | None:
-    """The set of these pairs and settings, if the output holds it already.
+    """Return the set with these pairs and settings if the output folder holds it already, else None.
 
-    Raises `InputError` where it holds another one, and what differs.
+    Raises `InputError`, naming what differs, if the folder holds another set.
     """
     if DATASET_FILE not in storage.list_names(target.output):
         return None
@@ -83,7 +83,7 @@ def find_finished(target: Target) -> Prepared | None:
 
 
 def find_done(target: Target) -> dict[int, Summary]:
-    """The shards that an earlier start has written. Raises `InputError` where another set has been begun there."""
+    """Return the shards that an earlier run wrote. Raises `InputError` if the folder holds shards of another set."""
     checks.require_writable(target.output, "--output")
     numbers = {target.name(shard): shard for shard in range(target.num_shards)}
     names = [name for name in storage.list_names(target.output) if name.endswith(".parquet") and name != MANIFEST_FILE]
@@ -103,7 +103,7 @@ def find_done(target: Target) -> dict[int, Summary]:
 
 
 def summarise(decoded: pa.Table, target: Target) -> Summary:
-    """How it went, of the pairs of a shard: the columns of `prepared.schema`, and `error`."""
+    """Summarise the decoded pairs of a shard, which have the columns of `prepared.schema`, and `error`."""
     bad = decoded.filter(~pc.field("error").is_null())
     masks = decoded["mask"].drop_null()
     class_ids = decode.from_column(masks, (masks.type.byte_width,))
@@ -113,18 +113,19 @@ def summarise(decoded: pa.Table, target: Target) -> Summary:
 
 
 def write_shard(decoded: pa.Table, summary: Summary, shard: int, target: Target) -> None:
-    """Write a shard, without the pairs that have an `error`. Raises `OSError` where it cannot be written."""
+    """Write a shard, without the pairs that have an `error`. Raises `OSError` if it cannot be written."""
     rows = decoded.filter(pc.field("error").is_null()).select(prepared.schema(target.settings.image_size).names)
-    said = {SET_KEY: target.mark(shard), _SUMMARY_KEY: json.dumps([summary.class_pixels, summary.left_out])}
-    # Training takes the pairs of a batch from all over the set. Statistics of pixels would say nothing, at length.
-    content = _parquet(rows.replace_schema_metadata(said), row_group_size=1, write_statistics=False)
+    metadata = {SET_KEY: target.mark(shard), _SUMMARY_KEY: json.dumps([summary.class_pixels, summary.left_out])}
+    # There is one row group per pair, because a training batch takes its pairs from the whole set. Statistics of pixels
+    # would be large and useless.
+    content = _to_parquet(rows.replace_schema_metadata(metadata), row_group_size=1, write_statistics=False)
     storage.write(target.location(shard), content, target.output)
 
 
 def finish(target: Target, manifest: pa.Table, done: dict[int, Summary]) -> Prepared:
-    """Write the manifest of the pairs that could be used, and `dataset.json`, once every shard is there.
+    """Write the manifest of the usable pairs, and then `dataset.json`. Every shard must have been written.
 
-    Raises `InputError` where there is nothing to learn from, and `OSError` where the folder cannot be written.
+    Raises `InputError` if no pixel has a class to learn from, and `OSError` if the folder cannot be written.
     """
     assert len(done) == target.num_shards
     summaries = [done[shard] for shard in range(target.num_shards)]
@@ -136,7 +137,7 @@ def finish(target: Target, manifest: pa.Table, done: dict[int, Summary]) -> Prep
         )
     left_out = {row_id: reason for summary in summaries for row_id, reason in summary.left_out.items()}
     kept = manifest.filter(~pc.field("id").isin(pa.array(list(left_out), pa.string())))
-    content = _parquet(kept.cast(SCHEMA))
+    content = _to_parquet(kept.cast(SCHEMA))
     settings = dataclasses.replace(
         target.settings,
         rows=kept.num_rows,
@@ -153,7 +154,7 @@ def finish(target: Target, manifest: pa.Table, done: dict[int, Summary]) -> Prep
     return Prepared(target.output, settings, kept)
 
 
-def _parquet(rows: pa.Table, **options: int | bool) -> bytes:
+def _to_parquet(rows: pa.Table, **options: int | bool) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(
         rows,

@@ -1,4 +1,4 @@
-"""Which pairs are for what: to train on, to validate on, kept for a test. Manifests in and out; only lists are read."""
+"""Split pairs into training, validation and test. Manifests in and out; only the lists of --split-file are read."""
 
 import random
 from collections.abc import Iterator
@@ -11,30 +11,32 @@ from petseg.data.manifest import IMAGE_ENDINGS
 from petseg.errors import UnavailableError
 
 SIDES = ("train", "val", "test")
-"""What a pair may be for."""
+"""Names of the splits."""
 
 _LIST_SCHEMA = pa.schema([("id", pa.string()), ("split", pa.string())])
 
 
 def split(manifest: pa.Table, *, seed: int, val_count: int) -> tuple[pa.Table, pa.Table]:
-    """Shuffle the rows and hold the last `val_count` out: (training, validation).
+    """Shuffle the rows and hold out the last `val_count`: (training, validation).
 
-    The shuffle is that of the Keras example: `random.Random(seed).shuffle` on the sorted list.
+    The shuffle is the Keras example's: `random.Random(seed).shuffle` on the sorted list.
     """
     order = list(range(manifest.num_rows))
     random.Random(seed).shuffle(order)
     first_val = manifest.num_rows - val_count
-    rows = pa.array(order, pa.int64())  # typed, since either part may be empty
+    rows = pa.array(order, pa.int64())  # the type is given because either part may be empty
     return manifest.take(rows[:first_val]), manifest.take(rows[first_val:])
 
 
 def assign(manifest: pa.Table, files: tuple[str, ...]) -> tuple[dict[str, pa.Table], list[str]]:
-    """The rows that lists give to "train", "val" and "test", in the manifest's order, and listed ids that no row has.
+    """Return ({split: its rows, in the manifest's order}, listed ids that no row has).
 
-    `files` are "train=FILE", "val=FILE", "test=FILE", each with an id at the start of every line, or one FILE with an
-    id and one of these words in every line, or with columns `id` and `split` in Parquet. An id may have its ending.
+    The splits are "train", "val" and "test". Each entry of `files` is "train=FILE", "val=FILE" or "test=FILE", where
+    every line starts with an id; or FILE alone, where every line has an id and a split, or which is Parquet with the
+    columns `id` and `split`. An id may have its file's ending.
 
-    Raises `InputError` where a file cannot be read as that, or has none of the ids, or an id is on two sides.
+    Raises `InputError` if a file cannot be read like this, if it has no id of the manifest, or if an id is in two
+    splits.
     """
     ids = set(manifest["id"].to_pylist())
     side_of: dict[str, str] = {}
@@ -43,7 +45,7 @@ def assign(manifest: pa.Table, files: tuple[str, ...]) -> tuple[dict[str, pa.Tab
         side, _, location = entry.partition("=")
         if side not in SIDES or not location:
             side, location = "", entry
-        listed = dict(_listed(location, side, ids))
+        listed = dict(_read_list(location, side, ids))
         if not listed.keys() & ids:
             raise InputError(
                 f"--split-file {location}: none of the ids in it is that of a pair, such as {manifest['id'][0]}; ids "
@@ -60,28 +62,28 @@ def assign(manifest: pa.Table, files: tuple[str, ...]) -> tuple[dict[str, pa.Tab
 def divide(
     pairs: pa.Table, split_file: tuple[str, ...], *, seed: int, val_count: int | None, val_fraction: float | None
 ) -> tuple[dict[str, pa.Table], list[str]]:
-    """The pairs by what they are for, those to train on in the seeded order, and what there is to say of it.
+    """Return ({split: manifest}, warnings). Training pairs are shuffled by `seed`.
 
-    Where lists name none to validate on, `val_count`, or the share `val_fraction`, of those to train on are held out.
-    Raises `InputError` as `assign` does.
+    Without validation pairs in the lists, some training pairs are held out: `val_count` of them, or the fraction
+    `val_fraction`. Raises `InputError` as `assign` does.
     """
-    sides, notes = {"train": pairs, "val": pairs.slice(0, 0), "test": pairs.slice(0, 0)}, []
+    sides, warnings = {"train": pairs, "val": pairs.slice(0, 0), "test": pairs.slice(0, 0)}, []
     if split_file:
         sides, unknown = assign(pairs, split_file)
         if unknown:
-            notes.append(f"{len(unknown)} ids in --split-file are those of no pair: {', '.join(unknown[:5])}")
+            warnings.append(f"{len(unknown)} ids in --split-file are those of no pair: {', '.join(unknown[:5])}")
         left = pairs.num_rows - sum(side.num_rows for side in sides.values())
         if left:
-            notes.append(f"{left} of {pairs.num_rows} pairs are in no list of --split-file, and left out")
+            warnings.append(f"{left} of {pairs.num_rows} pairs are in no list of --split-file, and left out")
     listed, held_out = sides["train"].num_rows, 0
     if not sides["val"].num_rows:
         held_out = min(listed, val_count or max(1, round((val_fraction or 0) * listed)))
     to_train, to_validate = split(sides["train"], seed=seed, val_count=held_out)
-    return sides | {"train": to_train} | ({"val": to_validate} if held_out else {}), notes
+    return sides | {"train": to_train} | ({"val": to_validate} if held_out else {}), warnings
 
 
-def _listed(location: str, side: str, ids: set[str]) -> Iterator[tuple[str, str]]:
-    """The ids in a list, each with its side; `side` where the list is all of one."""
+def _read_list(location: str, side: str, ids: set[str]) -> Iterator[tuple[str, str]]:
+    """Yield (id, split) for each line of a list. `side` is the split of all lines; "" if each line names its own."""
     try:
         content = storage.read(storage.absolute(location))
     except UnavailableError:
@@ -96,7 +98,7 @@ def _listed(location: str, side: str, ids: set[str]) -> Iterator[tuple[str, str]
             raise InputError(f"--split-file {location}: no Parquet file with columns id and split: {reason}") from error
         lines = [[row["id"], row["split"]] for row in rows]
     else:
-        lines = [_words(line, ids) for line in content.decode("utf-8-sig", errors="replace").splitlines()]
+        lines = [_split_line(line, ids) for line in content.decode("utf-8-sig", errors="replace").splitlines()]
     for number, words in enumerate(lines, 1):
         if not words or words[0].startswith("#") or words[1:] == ["split"]:
             continue
@@ -109,10 +111,8 @@ def _listed(location: str, side: str, ids: set[str]) -> Iterator[tuple[str, str]
         yield _without_ending(words[0]), found
 
 
-def _words(line: str, ids: set[str]) -> list[str]:
-    """The parts of a line: between commas or tabs where there are any, else the whole if it is an id, else between
-    spaces.
-    """
+def _split_line(line: str, ids: set[str]) -> list[str]:
+    """Split a line at commas; without commas, at tabs; without either, at spaces, unless the whole line is in `ids`."""
     for separator in (",", "\t"):
         if separator in line:
             return [part.strip() for part in line.split(separator)]

@@ -1,4 +1,4 @@
-"""Pictures that are for looking at: previews, masks over photos, truth beside prediction. JPEG in bytes."""
+"""Render pictures for reports: previews, masks over photos, truth beside prediction. Each is a JPEG in bytes."""
 
 import io
 import math
@@ -9,34 +9,38 @@ from PIL import Image
 from petseg.data import decode, labels
 
 PREVIEW_SIDE = 1024
-"""Longest side in pixels of a picture that is for looking at."""
+"""Longest side of a preview in pixels."""
 
 COMPARISON_SIDE = 400
-"""The same of each of the four in a `comparison`."""
+"""Longest side in pixels of each of the four pictures in a `comparison`."""
 
 REPORT_PIXELS = 160_000
-"""At most, of a picture in a report, which holds dozens of them."""
+"""Largest number of pixels of a picture in a report; a report holds dozens of pictures."""
 
 _GAP = 4  # pixels between the pictures of a comparison
-_IGNORED_COLOUR = (255, 255, 255)  # no palette of ours has it, nor the next
+# No palette of `labels` contains these two colours.
+_IGNORED_COLOUR = (255, 255, 255)
 _WRONG_COLOUR = (255, 0, 0)
 
 
 def preview(content: bytes, max_pixels: int) -> bytes:
-    """A photo as an upright JPEG of at most `PREVIEW_SIDE` pixels a side. Raises `DecodeError` as `decode_photo`."""
+    """Return a photo as an upright JPEG of at most `PREVIEW_SIDE` pixels a side.
+
+    Raises `DecodeError` as `decode_photo` does.
+    """
     return _to_jpeg(decode.decode_small(content, PREVIEW_SIDE, max_pixels))
 
 
 def overlay(preview_jpeg: bytes, mask_png: bytes) -> bytes:
-    """A mask of `encode_mask` in its colours over the `preview` of its photo, half and half, as a JPEG."""
-    Image.MAX_IMAGE_PIXELS = None  # the photo was within ours
+    """Blend a mask from `encode_mask`, in its colours, half and half with the `preview` of its photo, as a JPEG."""
+    Image.MAX_IMAGE_PIXELS = None  # the photo was checked against our own limit
     photo = Image.open(io.BytesIO(preview_jpeg), formats=("JPEG",))
     mask = Image.open(io.BytesIO(mask_png), formats=("PNG",)).resize(photo.size, Image.Resampling.NEAREST)
     return _to_jpeg(Image.blend(photo.convert("RGB"), mask.convert("RGB"), 0.5))
 
 
 def side_by_side(left_jpeg: bytes, right_jpeg: bytes) -> bytes:
-    """Two JPEGs as one, with a gap; the second is brought to the height of the first."""
+    """Join two JPEGs into one, with a gap between them; the second is resized to the height of the first."""
     left, right = (
         Image.open(io.BytesIO(content), formats=("JPEG",)).convert("RGB") for content in (left_jpeg, right_jpeg)
     )
@@ -48,11 +52,11 @@ def side_by_side(left_jpeg: bytes, right_jpeg: bytes) -> bytes:
 def comparison(
     photo: Image.Image, truth: np.ndarray, predicted: np.ndarray, palette: tuple[tuple[int, int, int], ...]
 ) -> bytes:
-    """Photo | truth | prediction | where they differ, side by side as a JPEG.
+    """Render photo | truth | prediction | errors side by side as a JPEG.
 
-    `photo` is upright and at most `COMPARISON_SIDE` pixels a side, as by `images.decode_small`. `truth` and `predicted`
-    are class ids, uint8, at any size with the photo's shape: they are brought to its size. What is ignored is white,
-    what is wrong red over the photo in grey.
+    `photo` is upright and at most `COMPARISON_SIDE` pixels a side, as `decode.decode_small` makes it. `truth` and
+    `predicted` are class ids, uint8 (H, W), at any size with the photo's proportions. They are resized to the photo's
+    size. Ignored pixels are white. Wrong pixels are red over the photo in grey.
     """
     truth, predicted = (
         np.asarray(Image.fromarray(class_ids).resize(photo.size, Image.Resampling.NEAREST))
@@ -68,7 +72,7 @@ def comparison(
 
 
 def for_report(picture: bytes) -> bytes:
-    """A JPEG or PNG of ours as a JPEG that is small enough for a report: `REPORT_PIXELS`, quality 80."""
+    """Return one of our JPEGs or PNGs as a JPEG for a report: at most `REPORT_PIXELS` pixels, quality 80."""
     image = Image.open(io.BytesIO(picture), formats=("JPEG", "PNG")).convert("RGB")
     shrink = min(1.0, math.sqrt(REPORT_PIXELS / (image.width * image.height)))
     size = max(1, int(image.width * shrink)), max(1, int(image.height * shrink))

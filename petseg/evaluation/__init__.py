@@ -1,1 +1,1 @@
-"""Scores of a network on labelled photos."""
+"""Score a network on labelled photos."""

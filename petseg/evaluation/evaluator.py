@@ -1,7 +1,7 @@
-"""Scores of a network on pairs: what they follow from is counted and added up, and the worst pairs are drawn.
+"""Score a network on pairs: count statistics per pair, add them up, and draw the worst pairs.
 
-A plain process, no Ray: threads decode ahead of the network and count behind it. What is held does not grow with the
-number of pairs, but for a row of numbers each. Nothing is written here.
+This runs in a plain process without Ray. Threads decode ahead of the network and count behind it. Apart from a row of
+numbers per pair, memory does not grow with the number of pairs. This module writes no files.
 """
 
 from collections import deque
@@ -25,13 +25,13 @@ from petseg.evaluation import metrics
 from petseg.inference.predictor import Prediction, Predictor, enlarge, most_probable
 
 WORST = 20
-"""Pairs that are drawn at most."""
+"""Maximum number of pairs to draw."""
 
 BORDER = "border"
-"""Name of the class without which there are scores, too."""
+"""Name of the class that a second set of scores leaves out."""
 
-_PAIRS_AT_A_TIME = 256  # that are decoded before the network sees them
-_PIXELS_AT_A_TIME = 2**26  # of their masks at the original size; where they have more, it is fewer pairs
+_PAIRS_AT_A_TIME = 256  # maximum number of pairs decoded before the network sees them
+_PIXELS_AT_A_TIME = 2**26  # limit on the pixels of their masks at the original size; larger masks mean fewer pairs
 
 T = TypeVar("T")
 ResultT = TypeVar("ResultT")
@@ -49,31 +49,31 @@ ROWS = pa.schema(
         ("error", pa.string()),
     ]
 )
-"""A row per pair. Height and width are the upright photo's own; the scores are those at the network's size."""
+"""Schema of the per-pair table. Height and width are the upright photo's own; scores are at the network's size."""
 
 
 class View(NamedTuple):
-    """One way to look at the pixels of a pair."""
+    """Image size and set of classes for which a pair is scored."""
 
     at_original_size: bool
-    """Else at the network's."""
+    """Score at the photo's original size; if False, at the network's size."""
 
     classes: tuple[int, ...]
-    """Class ids that are left. The pixels of others are ignored, and the network has to choose among these."""
+    """Class ids to score. Pixels of other classes are ignored, and the network must choose among these classes."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What is added up over pairs, on the CPU; every score is a ratio of it."""
+    """Statistics that are added up over pairs, on the CPU. Every score is a ratio of them."""
 
     confusion: Tensor
-    """`metrics.confusion_matrix`."""
+    """Result of `metrics.confusion_matrix`."""
 
     boundary: Tensor
-    """`metrics.boundary_confusion`."""
+    """Result of `metrics.boundary_confusion`."""
 
     cross_entropy: float
-    """In nats, the sum over the pixels that count."""
+    """Cross-entropy in nats, summed over the pixels that are not ignored."""
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(
@@ -83,18 +83,18 @@ class Counts:
 
 @dataclass(frozen=True)
 class Result:
-    """What is known of one pair once it is scored."""
+    """Scores and statistics of one pair."""
 
     row: dict[str, Any]
-    """As `ROWS` has it; what is missing is null."""
+    """Values by the column names of `ROWS`. A missing key means null."""
 
     counts: dict[View, Counts]
-    """None where the pair could not be decoded."""
+    """Statistics by view; empty if the pair could not be decoded."""
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """A row of the manifest, read and decoded, or the reason why it cannot be."""
+    """A row of the manifest with its decoded photo and mask, or with the error."""
 
     row: dict[str, Any]
     photo: Photo | None = None
@@ -106,7 +106,7 @@ class _Pair:
 
 
 class Evaluator:
-    """A network, and what is needed to score it; `predictor` must take photos at the size of `model`."""
+    """Scorer of a network on pairs. `predictor` must accept photos at the image size of `model`."""
 
     def __init__(
         self, predictor: Predictor, model: ModelConfig, label_map: LabelMap, max_pixels: int, threads: int
@@ -119,11 +119,11 @@ class Evaluator:
         self._views = views(model.class_names)
 
     def results(self, pairs: pa.Table) -> Iterator[Result]:
-        """One for each row of a manifest, in order."""
+        """Yield one result for each row of a manifest, in order."""
         return self._each(pairs, self._score)
 
     def pictures(self, pairs: pa.Table) -> Iterator[bytes | None]:
-        """`pictures.comparison` of each row of a manifest, in order; None where it cannot be decoded."""
+        """Yield `visualize.comparison` for each row of a manifest, in order; None if the pair cannot be decoded."""
         return self._each(pairs, self._draw)
 
     def _each(self, pairs: pa.Table, finish: Callable[[tuple[_Pair, Prediction | None]], T]) -> Iterator[T]:
@@ -131,7 +131,7 @@ class Evaluator:
         with ThreadPoolExecutor(self._threads) as pool:
             contents = manifest.read_pairs(pairs, decode.max_bytes(self._max_pixels))
             decoded = _in_order(pool, self._decode, contents, ahead)
-            yield from _in_order(pool, finish, self._predicted(decoded), ahead)
+            yield from _in_order(pool, finish, self._predict(decoded), ahead)
 
     def _decode(self, pair: tuple[dict[str, str], bytes, bytes, str]) -> _Pair:
         row, photo_content, mask_content, error = pair
@@ -146,11 +146,11 @@ class Evaluator:
                 self._max_pixels,
                 self._model.resize,
             )
-        except DecodeError as refused:
-            return _Pair(row, error=f"the mask: {refused}" if refused.in_mask else str(refused))
+        except DecodeError as error:
+            return _Pair(row, error=f"the mask: {error}" if error.in_mask else str(error))
         return _Pair(row, photo, mask, truth)
 
-    def _predicted(self, pairs: Iterable[_Pair]) -> Iterator[tuple[_Pair, Prediction | None]]:
+    def _predict(self, pairs: Iterable[_Pair]) -> Iterator[tuple[_Pair, Prediction | None]]:
         for group in _groups(pairs):
             predictions = self._predictor([pair.photo for pair in group if pair.photo is not None])
             for pair in group:
@@ -165,10 +165,10 @@ class Evaluator:
         for view in self._views:
             truth = pair.truth if view.at_original_size else pair.mask
             counts[view] = count(prediction.probabilities, truth, view.classes)
-        of_pair = scores(counts[self._views[0]], self._model.class_names)
+        pair_scores = scores(counts[self._views[0]], self._model.class_names)
         row = {"id": pair.row["id"], "height": prediction.height, "width": prediction.width, "error": None}
-        row |= {name: of_pair[name] for name in ("cross_entropy", "pixel_accuracy", "miou", "boundary_miou")}
-        return Result(row | {"iou": list(of_pair["iou"].values())}, counts)
+        row |= {name: pair_scores[name] for name in ("cross_entropy", "pixel_accuracy", "miou", "boundary_miou")}
+        return Result(row | {"iou": list(pair_scores["iou"].values())}, counts)
 
     def _draw(self, predicted: tuple[_Pair, Prediction | None]) -> bytes | None:
         pair, prediction = predicted
@@ -181,7 +181,7 @@ class Evaluator:
 
 
 def views(class_names: tuple[str, ...]) -> list[View]:
-    """All classes at the network's size first, then all others."""
+    """Return the views to score: first all classes at the network's size, then the other views."""
     all_classes = tuple(range(len(class_names)))
     inner = tuple(i for i in all_classes if class_names[i] != BORDER)
     choices = [all_classes, inner] if 0 < len(inner) < len(all_classes) else [all_classes]
@@ -190,11 +190,11 @@ def views(class_names: tuple[str, ...]) -> list[View]:
 
 @torch.inference_mode()
 def count(probabilities_chw: Tensor, truth: np.ndarray, classes: tuple[int, ...]) -> Counts:
-    """Count what a network's probabilities, float32 (C, h, w), say of a mask, uint8 (H, W) of class ids.
+    """Compare a network's probabilities, float32 (C, h, w), with a mask of class ids, uint8 (H, W).
 
-    They are enlarged to the mask's size as in a prediction, some rows at a time. Pixels of a class that is not in
-    `classes` are ignored, and the network's answer is the most probable of `classes`, their probabilities divided by
-    their sum.
+    The probabilities are enlarged to the mask's size as in a prediction, a strip of rows at a time. Pixels whose class
+    is not in `classes` are ignored. The predicted class is the most probable of `classes`, and their probabilities are
+    divided by their sum.
     """
     height, width = truth.shape
     renumbered = np.full(256, IGNORE_ID, np.uint8)
@@ -214,7 +214,7 @@ def count(probabilities_chw: Tensor, truth: np.ndarray, classes: tuple[int, ...]
 
 
 def scores(counts: Counts, class_names: Iterable[str]) -> dict[str, Any]:
-    """The ratios. One that is not defined, such as the IoU of a class that nowhere occurs, is None."""
+    """Return the scores. An undefined score, such as the IoU of a class that never occurs, is None."""
 
     def by_class(of_classes: list[float]) -> dict[str, float | None]:
         return dict(zip(class_names, map(metrics.defined, of_classes), strict=True))
@@ -235,7 +235,7 @@ def scores(counts: Counts, class_names: Iterable[str]) -> dict[str, Any]:
 
 
 def summary(totals: dict[View, Counts], class_names: tuple[str, ...]) -> dict[str, Any]:
-    """`scores` at the network's size, with those of the other views in it under their names."""
+    """Return `scores` at the network's size, with the scores of the other views nested under their names."""
 
     def at(original_size: bool) -> dict[str, Any]:
         whole, *inner = (
@@ -249,9 +249,9 @@ def summary(totals: dict[View, Counts], class_names: tuple[str, ...]) -> dict[st
 
 
 def worst(rows: pa.Table) -> list[int]:
-    """The numbers of the at most `WORST` rows with the highest cross-entropy, the worst first.
+    """Return the numbers of up to `WORST` rows with the highest cross-entropy, worst first.
 
-    Not the lowest mIoU: a class of which a photo has ten pixels weighs as much in that as all the others.
+    Ranked by cross-entropy, because mIoU weighs a ten-pixel class like any other.
     """
     values = rows["cross_entropy"].to_pylist()
     known = [number for number, value in enumerate(values) if value is not None]
@@ -259,7 +259,7 @@ def worst(rows: pa.Table) -> list[int]:
 
 
 def _groups(pairs: Iterable[_Pair]) -> Iterator[list[_Pair]]:
-    """Pairs that are in memory together: several batches, unless they are large."""
+    """Yield groups of pairs that are in memory together: several batches, or fewer pairs if they are large."""
     group, pixels = [], 0
     for pair in pairs:
         group.append(pair)
@@ -273,7 +273,7 @@ def _groups(pairs: Iterable[_Pair]) -> Iterator[list[_Pair]]:
 def _in_order(
     pool: ThreadPoolExecutor, work: Callable[[T], ResultT], items: Iterable[T], ahead: int
 ) -> Iterator[ResultT]:
-    """What `work` makes of each item, in order, so many items ahead of what was asked for."""
+    """Yield `work(item)` for each item, in order. Up to `ahead` items are processed ahead of the consumer."""
     running = deque()
     for item in items:
         running.append(pool.submit(work, item))

@@ -1,1 +1,1 @@
-"""Prediction without Ray: the predictor, and the resumable output of shards."""
+"""Prediction without Ray: the predictor and the resumable, sharded output."""

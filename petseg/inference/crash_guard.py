@@ -1,7 +1,7 @@
-"""Work that may kill its process: noticed when it is tried again, and then done in a process apart. No Ray, no pixels.
+"""Guard against work that may kill its process: detect the crash on retry and run the work in a subprocess.
 
-A decoder is C code, and a photo that crashes it, or eats the memory, takes the worker with it. Ray would start that
-worker again for ever.
+A decoder is C code. A photo that crashes it, or that uses up the memory, kills the worker too. Ray would restart that
+worker for ever. This module knows nothing of Ray or of pixels.
 """
 
 import contextlib
@@ -22,18 +22,18 @@ _TRIES = 3
 
 @contextlib.contextmanager
 def attempt(name: str) -> Iterator[bool]:
-    """Whether a process of this machine has died within an earlier attempt of that name, of whatever cause.
+    """Yield True if a process on this machine died during an earlier attempt named `name`, for any reason.
 
-    A file in the folder for temporary ones, which `name` becomes a part of, is there as long as the attempt goes on.
+    A marker file in the temporary folder exists while the attempt runs. `name` becomes part of its file name.
     """
     marker = Path(tempfile.gettempdir()) / f"petseg-{os.getuid()}-{name}"
     died_before = False
     try:
-        os.close(os.open(marker, os.O_CREAT | os.O_EXCL, 0o600))  # follows no link that somebody has laid there
+        os.close(os.open(marker, os.O_CREAT | os.O_EXCL, 0o600))  # does not follow a symlink that another user created
     except FileExistsError:
         died_before = True
     except OSError:
-        pass  # a full disk, say: then it is not known, and the photo is most likely good
+        pass  # for example a full disk: assume no crash, because most photos are good
     try:
         yield died_before
     finally:
@@ -42,10 +42,11 @@ def attempt(name: str) -> Iterator[bool]:
 
 
 def each(work: Callable[[Argument], Result], arguments: Iterable[Argument], if_died: Result) -> Iterator[Result]:
-    """`work` of each argument, in another process, and `if_died` where that one has died of it `_TRIES` times: once may
-    be anything's doing.
+    """Yield `work(argument)` for each argument, run in a subprocess.
 
-    All must be picklable. What `work` raises is raised here.
+    Yields `if_died` for an argument whose subprocess died `_TRIES` times. A single death may have another cause.
+
+    `work`, the arguments and the results must be picklable. Exceptions of `work` are re-raised here.
     """
     pool = ProcessPoolExecutor(1, get_context("spawn"))
     try:

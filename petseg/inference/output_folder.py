@@ -1,8 +1,9 @@
-"""A prediction job as shards: the plan, what of it is done, its begin and its end. No Ray, no pixels.
+"""Manage the output folder of a prediction job: check its plan, find committed shards, start and finish the job.
 
-A shard is the unit of work and its Parquet file is its commit: it appears whole, after the other files of its rows. The
-plan follows from the manifest and the settings alone, so a second start makes the same one, keeps the shards that are
-there and does the rest. What is done with one shard is in `rows`.
+A shard is the unit of work. Its Parquet file is its commit: the file appears whole, after the other files of its rows.
+The plan follows from the manifest and the settings alone. A second start therefore makes the same plan, keeps the
+committed shards and processes the rest. `shard.py` processes a single shard. This module knows nothing of Ray or of
+pixels.
 """
 
 import errno
@@ -35,7 +36,6 @@ from petseg.storage import checks
 OF_PHOTO = ("id", "image", "height", "width", "error")
 """Columns that do not come from a mask."""
 
-
 _SHARD_FILE = re.compile(r"part-\d{5,}-of-\d{5,}\.parquet")
 _IO_THREADS = 16
 _CHUNK = 10_000
@@ -44,7 +44,7 @@ _PLAN_KEY, _SUMMARY_KEY = b"petseg.plan", b"petseg.summary"
 
 
 def require_plan(target: Target) -> None:
-    """Raise `OSError` where the output is another job's by now: one that has begun while this one was still alive."""
+    """Raise `OSError` if another job has taken over the output folder while this one was running."""
     location = storage.join(target.output, PLAN_FILE)
     try:
         there = json.loads(storage.read(location))
@@ -57,10 +57,10 @@ def require_plan(target: Target) -> None:
 
 
 def find_done(plan: Plan, *, overwrite: bool = False) -> dict[int, Summary]:
-    """The shards of this plan that the output holds already, complete; nothing is changed.
+    """Return the summaries of the shards of this plan that are already committed, by shard. Changes no file.
 
-    Raises `InputError` where the folder cannot be written, or holds the output of a job with another plan, unless it
-    is to be overwritten; where it holds something that no plan tells of, in any case.
+    Raises `InputError` if the folder is not writable. Raises it if the folder holds the output of another plan, unless
+    `overwrite` is set. Raises it in any case if the folder holds output that its plan does not account for.
     """
     output = plan.target.output
     checks.require_writable(output, "--output")
@@ -68,7 +68,7 @@ def find_done(plan: Plan, *, overwrite: bool = False) -> dict[int, Summary]:
     if PLAN_FILE not in names:
         folders = (MASK_FOLDER, OVERLAY_FOLDER)
         ours = [name for name in names if name in (*folders, SUCCESS_FILE) or name.endswith(".parquet")]
-        ours = [name for name in ours if name != MANIFEST_FILE]  # all that a start leaves that was killed at once
+        ours = [name for name in ours if name != MANIFEST_FILE]  # the only file left by a start that was killed at once
         if ours:
             raise InputError(
                 f"--output {output}: {ours[0]} is there already, but no {PLAN_FILE}; choose another folder"
@@ -82,12 +82,12 @@ def find_done(plan: Plan, *, overwrite: bool = False) -> dict[int, Summary]:
             )
     if overwrite and before != plan.description:
         return {}
-    _refuse_other(plan, before)
+    _require_same_plan(plan, before)
     return _find_committed(plan)
 
 
-def _refuse_other(plan: Plan, before: dict[str, Any]) -> None:
-    """Raise `InputError` where the output was begun with another plan, `before`."""
+def _require_same_plan(plan: Plan, before: dict[str, Any]) -> None:
+    """Raise `InputError` if `before`, the plan the output was started with, differs from `plan`."""
     differing = sorted(key for key in before.keys() | plan.description if before.get(key) != plan.description.get(key))
     if differing:
         changes = [f"{key} (was {before.get(key)}, now {plan.description.get(key)})" for key in differing]
@@ -108,22 +108,24 @@ def _find_committed(plan: Plan) -> dict[int, Summary]:
 
 
 def is_finished(plan: Plan, done: dict[int, Summary]) -> bool:
-    """Whether nothing is left to do, given what `find_done` found."""
+    """Return True if nothing is left to do. `done` is the result of `find_done`."""
     return len(done) == plan.target.num_shards and SUCCESS_FILE in storage.list_names(plan.target.output)
 
 
 def begin(plan: Plan, *, overwrite: bool = False) -> None:
-    """Make the output's folder and write the plan, or clear up after a start of the same plan that was killed; the
-    output of another plan, which is to be overwritten, is deleted first.
+    """Create the output folder and write the plan.
 
-    Raises `InputError` where another job has begun there since `find_done` looked, and `OSError` where it cannot be
+    If the folder holds the same plan, the leftovers of a killed start are removed. If it holds another plan and
+    `overwrite` is set, the output of that plan is deleted first.
+
+    Raises `InputError` if another job has started there since `find_done` ran, and `OSError` if the folder cannot be
     written.
     """
     output = plan.target.output
     location = storage.join(output, PLAN_FILE)
     before = _read_plan(output) if PLAN_FILE in storage.list_names(output) else None
     if before is not None and not overwrite:
-        _refuse_other(plan, before)
+        _require_same_plan(plan, before)
     storage.remove_leftovers(output)
     if before is not None and before != plan.description:
         _clear(output, before)
@@ -138,7 +140,7 @@ def begin(plan: Plan, *, overwrite: bool = False) -> None:
 
 
 def summarise(rows: pa.Table) -> Summary:
-    """How it went, of the rows of a shard."""
+    """Return the summary of a shard's rows."""
     errors = [
         f"{row_id}: {error}"
         for row_id, error in zip(rows["id"].to_pylist(), rows["error"].to_pylist(), strict=True)
@@ -148,14 +150,14 @@ def summarise(rows: pa.Table) -> Summary:
 
 
 def footer(target: Target, summary: Summary) -> dict[bytes, str]:
-    """What the Parquet file of a shard has in its footer, so that it can be known for what it is."""
+    """Return the metadata for the footer of a shard's Parquet file. It identifies the plan and holds the summary."""
     return {_PLAN_KEY: target.fingerprint, _SUMMARY_KEY: json.dumps([summary.failed, summary.first_errors])}
 
 
 def finish(plan: Plan, done: dict[int, Summary]) -> Summary:
-    """Clear up, and write `_SUCCESS.json`, once every shard is there; the summary of all of them.
+    """Remove leftovers, write `_SUCCESS.json` and return the summary over all shards. Every shard must be committed.
 
-    Raises `OSError` where it cannot be written, or where another job has been writing there.
+    Raises `OSError` if the file cannot be written or another job has written to the folder.
     """
     assert len(done) == plan.target.num_shards
     require_plan(plan.target)
@@ -175,7 +177,7 @@ def finish(plan: Plan, done: dict[int, Summary]) -> Summary:
 
 
 def total(done: dict[int, Summary]) -> Summary:
-    """The sum over shards, with the errors of the first of them."""
+    """Return the sum over shards, with the errors of the first shards."""
     in_order = [done[shard] for shard in sorted(done)]
     errors = [error for summary in in_order for error in summary.first_errors]
     rows, failed = sum(s.rows for s in in_order), sum(s.failed for s in in_order)
@@ -193,12 +195,12 @@ def _read_plan(output: str) -> dict[str, Any]:
 
 
 def _outputs_of(before: dict[str, Any]) -> Outputs:
-    """What a job of the plan `before` has written."""
+    """Return the outputs that a job with the plan `before` writes."""
     return Outputs(png=bool(before.get("png")), overlay=bool(before.get("overlay")))
 
 
 def _changed_names(plan: Plan) -> list[str]:
-    """Which photos have come and gone since the output was begun, as far as that was written down."""
+    """Describe the photos added and removed since the output was started; empty if its manifest is unreadable."""
     location = storage.join(plan.target.output, MANIFEST_FILE)
     try:
         with storage.open_file(location) as file:
@@ -209,14 +211,15 @@ def _changed_names(plan: Plan) -> list[str]:
     changes = []
     for what, names in (("new", sorted(now - before)), ("gone", sorted(before - now))):
         if names:
-            some = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
-            changes.append(f"{len(names)} {what}: {some}")
+            shown = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
+            changes.append(f"{len(names)} {what}: {shown}")
     return changes
 
 
 def _clear(output: str, before: dict[str, Any]) -> None:
-    """Delete what a job of the plan `before` has written, but for the plan, which goes last, when it is replaced: if
-    this is killed, the next start knows the rest for what it is.
+    """Delete the files written by a job with the plan `before`, except the plan itself.
+
+    The plan is replaced last. If this process is killed, the next start can still identify the remaining files.
     """
     names = storage.list_names(output)
     for name in (SUCCESS_FILE, files.REPORT):
@@ -238,13 +241,13 @@ def _clear(output: str, before: dict[str, Any]) -> None:
     for folder, ending in folders.items():
         with ThreadPoolExecutor(_IO_THREADS) as pool:
             for start in range(0, len(ids), _CHUNK):
-                some = ids[start : start + _CHUNK]
-                list(pool.map(storage.remove_file, (storage.join(output, folder, row_id + ending) for row_id in some)))
+                chunk = ids[start : start + _CHUNK]
+                list(pool.map(storage.remove_file, (storage.join(output, folder, row_id + ending) for row_id in chunk)))
         storage.remove_empty_folders(storage.join(output, folder))
 
 
 def _committed(plan: Plan, shard: int) -> Summary | None:
-    """The summary in the footer of a shard, if the file is there, whole, and of this plan."""
+    """Return the summary from a shard's footer, or None if the file is missing, incomplete or of another plan."""
     location = plan.target.location(shard)
     try:
         with storage.open_file(location) as file:
@@ -252,11 +255,11 @@ def _committed(plan: Plan, shard: int) -> Summary | None:
     except UnavailableError:
         raise
     except pa.ArrowInvalid:
-        return None  # cut short or overwritten by something else: it is written anew
+        return None  # truncated or overwritten by something else: write it again
     except OSError as error:
         if error.errno not in (None, errno.ENOENT):
             raise
-        return None  # not there; or a broken footer, for which Arrow has this type, too, but no number
+        return None  # missing; or a broken footer, for which Arrow raises this type without an errno
     found = metadata.metadata or {}
     expected = min(plan.shard_size, plan.manifest.num_rows - shard * plan.shard_size)
     if metadata.num_rows != expected or found.get(_PLAN_KEY) != plan.target.fingerprint.encode():

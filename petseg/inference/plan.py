@@ -1,4 +1,4 @@
-"""The plan of a prediction job: which photo is in which shard, and what is written of it. No files are touched here."""
+"""Plan a prediction job: assign photos to shards and choose the outputs. This module reads and writes no files."""
 
 import dataclasses
 import hashlib
@@ -18,29 +18,35 @@ MASK_FOLDER = "masks"
 OVERLAY_FOLDER = "overlays"
 
 _FORMAT = 3
-"""Raised when the same settings would give other bytes than before, so that one output is not made by two versions."""
+"""Version of the output format. Increase it when the same settings would give different bytes than before.
+
+That keeps two versions of the program from writing to one output folder.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """What is written of a mask, beside its row."""
+    """Optional outputs for each mask, in addition to its row."""
 
     png: bool = True
-    """A file in `MASK_FOLDER`."""
+    """Write a PNG file to `MASK_FOLDER`."""
     overlay: bool = False
-    """A file in `OVERLAY_FOLDER`."""
+    """Write a JPEG file to `OVERLAY_FOLDER`."""
     probabilities: bool = False
-    """The column `probability_pngs`."""
+    """Add the column `probability_pngs`."""
     coco_rle: bool = False
-    """The column `coco_rle`."""
+    """Add the column `coco_rle`."""
 
     def files(self) -> dict[str, str]:
-        """The folders with a file per mask, and what ends the files' names."""
+        """Return {folder: file extension} for the outputs that have one file per mask."""
         return ({MASK_FOLDER: ".png"} if self.png else {}) | ({OVERLAY_FOLDER: ".jpg"} if self.overlay else {})
 
 
 def schema(outputs: Outputs) -> pa.Schema:
-    """One row per photo, also for one that failed: then `error` says why, and all but `id` and `image` is null."""
+    """Return the schema of a shard's file: one row per photo, including failed ones.
+
+    For a failed photo `error` holds the reason, and all other columns except `id` and `image` are null.
+    """
     fields = [
         ("id", pa.string()),
         ("image", pa.string()),
@@ -61,52 +67,52 @@ def schema(outputs: Outputs) -> pa.Schema:
 
 @dataclass(frozen=True)
 class Target:
-    """Where the shards of a job go; small, so that every task can be told."""
+    """Destination of a job's shards. It is small, so it can be sent to every task."""
 
     output: str
     num_shards: int
     fingerprint: str
-    """SHA-256 of the plan; every shard carries it, so that another job's is never taken for this one's."""
+    """SHA-256 of the plan. Every shard carries it, so that a shard of another job is never mistaken for one of this."""
     outputs: Outputs
 
     def name(self, shard: int) -> str:
-        """The name of the Parquet file of a shard."""
+        """Return the file name of a shard's Parquet file."""
         return f"part-{shard:05d}-of-{self.num_shards:05d}.parquet"
 
     def location(self, shard: int) -> str:
-        """Where it is."""
+        """Return the location of a shard's Parquet file."""
         return storage.join(self.output, self.name(shard))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which photo is in which shard of which output."""
+    """Assignment of photos to the shards of an output."""
 
     manifest: pa.Table
     shard_size: int
     description: dict[str, Any]
-    """All that the output's bytes follow from, as JSON values: what `_plan.json` holds."""
+    """All settings that determine the bytes of the output, as JSON values: the content of `_plan.json`."""
     target: Target
 
 
 @dataclass(frozen=True)
 class Summary:
-    """How a shard went."""
+    """Counts and first errors of a shard."""
 
     rows: int
     failed: int
     first_errors: list[str]
-    """"id: reason" of some of those that failed."""
+    """Entries "id: reason" of the first failed photos."""
 
 
 def rows_of(manifest: pa.Table, shard: int, shard_size: int) -> pa.Table:
-    """The part of the manifest that is in a shard, with the column `shard`."""
+    """Return the manifest rows of a shard, with the column `shard` added."""
     rows = manifest.slice(shard * shard_size, shard_size)
     return rows.append_column("shard", pa.array([shard] * rows.num_rows, pa.int64()))
 
 
 def make_plan(manifest: pa.Table, output: str, *, shard_size: int, outputs: Outputs, settings: dict[str, Any]) -> Plan:
-    """The plan of a job; `settings` is whatever, beside the photos' names, decides what is written."""
+    """Return the plan of a job. `settings` holds everything besides the photos' names that affects the output."""
     description = {
         "format": _FORMAT,
         "images": manifest.num_rows,
@@ -120,5 +126,5 @@ def make_plan(manifest: pa.Table, output: str, *, shard_size: int, outputs: Outp
 
 
 def fingerprint(description: Any) -> str:
-    """SHA-256 of a plan's description, in hexadecimal."""
+    """Return the SHA-256 of a plan's description, in hexadecimal."""
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,8 @@
-"""The predictor: photos in, masks at the original size out. No Ray and no files, so that it runs bare.
+"""Predict masks at the photos' original size. This module uses neither Ray nor files, so it runs on its own.
 
-The network gives probabilities at its own size, which are enlarged bilinearly to the photo's; a pixel's class is the
-most probable one there. A large photo may be cut into overlapping tiles, each treated as a photo, and blended.
+The network gives probabilities at its own size. They are enlarged bilinearly to the photo's size, where each pixel gets
+its most probable class. A large photo may be cut into overlapping tiles. Each tile is treated as a photo, and the
+results are blended.
 """
 
 import math
@@ -20,45 +21,45 @@ from petseg.config.base import Precision, Resize
 from petseg.data import decode
 from petseg.data.decode import Photo
 from petseg.models import precision
-from petseg.models.unet import UNet, fold_batch_norms
+from petseg.models.network import Network
 
 STRIP_VALUES = 3 * 2**20
-"""Probabilities at the original size that are worked on at a time: what keeps the memory for a large photo small."""
+"""Number of probabilities at the original size to process at a time. It bounds the memory for a large photo."""
 
 
 @dataclass(frozen=True)
 class Mask:
-    """What the network says of one photo."""
+    """Mask of one photo at its original size."""
 
     class_ids: np.ndarray
-    """uint8 (H, W) at the photo's original, upright size."""
+    """Class ids: uint8 (H, W), at the photo's original, upright size."""
 
     class_pixels: list[int]
-    """Pixels of each class."""
+    """Number of pixels of each class."""
 
     confidence: float
-    """Mean over the pixels of the probability of the class that won."""
+    """Mean over the pixels of the probability of the predicted class."""
 
     probabilities: np.ndarray | None
-    """uint8 (C, H, W), 255 times the probability of each class; None where it was not asked for."""
+    """255 times the probability of each class: uint8 (C, H, W); None if not requested."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network says of one photo at its own size; `mask` makes of it, in any thread, what is kept."""
+    """Network output for one photo, at the network's size. `mask` converts it to a `Mask` and may run in any thread."""
 
     probabilities: Tensor
-    """float32 (C, h, w), on the network's device."""
+    """Class probabilities: float32 (C, h, w), on the network's device."""
 
     height: int
     width: int
-    """Of the mask: the photo's original, upright size."""
+    """Height and width of the mask are the photo's original, upright size."""
 
     keep_probabilities: bool
 
     @torch.inference_mode()
     def mask(self) -> Mask:
-        """The mask at the photo's size. Beside it, only a strip of rows is held at that size."""
+        """Return the mask at the photo's size. Apart from the mask, only a strip of rows is in memory at that size."""
         canvas = _Canvas(len(self.probabilities), self.height, self.width, self.keep_probabilities)
         for top, strip in enlarge(self.probabilities, self.height, self.width):
             canvas.put(top, strip)
@@ -66,16 +67,16 @@ class Prediction:
 
 
 class Predictor:
-    """A network on a device, with the number of photos it takes at a time.
+    """Network on a device, with its batch size.
 
-    On a CPU, `threads` batches run side by side. If each has one thread of torch (`torch.set_num_threads(1)`), that is
-    faster than all threads on one batch, loses nothing where other processes want the cores, and gives the same bits
-    however many cores there are.
+    On a CPU, `threads` batches run in parallel. Give each batch one torch thread (`torch.set_num_threads(1)`). That is
+    faster than all threads on one batch, loses no speed when other processes use the cores, and gives the same bits
+    for any number of cores.
     """
 
     def __init__(
         self,
-        model: UNet,
+        model: Network,
         device: torch.device,
         batch_size: int,
         size_hw: tuple[int, int],
@@ -85,7 +86,7 @@ class Predictor:
         threads: int = 1,
         probabilities: bool = False,
     ) -> None:
-        folded = fold_batch_norms(model)
+        folded = model.for_inference()
         self._model = folded.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._device = device
         self._batch_size = batch_size
@@ -95,12 +96,12 @@ class Predictor:
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads)
         self._keep_probabilities = probabilities
-        self._num_classes = model.head.out_channels
+        self._num_classes = model.num_classes
 
     def __call__(self, photos: list[Photo]) -> Iterator[Prediction]:
-        """One prediction per photo, in order; a few batches ahead of those that were asked for.
+        """Yield one prediction per photo, in order. A few batches are computed ahead of the consumer.
 
-        The photos are decoded at the network's size.
+        The photos must be decoded at the network's size.
         """
         batches = self._run([partial(_pixels, photo) for photo in photos])
         for photo, probabilities in zip(photos, batches, strict=True):
@@ -108,10 +109,10 @@ class Predictor:
 
     @torch.inference_mode()
     def tiled(self, picture: Image.Image, tile_hw: tuple[int, int], overlap: int) -> Mask:
-        """The mask of a whole photo, from tiles of `tile_hw` of its pixels that overlap by at least `overlap`.
+        """Return the mask of a whole photo, from tiles of `tile_hw` photo pixels that overlap by at least `overlap`.
 
-        Where tiles overlap, their probabilities are averaged, each weighted by a tent that falls off towards the
-        tile's edges. Beside the photo only one row of tiles is held at a time.
+        Where tiles overlap, their probabilities are averaged, weighted by a tent function that falls off towards the
+        tile's edges. Apart from the photo, only one row of tiles is in memory at a time.
         """
         width, height = picture.size
         tile_h, tile_w = min(tile_hw[0], height), min(tile_hw[1], width)
@@ -121,7 +122,8 @@ class Predictor:
         weights_x = torch.zeros(width, device=self._device)
         for left in lefts:
             weights_x[left : left + tile_w] += falloff_w
-        row = torch.zeros(self._num_classes, tile_h, width, device=self._device)  # of tiles, with what is above
+        # Weighted sums over one row of tiles, including its overlap with the row above.
+        row = torch.zeros(self._num_classes, tile_h, width, device=self._device)
         weights_y = torch.zeros(tile_h, device=self._device)
         canvas = _Canvas(self._num_classes, height, width, self._keep_probabilities)
         cut = partial(decode.cut, picture, tile_hw=(tile_h, tile_w), size_hw=self._size_hw, resize=self._resize)
@@ -143,8 +145,9 @@ class Predictor:
         return canvas.mask()
 
     def _run(self, pixels: list[Callable[[], np.ndarray]]) -> Iterator[Tensor]:
-        """Probabilities float32 (C, H, W), on the device, for each of some photos or tiles at the network's size, which
-        are made when their turn comes.
+        """Yield probabilities, float32 (C, H, W) on the device, for each photo or tile at the network's size.
+
+        Each callable in `pixels` returns one photo or tile. It is called only when its batch starts.
         """
         batches = (pixels[i : i + self._batch_size] for i in range(0, len(pixels), self._batch_size))
         running = deque()
@@ -168,7 +171,7 @@ def _pixels(photo: Photo) -> np.ndarray:
 
 
 class _Canvas:
-    """A mask at the original size that is made strip by strip."""
+    """Build a mask at the original size strip by strip."""
 
     def __init__(self, num_classes: int, height: int, width: int, keep_probabilities: bool) -> None:
         self._class_ids = np.empty((height, width), np.uint8)
@@ -177,7 +180,7 @@ class _Canvas:
         self._highest: list[Tensor] = []
 
     def put(self, top: int, probabilities: Tensor) -> None:
-        """The rows from `top` on: float32 (C, rows, W)."""
+        """Add the rows from `top` on. `probabilities` is float32 (C, rows, W)."""
         rows = slice(top, top + probabilities.shape[1])
         highest, class_ids = most_probable(probabilities)
         self._class_ids[rows] = class_ids.cpu().numpy()
@@ -193,9 +196,9 @@ class _Canvas:
 
 
 def most_probable(probabilities_chw: Tensor) -> tuple[Tensor, Tensor]:
-    """The highest probability at each pixel, and its class, the first of equals: uint8 (H, W)."""
+    """Return the highest probability at each pixel and its class id, uint8 (H, W); the first class wins a tie."""
     highest, class_ids = probabilities_chw[0], torch.zeros_like(probabilities_chw[0], dtype=torch.uint8)
-    for class_id in range(1, len(probabilities_chw)):  # several times as quick as max(0), which counts in int64
+    for class_id in range(1, len(probabilities_chw)):  # several times faster than max(0), whose indices are int64
         of_class = probabilities_chw[class_id]
         class_ids = torch.maximum(class_ids, (of_class > highest).to(torch.uint8) * class_id)
         highest = torch.maximum(highest, of_class)
@@ -203,45 +206,46 @@ def most_probable(probabilities_chw: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def enlarge(values_chw: Tensor, height: int, width: int) -> Iterator[tuple[int, Tensor]]:
-    """Values (C, h, w) at another size, bilinearly, as `F.interpolate(…, align_corners=False)` has it: strips of rows,
-    each with the number of its first.
+    """Resize values (C, h, w) bilinearly, as `F.interpolate(…, align_corners=False)` does.
+
+    Yields (number of the strip's first row, strip of rows).
     """
     num_classes, rows, columns = values_chw.shape
     if (rows, columns) == (height, width):
         yield 0, values_chw
         return
-    # Turned, so that columns are gathered as whole rows.
-    below, above, share = _taps(columns, width, values_chw.device)
-    turned = values_chw.transpose(1, 2).contiguous()
-    turned = torch.lerp(turned.index_select(1, below), turned.index_select(1, above), share[:, None])
-    wide = turned.transpose(1, 2).contiguous()
-    below, above, share = _taps(rows, height, values_chw.device)
+    # Transpose, so that columns are gathered as whole rows.
+    below, above, weight = _taps(columns, width, values_chw.device)
+    transposed = values_chw.transpose(1, 2).contiguous()
+    transposed = torch.lerp(transposed.index_select(1, below), transposed.index_select(1, above), weight[:, None])
+    wide = transposed.transpose(1, 2).contiguous()
+    below, above, weight = _taps(rows, height, values_chw.device)
     strip = strip_rows(num_classes, width)
     for top in range(0, height, strip):
-        some = slice(top, top + strip)
-        yield top, torch.lerp(wide.index_select(1, below[some]), wide.index_select(1, above[some]), share[some, None])
+        part = slice(top, top + strip)
+        yield top, torch.lerp(wide.index_select(1, below[part]), wide.index_select(1, above[part]), weight[part, None])
 
 
 def strip_rows(num_classes: int, width: int) -> int:
-    """Rows that are worked on at a time."""
+    """Return the number of rows to process at a time."""
     return max(1, STRIP_VALUES // (num_classes * width))
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin along a side: as few as cover it and overlap by at least `overlap`, evenly spread."""
+    """Return where tiles begin along a side: the fewest that cover it with at least `overlap`, evenly spread."""
     count = 1 + math.ceil((length - tile) / (tile - overlap)) if length > tile else 1
     return [i * (length - tile) // max(1, count - 1) for i in range(count)]
 
 
 def _taps(length_in: int, length_out: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """For each place of the result: its two neighbours in the source, and the share of the second."""
-    places = ((torch.arange(length_out, device=device) + 0.5) * (length_in / length_out) - 0.5).clamp(0, length_in - 1)
-    first = places.floor().long()
-    return first, (first + 1).clamp(max=length_in - 1), places - first
+    """Return, for each output index, its two neighbours in the source and the weight of the second."""
+    centers = ((torch.arange(length_out, device=device) + 0.5) * (length_in / length_out) - 0.5).clamp(0, length_in - 1)
+    first = centers.floor().long()
+    return first, (first + 1).clamp(max=length_in - 1), centers - first
 
 
 def _tent(tile: int, overlap: int, device: torch.device) -> Tensor:
-    """Weights along a side of a tile: 1 in the middle, falling linearly over the overlap, never 0."""
+    """Return the weights along a side of a tile: 1 in the middle, falling linearly over the overlap, never 0."""
     from_edge = torch.arange(1, tile + 1, device=device)
     from_edge = torch.minimum(from_edge, from_edge.flip(0))
     return (from_edge / (overlap + 1)).clamp(max=1)

@@ -1,4 +1,4 @@
-"""One shard's work: its photos read, their masks found, its rows and files written. No Ray, no network."""
+"""Process one shard: read its photos, predict their masks, write its rows and files. No Ray and no network code."""
 
 import io
 from collections import deque
@@ -32,7 +32,7 @@ from petseg.inference.plan import Outputs, Summary, Target
 
 _IO_THREADS = 16
 _KILLED = "the process that decoded it has died"
-_PIXELS_WAITING = 2**25  # of masks at the original size that wait for an encoder
+_PIXELS_WAITING = 2**25  # maximum total pixels of original-size masks that wait for an encoder
 
 
 def read_shard(
@@ -45,20 +45,22 @@ def read_shard(
     previews: bool = False,
     apart: bool = False,
 ) -> pa.Table:
-    """Read and decode the photos of a shard: its rows with `height`, `width`, `error`, `pixels` (raw RGB bytes at
-    `size_hw`) and `preview` (JPEG, where `previews`).
+    """Read and decode the photos of a shard.
 
-    A photo that cannot be read or decoded has its reason in `error`, and null elsewhere. One that is larger than a
-    tile has null in `pixels`: at its own size it is better read again than carried about. With `apart`, photos are
-    decoded in another process: then one that kills it is an error, too.
+    Returns the rows with the columns `height`, `width`, `error`, `pixels` (raw RGB bytes at `size_hw`) and `preview`
+    (a JPEG if `previews` is set) added.
 
-    Raises `UnavailableError` where storage does not answer: that says nothing of a photo, so it is no row.
+    A photo that cannot be read or decoded has the reason in `error`, and null in the other added columns. A photo
+    larger than a tile has null in `pixels`: reading it again is better than passing it on at its own size. With
+    `apart`, photos are decoded in a subprocess, and a photo that kills the subprocess gets an error, too.
+
+    Raises `UnavailableError` if storage does not answer. That is not the photo's fault, so no row records it.
     """
     decode = partial(_decode, size_hw=size_hw, max_pixels=max_pixels, resize=resize, tile_hw=tile_hw)
     columns_of = partial(_columns_of, decode=decode, previews_of=max_pixels if previews else None)
     locations, at_most = rows["image"].to_pylist(), max_bytes(max_pixels)
     if apart:
-        read = partial(_read_apart, at_most=at_most, columns_of=columns_of)
+        read = partial(_read_columns, at_most=at_most, columns_of=columns_of)
         found = list(crash_guard.each(read, locations, if_died={"error": _KILLED}))
     else:
         found = list(map(columns_of, storage.read_each(locations, at_most)))
@@ -85,10 +87,11 @@ def predict_shard(
     pool: ThreadPoolExecutor,
     apart: bool = False,
 ) -> pa.Table:
-    """The rows of `read_shard` as rows of `plans.schema`, with the columns `shard` and `preview`.
+    """Convert the rows of `read_shard` to rows of `plan.schema`, with the columns `shard` and `preview` added.
 
-    `predict` gives a `predict.Prediction` for each decoded photo, in order; `predict_tiled` a `predict.Mask` for a
-    photo at its own size. With `apart`, those are decoded in another process, as `read_shard` does.
+    `predict` yields a `predictor.Prediction` for each decoded photo, in order. `predict_tiled` returns a
+    `predictor.Mask` for a photo at its own size. With `apart`, photos at their own size are decoded in a subprocess, as
+    in `read_shard`.
     """
     found = {name: rows[name].to_pylist() for name in ("height", "width", "error")}
     masks = _Encoding(rows.num_rows, outputs, palette, pool)
@@ -101,7 +104,7 @@ def predict_shard(
 
     large = [row for row in range(rows.num_rows) if not decoded[row] and found["error"][row] is None]
     locations = rows["image"].to_pylist()
-    whole_pictures = _each_whole([locations[row] for row in large], max_pixels, apart)
+    whole_pictures = _load_whole([locations[row] for row in large], max_pixels, apart)
     for row in large:
         picture = next(whole_pictures)
         if isinstance(picture, str):
@@ -119,9 +122,9 @@ def predict_shard(
 
 
 def write_shard(rows: pa.Table, target: Target) -> Summary:
-    """Write the files of a shard's rows, then, as its commit, its Parquet file. Doing it twice gives the same bytes.
+    """Write the files of a shard's rows and then, as the commit, its Parquet file. Repeating it gives the same bytes.
 
-    Raises `OSError` where the output cannot be written, or has been taken over by a job of another plan.
+    Raises `OSError` if the output cannot be written or a job with another plan has taken it over.
     """
     shard = rows["shard"][0].as_py()
     output_folder.require_plan(target)
@@ -143,7 +146,7 @@ def write_shard(rows: pa.Table, target: Target) -> Summary:
 
 
 class _Encoding:
-    """Masks of a shard, made and encoded in other threads, while the network is at the next ones."""
+    """Compute and encode the masks of a shard in other threads, while the network works on the next photos."""
 
     def __init__(
         self, num_rows: int, outputs: Outputs, palette: tuple[tuple[int, int, int], ...], pool: ThreadPoolExecutor
@@ -162,7 +165,7 @@ class _Encoding:
             self._take()
 
     def columns(self) -> dict[str, list[Any]]:
-        """What is known of the masks, by column; null where a row has none."""
+        """Return the mask columns by name. A row without a mask has null."""
         while self._waiting:
             self._take()
         of_mask = [name for name in plan.schema(self._outputs).names if name not in output_folder.OF_PHOTO]
@@ -188,7 +191,9 @@ class _Encoding:
         return encoded
 
 
-def _read_apart(location: str, at_most: int, columns_of: Callable[[bytes | OSError], dict[str, Any]]) -> dict[str, Any]:
+def _read_columns(
+    location: str, at_most: int, columns_of: Callable[[bytes | OSError], dict[str, Any]]
+) -> dict[str, Any]:
     [content] = storage.read_each([location], at_most)
     return columns_of(content)
 
@@ -196,22 +201,26 @@ def _read_apart(location: str, at_most: int, columns_of: Callable[[bytes | OSErr
 def _columns_of(
     content: bytes | OSError, decode: Callable[[bytes], dict[str, Any]], previews_of: int | None
 ) -> dict[str, Any]:
-    """The columns of one photo, of its content or why there is none; with a preview where at most so many pixels are
-    given."""
+    """Return the columns of one photo. `content` is the file's content or the error of reading it.
+
+    Adds a preview if `previews_of`, the maximum number of pixels, is not None.
+    """
     if isinstance(content, OSError):
         return {"error": _reason(content)}
     try:
         found = decode(content)
         if previews_of is not None:
             found["preview"] = visualize.preview(content, previews_of)
-    except DecodeError as refused:
-        return {"error": _reason(refused)}
+    except DecodeError as error:
+        return {"error": _reason(error)}
     return found
 
 
-def _each_whole(locations: list[str], max_pixels: int, apart: bool) -> Iterator[Image.Image | str]:
-    """Photos at their own size, or the reason why there is none. Each is decoded while the one before is in use, so two
-    at a time are in memory: what is handed out is held here no more.
+def _load_whole(locations: list[str], max_pixels: int, apart: bool) -> Iterator[Image.Image | str]:
+    """Yield each photo at its own size, or the reason why it cannot be used.
+
+    Each photo is decoded while the one before is in use, so two are in memory at a time. No reference to a yielded
+    photo is kept here.
     """
     read = partial(_read_whole, max_pixels=max_pixels)
 
@@ -220,8 +229,8 @@ def _each_whole(locations: list[str], max_pixels: int, apart: bool) -> Iterator[
             return next(crash_guard.each(read, [location], if_died=_KILLED)) if apart else read(location)
         except UnavailableError:
             raise
-        except (DecodeError, OSError) as refused:
-            return _reason(refused)
+        except (DecodeError, OSError) as error:
+            return _reason(error)
 
     if not locations:
         return
@@ -250,10 +259,10 @@ def _decode(
 
 
 def _write_file(target: Target, name: str, mask_png: bytes | None, preview: bytes | None) -> None:
-    """Write a file that bears the id of a row, its place in the output being `name`."""
+    """Write one file of a row. `name` is its path in the output."""
     location = storage.join(target.output, name)
     if mask_png is None:
-        storage.remove_file(location)  # of an earlier start, killed, that could still read the photo
+        storage.remove_file(location)  # left by an earlier, killed start that could still read the photo
     elif name.startswith(f"{plan.OVERLAY_FOLDER}/"):
         assert preview is not None
         storage.write(location, visualize.overlay(preview, mask_png), scratch=target.output)

@@ -1,6 +1,4 @@
-"""What a finished prediction has in its files, counted and looked at for its report: some shards of many, and of the
-masks the few that are shown.
-"""
+"""Read a finished prediction for its report: count over a sample of shards and load the few masks that are shown."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +16,7 @@ from petseg.errors import UnavailableError
 from petseg.inference.plan import MASK_FOLDER, Plan
 
 SHARDS = 100
-"""That are read at most, spread evenly over all."""
+"""Maximum number of shards to read, spread evenly over all."""
 
 _COLUMNS = ["id", "image", "class_pixels", "confidence", "error"]
 _THREADS = 16
@@ -27,21 +25,21 @@ _REASON_LETTERS = 80
 
 @dataclass(frozen=True)
 class Found:
-    """What was counted in `shards` of the files, of so many rows."""
+    """Counts over the sampled shards. `shards` is their number."""
 
     shards: int
     rows: pa.Table
-    """`id`, `image`, `confidence` and `error`, and `shard`, its number."""
+    """Columns `id`, `image`, `confidence`, `error` and `shard` (the shard number)."""
     class_pixels: np.ndarray
-    """int64 (C,)."""
+    """Number of pixels of each class: int64 (C,)."""
     reasons: Counter[str]
-    """How many photos failed with an error that begins so."""
+    """Number of failed photos by the first `_REASON_LETTERS` characters of the error."""
 
 
 def survey(plan: Plan, num_classes: int) -> Found:
-    """Read what the report is about. Raises `OSError` where storage does not answer."""
+    """Read and count a sample of the shards. Raises `OSError` if storage does not answer."""
     total = plan.target.num_shards
-    numbers = [place * total // min(SHARDS, total) for place in range(min(SHARDS, total))]
+    numbers = [index * total // min(SHARDS, total) for index in range(min(SHARDS, total))]
 
     def read(shard: int) -> pa.Table:
         with storage.open_file(plan.target.location(shard)) as file:
@@ -57,8 +55,10 @@ def survey(plan: Plan, num_classes: int) -> Found:
 
 
 def look(plan: Plan, rows: pa.Table, max_pixels: int) -> Iterator[tuple[dict[str, object], bytes]]:
-    """Each of some rows of `survey` with its photo beside the photo under its mask, as a JPEG; those whose photo
-    cannot be read any more, or is another meanwhile, are left out. Raises `UnavailableError`.
+    """Yield (row, JPEG) for each of the given rows of `survey`. The JPEG shows the photo beside its overlay.
+
+    Skips rows whose photo can no longer be read or has been replaced. Raises `UnavailableError` if storage does not
+    answer.
     """
     for row in rows.to_pylist():
         try:
@@ -72,7 +72,7 @@ def look(plan: Plan, rows: pa.Table, max_pixels: int) -> Iterator[tuple[dict[str
 
 
 def _mask(plan: Plan, row_id: str, shard: int) -> bytes:
-    """The PNG of a mask: from its own file, as a shard holds those of many."""
+    """Return the PNG of a mask, from its own file if there is one: a shard holds the masks of many photos."""
     if plan.target.outputs.png:
         return storage.read(storage.join(plan.target.output, MASK_FOLDER, f"{row_id}.png"))
     with storage.open_file(plan.target.location(shard)) as file:

@@ -16,14 +16,14 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from petseg import storage
 from petseg.config.base import ModelConfig, from_json, to_json
 from petseg.errors import InputError, UnavailableError
-from petseg.models.unet import UNet
+from petseg.models.build import build
+from petseg.models.network import Network
 
 History = list[dict[str, Any]]
 """One dictionary of metrics per epoch, in order; what `metrics.jsonl` has line by line."""
@@ -69,7 +69,7 @@ class TrainState:
     """Within an epoch: the steps that it has in all."""
 
 
-def save(run: str, model: UNet, state: TrainState, config: ModelConfig, history: History, step: int = 0) -> None:
+def save(run: str, model: Network, state: TrainState, config: ModelConfig, history: History, step: int = 0) -> None:
     """Write the checkpoint of the last epoch of `history`, or of `step` steps more, then drop those that are neither
     the best nor this one.
 
@@ -184,22 +184,24 @@ def read_weights(checkpoint: Checkpoint) -> bytes:
     return content
 
 
-def load_model(checkpoint: Checkpoint) -> UNet:
+def load_model(checkpoint: Checkpoint) -> Network:
     """The network with its weights, on the CPU, in training mode. Raises `InputError` as `build_model` does."""
     return build_model(checkpoint.model, _read(storage.join(checkpoint.location, "model.pt")), checkpoint.location)
 
 
 def fingerprint(checkpoint: Checkpoint, weights: bytes) -> str:
-    """SHA-256 of all that a prediction follows from: the weights and the model's settings."""
-    return hashlib.sha256(to_json(checkpoint.model).encode() + weights).hexdigest()
+    """Return the SHA-256 of all that a prediction follows from: the weights and the model's settings."""
+    # A prediction that began before checkpoints named their network must go on: the first network stays unnamed.
+    model = to_json(checkpoint.model).replace(',\n  "network": "unet"', "")
+    return hashlib.sha256(model.encode() + weights).hexdigest()
 
 
-def build_model(config: ModelConfig, weights: bytes, source: str) -> UNet:
+def build_model(config: ModelConfig, weights: bytes, source: str) -> Network:
     """The network of `config` with the weights of a `model.pt`, on the CPU, in training mode.
 
     Raises `InputError`, naming `source`, the parameter and both shapes, where the weights are another network's.
     """
-    model = UNet(config.num_classes, input_scale=config.input_scale, input_offset=config.input_offset)
+    model = build(config)
     state = _from_bytes(weights, f"{source}/model.pt")
     _refuse_misfit(state, model.state_dict(), source)
     model.load_state_dict(state)
@@ -213,45 +215,6 @@ def load_train_state(checkpoint: Checkpoint) -> TrainState:
     if set(state) != {found.name for found in dataclasses.fields(TrainState)}:
         raise InputError(f"{location}: it has {', '.join(sorted(state))}; was it written by another petseg?")
     return TrainState(**state)
-
-
-def from_keras(weights: list[np.ndarray], num_classes: int) -> dict[str, Tensor]:
-    """State dict of `UNet(num_classes)` from what `keras.Model.get_weights()` gives for the Keras example's network.
-
-    Keras's layouts: convolution (kh, kw, in, out), depthwise (kh, kw, in, 1), transposed (kh, kw, out, in).
-    Raises `InputError` where the number of arrays, or the shape of one of them, is another network's.
-    """
-    target = {
-        name: tensor
-        for name, tensor in UNet(num_classes).state_dict().items()
-        if not name.endswith("num_batches_tracked")  # Keras counts no batches
-    }
-    if len(weights) != len(target):
-        raise InputError(f"from_keras: {len(weights)} arrays given, the network has {len(target)}")
-    state = {}
-    for (name, wanted), array in zip(target.items(), weights, strict=True):
-        # Copied, since PyTorch takes no negative strides and must not share memory with the caller's arrays.
-        tensor = torch.from_numpy(np.array(_from_keras_layout(name, np.asarray(array, np.float32)), order="C"))
-        if tensor.shape != wanted.shape:
-            raise InputError(
-                f"from_keras: {name} is {tuple(wanted.shape)} here, {tuple(tensor.shape)} in the weights given"
-            )
-        state[name] = tensor
-    counters = {
-        name: tensor for name, tensor in UNet(num_classes).state_dict().items() if name.endswith("num_batches_tracked")
-    }
-    return state | counters
-
-
-def _from_keras_layout(name: str, array: np.ndarray) -> np.ndarray:
-    if array.ndim != 4:
-        return array
-    if name.endswith("depthwise.weight"):
-        return array.transpose(2, 3, 0, 1)
-    if name.startswith("up.") and ".conv" in name:
-        # A transposed convolution of stride 1, as the ordinary one that UNet has in its place.
-        return array[::-1, ::-1].transpose(2, 3, 0, 1)
-    return array.transpose(3, 2, 0, 1)
 
 
 def _refuse_misfit(state: dict[str, Tensor], wanted: dict[str, Tensor], source: str) -> None:

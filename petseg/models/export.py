@@ -1,7 +1,8 @@
-"""A network for programs that know neither Ray nor petseg: ONNX and torch.export, as bytes. No files and no Ray here.
+"""Export a network to ONNX and torch.export, as bytes, for programs without petseg and Ray. No files and no Ray here.
 
-Both take `pixels`, uint8 RGB (N, 3, H, W), and give `probabilities`, float32 (N, C, H, W), at the same size. The
-scaling of the input is inside, the batch norms are folded, and sides that 16 does not divide are padded and cropped.
+Both formats take `pixels`, uint8 RGB (N, 3, H, W), and give `probabilities`, float32 (N, C, H, W), at the same size.
+The model scales its input itself. Its batch norms are folded. Sides that 16 does not divide are padded, and the output
+is cropped.
 """
 
 import importlib.util
@@ -15,22 +16,26 @@ from torch import Tensor, nn
 
 from petseg.config.predict import ExportFormat
 from petseg.errors import InputError, JobError
-from petseg.models.unet import UNet, fold_batch_norms
+from petseg.models.network import Network
 
 FILES: dict[ExportFormat, str] = {"onnx": "model.onnx", "torch": "model.pt2"}
 
 INPUT, OUTPUT = "pixels", "probabilities"
 
 MIN_SIDE = 17
-"""Smallest height and width in pixels that `model.pt2` takes: below, the narrowest layer has one pixel, and PyTorch
-compiles that apart."""
+"""Smallest height and width in pixels that `model.pt2` takes.
+
+Below it, the narrowest layer has one pixel, and PyTorch would have to compile that case separately.
+"""
 
 TOLERANCE = 1e-4
-"""By which a probability may differ from PyTorch's; what remains is rounding, some 1e-6."""
+"""Largest allowed difference of a probability from PyTorch's. Rounding alone gives about 1e-6."""
 
 CHECKED: tuple[tuple[int, int, int], ...] = ((1, 160, 160), (3, 17, 40), (2, 100, 37), (1, 333, 500))
-"""Batch sizes, heights and widths at which a model is compared with PyTorch; none is that of the example it was made
-from."""
+"""The (batch size, height, width) at which an exported model is compared with PyTorch.
+
+They all differ from the shape of the example that the model was exported with.
+"""
 
 _EXAMPLE = (2, 3, 45, 77)
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -39,19 +44,19 @@ Run = Callable[[Tensor], Tensor]
 
 
 class _Probabilities(nn.Module):
-    """The folded network, with a softmax behind it."""
+    """The network for inference, batch norms folded, followed by a softmax."""
 
-    def __init__(self, model: UNet) -> None:
+    def __init__(self, model: Network) -> None:
         super().__init__()
-        # As PyTorch saves them without a warning; a runtime chooses its own order.
-        self.network = fold_batch_norms(model).to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+        # PyTorch saves contiguous weights without a warning. A runtime chooses its own memory order.
+        self.network = model.for_inference().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.network(pixels).softmax(1)
 
 
 def require_packages(formats: tuple[ExportFormat, ...]) -> None:
-    """Raise `InputError` where a package is missing that a format needs."""
+    """Raise `InputError` if a package is missing that one of the formats needs."""
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if "onnx" in formats and missing:
         raise InputError(
@@ -59,10 +64,10 @@ def require_packages(formats: tuple[ExportFormat, ...]) -> None:
         )
 
 
-def export(model: UNet, formats: tuple[ExportFormat, ...]) -> dict[str, tuple[bytes, float]]:
-    """For each format its file's name, its content, and the largest difference of a probability from PyTorch's.
+def export(model: Network, formats: tuple[ExportFormat, ...]) -> dict[str, tuple[bytes, float]]:
+    """Export a network: {file name: (content, largest difference of a probability from PyTorch's)}, one per format.
 
-    Raises `JobError` where one differs by more than `TOLERANCE` at one of the sizes in `CHECKED`.
+    Raises `JobError` if a probability differs by more than `TOLERANCE` at one of the sizes in `CHECKED`.
     """
     sizes = {0: torch.export.Dim("batch")} | {
         axis: torch.export.Dim(name, min=MIN_SIDE) for axis, name in ((2, "height"), (3, "width"))
@@ -104,8 +109,11 @@ _MAKERS: dict[ExportFormat, Callable[[Any], tuple[bytes, Run]]] = {"onnx": _to_o
 
 
 @torch.no_grad()
-def _difference(run: Run, model: UNet, name: str) -> float:
-    """The largest difference of a probability from what `model` gives, batch norms and all, at each of `CHECKED`."""
+def _difference(run: Run, model: Network, name: str) -> float:
+    """Return the largest difference of a probability from the unfolded `model`'s, over the sizes in `CHECKED`.
+
+    Raises `JobError` if it is more than `TOLERANCE`.
+    """
     model.eval()
     generator = torch.Generator().manual_seed(0)
     largest = 0.0

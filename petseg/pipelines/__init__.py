@@ -1,1 +1,1 @@
-"""All Ray Data code: files to decoded blocks, photos to predicted shards, pairs to prepared shards."""
+"""All Ray Data code: decoding of files to blocks, prediction of shards, and preparation of shards."""

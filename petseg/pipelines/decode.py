@@ -1,7 +1,7 @@
-"""From files to decoded blocks: through Ray Data, once, kept as Arrow tables in its object store.
+"""Decode files to blocks with Ray Data, once, and keep them as Arrow tables in Ray's object store.
 
-The rows are put into a seeded order before they are decoded, so that a worker's share (`share`) is a run of
-neighbouring rows: random in content, yet in few blocks.
+The rows are put into a seeded order before they are decoded. The rows of one rank (`rank_data.py`) are therefore
+neighbours: random in content, yet in few blocks.
 """
 
 import functools
@@ -26,62 +26,62 @@ from petseg.data.prepared import Prepared
 from petseg.errors import InputError, JobError, UnavailableError
 
 BLOCK_BYTES = 8 * 2**20
-"""Size of a block: 81 pairs of 160 × 160, a quarter of a second to decode. The order of the data depends on it."""
+"""Size of a block in bytes: 81 pairs of 160 × 160, decoded in a quarter of a second. The data order depends on it."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """Decoded pairs in Ray's object store, in the manifest's order; small, so it can be passed to the workers."""
+    """Decoded pairs in Ray's object store, in the manifest's order. This object is small, so workers can receive it."""
 
     blocks: list[Any]
-    """Object references of Arrow tables: `image` and `mask`, as raw bytes of fixed size, among other columns."""
+    """Object references of Arrow tables. Their columns include `image` and `mask`, as raw bytes of fixed size."""
     rows: tuple[int, ...]
-    """Rows of each block."""
+    """Number of rows of each block."""
     image_size: tuple[int, int]
     class_pixels: tuple[int, ...]
-    """Pixels of each class in all masks, as they were decoded."""
+    """Number of pixels of each class in all decoded masks."""
 
     @property
     def num_rows(self) -> int:
-        """Pairs in all blocks."""
+        """Return the number of pairs in all blocks."""
         return sum(self.rows)
 
 
 def decode(
     manifests: list[pa.Table], image_size: tuple[int, int], label_map: LabelMap, resize: Resize = "antialias"
 ) -> list[Decoded]:
-    """Read and decode all pairs of some manifests on the cluster, once.
+    """Read and decode all pairs of the manifests on the cluster, once.
 
-    Raises `InputError`, naming the files, where a pair cannot be used.
+    Raises `InputError`, naming the files, if a pair cannot be used.
     """
     read = functools.partial(decode_rows, image_size=image_size, label_map=label_map, resize=resize)
-    decoded = _in_blocks(manifests, read, image_size, label_map.num_classes, _refuse_bad)
-    _refuse_unlabelled(decoded, manifests, f"see --label-map (now {label_map})")
+    decoded = _in_blocks(manifests, read, image_size, label_map.num_classes, _bad_pairs_error)
+    _require_labelled(decoded, manifests, f"see --label-map (now {label_map})")
     return decoded
 
 
 def load(dataset: Prepared, manifests: list[pa.Table]) -> list[Decoded]:
-    """Read the pairs of some parts of a prepared set's manifest on the cluster: what `decode` gives of their files.
+    """Read the pairs of parts of a prepared set's manifest on the cluster. The result is that of `decode`.
 
-    Raises `InputError`, naming the file, where one cannot be read.
+    Raises `InputError`, naming the file, if one cannot be read.
     """
     settings = dataset.settings
     located = [prepared.locate(dataset, rows) for rows in manifests]
     read = functools.partial(prepared.read_rows, image_size=settings.image_size)
-    decoded = _in_blocks(located, read, settings.image_size, len(settings.class_names), _refuse_unread)
-    _refuse_unlabelled(decoded, manifests, f"prepare them again with another --label-map (was {settings.label_map})")
+    decoded = _in_blocks(located, read, settings.image_size, len(settings.class_names), _unreadable_error)
+    _require_labelled(decoded, manifests, f"prepare them again with another --label-map (was {settings.label_map})")
     return decoded
 
 
-def _refuse_bad(failures: list[str]) -> InputError:
+def _bad_pairs_error(failures: list[str]) -> InputError:
     return manifest.refuse_bad(failures, "Mend or remove them")
 
 
-def _refuse_unread(failures: list[str]) -> InputError:
+def _unreadable_error(failures: list[str]) -> InputError:
     return InputError(f"{failures[0]}; {prepared.REMEDY}")
 
 
-def _refuse_unlabelled(decoded: list[Decoded], manifests: list[pa.Table], remedy: str) -> None:
+def _require_labelled(decoded: list[Decoded], manifests: list[pa.Table], remedy: str) -> None:
     for part, rows in zip(decoded, manifests, strict=True):
         if not any(part.class_pixels):
             raise InputError(f"--masks: every pixel is ignored in {rows['mask'][0]} and all the others; {remedy}")
@@ -92,20 +92,22 @@ def _in_blocks(
     read: Callable[[pa.Table], pa.Table],
     image_size: tuple[int, int],
     num_classes: int,
-    refuse: Callable[[list[str]], InputError],
+    to_error: Callable[[list[str]], InputError],
 ) -> list[Decoded]:
-    """`read` a piece of a part for each block, on the cluster; `refuse` says what of the errors in their rows.
+    """Call `read` on the cluster for each piece of a part, and make each result a block.
 
-    Raises `JobError` where storage does not answer.
+    If rows have errors, raises the exception that `to_error` makes of them. Raises `JobError` if storage does not
+    answer.
     """
     block_rows = max(1, BLOCK_BYTES // row_bytes(image_size))
     pieces = [[rows.slice(i, block_rows) for i in range(0, rows.num_rows, block_rows)] for rows in parts]
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
-    context.target_max_block_size = None  # one piece becomes one block, however large a pair is
-    context.op_resource_reservation_enabled = False  # for those who take the blocks; with two cores only one worked
+    context.target_max_block_size = None  # one piece becomes one block, even if a pair is large
+    # Reservation would keep cores for consumers of the blocks: of two cores only one worked.
+    context.op_resource_reservation_enabled = False
     decoded = ray.data.from_arrow([piece for of_part in pieces for piece in of_part]).map_batches(
-        functools.partial(_read_or_refusal, read=read),
+        functools.partial(_read_or_unavailable, read=read),
         batch_format="pyarrow",
         batch_size=None,
         zero_copy_batch=True,
@@ -113,15 +115,15 @@ def _in_blocks(
     blocks: list[Any] = decoded.materialize().to_arrow_refs()
     assert len(blocks) == sum(map(len, pieces))
     try:
-        surveys = ray.get([_survey.remote(block) for block in blocks])
+        block_counts = ray.get([_count_block.remote(block) for block in blocks])
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UnavailableError):
             raise JobError(str(error.cause)) from error
         raise
-    failures = [failure for found, _ in surveys for failure in found]
+    failures = [failure for found, _ in block_counts for failure in found]
     if failures:
-        raise refuse(failures)
-    result, following = [], iter(zip(blocks, surveys, strict=True))
+        raise to_error(failures)
+    result, following = [], iter(zip(blocks, block_counts, strict=True))
     for of_part in pieces:
         of_blocks = [next(following) for _ in of_part]
         class_pixels = np.sum([counts[:num_classes] for _, (_, counts) in of_blocks], 0)
@@ -131,15 +133,19 @@ def _in_blocks(
 
 
 def row_bytes(image_size: tuple[int, int]) -> int:
-    """Bytes of a decoded pair: RGB and a class id for each pixel."""
+    """Return the bytes of a decoded pair: RGB and a class id for each pixel."""
     return image_size[0] * image_size[1] * 4
 
 
 def decode_rows(
     rows: pa.Table, image_size: tuple[int, int], label_map: LabelMap, resize: Resize = "antialias"
 ) -> pa.Table:
-    """Rows of a manifest as `prepared.schema` has them, and `error`: where a pair is bad, the reason, and null in all
-    else but `id`. Raises `UnavailableError` where storage does not answer."""
+    """Decode rows of a manifest to rows of `prepared.schema` with the column `error` added.
+
+    A bad pair has the reason in `error` and null in all other columns except `id`.
+
+    Raises `UnavailableError` if storage does not answer.
+    """
     schema = prepared.schema(image_size).append(pa.field("error", pa.string()))
     decoded = [
         {"id": row["id"], "error": error} if error else _decode_pair(row, photo, mask, image_size, label_map, resize)
@@ -158,19 +164,19 @@ def _decode_pair(
 ) -> dict[str, object]:
     try:
         photo, class_ids = decode_pair(photo_content, mask_content, image_size, label_map, MAX_TRAINING_PIXELS, resize)
-    except DecodeError as refused:
-        return {"id": row["id"], "error": f"{row['mask' if refused.in_mask else 'image']}: {refused}"}
+    except DecodeError as error:
+        return {"id": row["id"], "error": f"{row['mask' if error.in_mask else 'image']}: {error}"}
     pixels = {"image": photo.pixels.tobytes(), "mask": class_ids.tobytes()}
     return {"id": row["id"], "height": photo.height, "width": photo.width, **pixels}
 
 
-def _read_or_refusal(rows: pa.Table, read: Callable[[pa.Table], pa.Table]) -> pa.Table:
+def _read_or_unavailable(rows: pa.Table, read: Callable[[pa.Table], pa.Table]) -> pa.Table:
     return connect.or_refusal(lambda: read(rows))
 
 
 @ray.remote
-def _survey(block: pa.Table) -> tuple[list[str], np.ndarray]:
-    """What failed in a block, and the pixels of each class id, 0 to 255, in what did not."""
+def _count_block(block: pa.Table) -> tuple[list[str], np.ndarray]:
+    """Return the errors of a block, and the number of pixels of each class id, 0 to 255, in its good rows."""
     if refusal := connect.refusal(block):
         raise UnavailableError(refusal)
     masks = block.filter(pc.field("error").is_null())["mask"]

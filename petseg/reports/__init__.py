@@ -1,1 +1,1 @@
-"""Self-contained HTML pages, and the model card."""
+"""Self-contained HTML report pages, and the model card."""

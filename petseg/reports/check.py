@@ -1,4 +1,4 @@
-"""What the report of a check says, and what the job prints of it: findings, each with its remedy."""
+"""Build the report of a check, and the findings that the job prints, each with its remedy."""
 
 import dataclasses
 import shlex
@@ -27,12 +27,12 @@ _VALUES = 40
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that the user ought to know."""
+    """A problem in the data set that the user should know of."""
 
     what: str
     remedy: str
     refused: bool
-    """Whether training would not begin."""
+    """True if training would refuse to start."""
 
     def __str__(self) -> str:
         return f"{self.what}; {self.remedy}"
@@ -40,40 +40,40 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """All that was found."""
+    """Complete result of a check."""
 
     config: CheckConfig
-    """With absolute locations."""
+    """Settings of the check, with absolute locations."""
     pairs: pa.Table
     rows: Sequence[Row]
     photos_alone: Sequence[str]
     masks_alone: Sequence[str]
     sides: Mapping[str, str]
-    """By id."""
+    """Split (train, val or test) of each id."""
     labels: Labels
     label_map: LabelMap
     classes: tuple[str, ...]
     same: Sequence[tuple[int, int]]
     alike: Sequence[tuple[int, int, int]]
-    """As `check.twice` gives them."""
+    """Near-duplicates. `same` and `alike` are the results of `check.twice`."""
 
     def across(self) -> list[tuple[int, int]]:
-        """The photos that are there twice, once to train on and once to validate or test on."""
+        """Return the duplicate photos whose two copies are in different splits (train, val, test)."""
         side = [self.sides.get(row.id) for row in self.rows]
         return [(one, other) for one, other in self.twice() if side[one] != side[other] and side[one] and side[other]]
 
     def twice(self) -> list[tuple[int, int]]:
-        """All photos that are there twice."""
+        """Return all pairs of duplicate photos: exact duplicates first, then near-duplicates."""
         return [*self.same, *((one, other) for one, other, _ in self.alike)]
 
     def like(self) -> dict[str, str]:
-        """By the id of such a photo, that of the other: of one on another side of the split where there is one."""
+        """Return {id of a duplicate: id of its other copy}, preferring a copy in another split."""
         pairs = [*reversed(self.twice()), *reversed(self.across())]
         return {self.rows[other].id: self.rows[one].id for one, other in pairs}
 
 
 def findings(found: Checked) -> list[Finding]:
-    """What there is to say, what training refuses first."""
+    """Return the findings. Those that make training refuse to start come first."""
     said = []
     for names, what, where in (
         (found.photos_alone, "photos without a mask", found.config.masks),
@@ -88,7 +88,7 @@ def findings(found: Checked) -> list[Finding]:
         remedy = _remedy_for_values(found)
         values = _values_text(found.labels, found.label_map)
         said.append(Finding(f"the masks have values that no class covers ({values})", remedy, refused=True))
-    others = [row.error for row in failed if row.error and not _of_values(row, found)]
+    others = [row.error for row in failed if row.error and not _is_value_error(row, found)]
     if others:
         remedy = "mend or remove them; the list is in the report"
         said.append(Finding(f"pairs that cannot be used: {len(others):,}, such as {others[0]}", remedy, refused=True))
@@ -113,9 +113,9 @@ def findings(found: Checked) -> list[Finding]:
 
 
 def train_flags(found: Checked) -> list[str]:
-    """Flags of `petseg train` that take this set; the classes as they were given, or as the masks suggest them."""
+    """Return the `petseg train` flags for this data set, with the classes as given or as the masks suggest."""
     _, _, unknown = check.class_pixels(found.labels, found.label_map)
-    suggested = _suggested(found) if unknown else None
+    suggested = _suggest_flags(found) if unknown else None
     classes = () if suggested else ("classes", "num_classes", "label_map", "ignore_label")
     flags = ["--images", found.config.images, "--masks", found.config.masks, *(suggested or ())]
     for field in dataclasses.fields(CheckConfig):
@@ -126,7 +126,7 @@ def train_flags(found: Checked) -> list[str]:
 
 
 def page(found: Checked, said: Sequence[Finding], settings: Mapping[str, Any], command: str) -> bytes:
-    """The report. Photos are read again for its pictures; those that are gone meanwhile are left out."""
+    """Return the report page. Photos are read again for its pictures; photos deleted meanwhile are skipped."""
     pixels, files, _ = check.class_pixels(found.labels, found.label_map)
     total = max(1, sum(pixels))
     shares = {name: round(100 * count / total, 1) for name, count in zip(found.classes, pixels, strict=True)}
@@ -145,8 +145,8 @@ def page(found: Checked, said: Sequence[Finding], settings: Mapping[str, Any], c
         _values(found.labels, found.label_map, found.classes),
         _sizes(found.rows),
         _samples(found),
-        _twice("There twice, on two sides of the split", found, found.across()),
-        _twice("There twice", found, found.twice()),
+        _duplicates_sheet("There twice, on two sides of the split", found, found.across()),
+        _duplicates_sheet("There twice", found, found.twice()),
     ]
     if failed:
         note = "" if len(failed) <= _LISTED else f"… and {len(failed) - _LISTED:,} more: see check.parquet."
@@ -176,32 +176,32 @@ def page(found: Checked, said: Sequence[Finding], settings: Mapping[str, Any], c
     return html.page(title="Check", summary=summary, sections=kept)
 
 
-def _of_values(row: Row, found: Checked) -> bool:
-    """Whether a pair is refused for the values of its mask alone, for which there is one finding."""
-    of_kind = row.values is not None and row.colours == found.labels.colours != found.label_map.colours
+def _is_value_error(row: Row, found: Checked) -> bool:
+    """Return True if a pair is refused only for the values of its mask. One finding covers all such pairs."""
+    is_other_kind = row.values is not None and row.colours == found.labels.colours != found.label_map.colours
     error = row.error or ""
-    return (of_kind and "differs from its photo's" not in error) or "but the classes cover" in error
+    return (is_other_kind and "differs from its photo's" not in error) or "but the classes cover" in error
 
 
-def _lossy(found: Checked) -> bool:
+def _has_jpeg_masks(found: Checked) -> bool:
     return any(mask.lower().endswith((".jpg", ".jpeg")) for mask in found.pairs["mask"].to_pylist())
 
 
-def _suggested(found: Checked) -> list[str] | None:
-    """Flags that would take the masks, with what was given of their classes as far as it fits."""
+def _suggest_flags(found: Checked) -> list[str] | None:
+    """Return flags that accept the masks. Keeps the given classes and ignore label as far as they fit."""
     config, ignored = found.config, None
     if config.ignore_label and found.label_map.colours == found.labels.colours:
         ignored = {raw for raw, class_id in found.label_map.ids.items() if class_id == IGNORE_ID}
-    flags = None if _lossy(found) else check.suggest(found.labels, ignored)
+    flags = None if _has_jpeg_masks(found) else check.suggest(found.labels, ignored)
     if flags and config.classes and flags[1] == str(len(found.classes)):
         flags[:2] = ["--classes", config.classes]
     return [*flags, "--ignore-label", config.ignore_label] if flags and ignored is not None else flags
 
 
 def _remedy_for_values(found: Checked) -> str:
-    if _lossy(found):
+    if _has_jpeg_masks(found):
         return "some of them are JPEG, which changes values; make them again, as PNG"
-    flags = _suggested(found)
+    flags = _suggest_flags(found)
     if flags:
         return f"pass {shlex.join(flags)}"
     return "pass --label-map with every value; where their edges were smoothed, make them again without"
@@ -234,21 +234,21 @@ def _sizes(rows: Sequence[Row]) -> Table:
 
 
 def _samples(found: Checked) -> Sheet:
-    """Photos under their masks, spread evenly over the names."""
-    good = [place for place, row in enumerate(found.rows) if not row.error]
+    """Return sample photos with their overlays, spread evenly over the names."""
+    good = [index for index, row in enumerate(found.rows) if not row.error]
     count, shown = min(_SHOWN, len(good)), []
-    for place in [good[number * len(good) // count] for number in range(count)]:
-        preview, mask = _preview(found, place), _mask_png(found, place)
+    for index in [good[number * len(good) // count] for number in range(count)]:
+        preview, mask = _preview(found, index), _mask_png(found, index)
         if preview is not None and mask is not None:
             picture = visualize.side_by_side(preview, visualize.overlay(preview, mask))
-            name = found.rows[place].id
+            name = found.rows[index].id
             content = visualize.for_report(picture)
             shown.append(Picture(content=content, caption=name, alt=f"{name}: photo, and the photo under its mask"))
     return Sheet(title="Samples", pictures=shown, note="The photo, and the photo under its mask, as training reads it.")
 
 
-def _mask_png(found: Checked, place: int) -> bytes | None:
-    pair, limit = found.pairs.slice(place, 1).to_pylist()[0], decode.MAX_TRAINING_PIXELS
+def _mask_png(found: Checked, index: int) -> bytes | None:
+    pair, limit = found.pairs.slice(index, 1).to_pylist()[0], decode.MAX_TRAINING_PIXELS
     try:
         photo, mask = (storage.read(pair[of], at_most=decode.max_bytes(limit)) for of in ("image", "mask"))
         _, _, truth = decode_pair_and_truth(photo, mask, (16, 16), found.label_map, limit)
@@ -257,12 +257,12 @@ def _mask_png(found: Checked, place: int) -> bytes | None:
     return decode.encode_mask(truth, palette(found.label_map.num_classes))
 
 
-def _twice(title: str, found: Checked, pairs: Sequence[tuple[int, int]]) -> Sheet:
+def _duplicates_sheet(title: str, found: Checked, pairs: Sequence[tuple[int, int]]) -> Sheet:
     shown = []
     for one, other in pairs[:_SHOWN]:
-        previews = [_preview(found, place) for place in (one, other)]
+        previews = [_preview(found, index) for index in (one, other)]
         names = f"{found.rows[one].id} and {found.rows[other].id}"
-        sides = [found.sides.get(found.rows[place].id, "left out") for place in (one, other)]
+        sides = [found.sides.get(found.rows[index].id, "left out") for index in (one, other)]
         if previews[0] is not None and previews[1] is not None:
             picture = visualize.for_report(visualize.side_by_side(previews[0], previews[1]))
             shown.append(Picture(content=picture, caption=f"{names} ({sides[0]}, {sides[1]})", alt=names))
@@ -270,8 +270,8 @@ def _twice(title: str, found: Checked, pairs: Sequence[tuple[int, int]]) -> Shee
     return Sheet(title=title, pictures=shown, note=note)
 
 
-def _preview(found: Checked, place: int) -> bytes | None:
-    location, limit = found.pairs["image"][place].as_py(), decode.MAX_TRAINING_PIXELS
+def _preview(found: Checked, index: int) -> bytes | None:
+    location, limit = found.pairs["image"][index].as_py(), decode.MAX_TRAINING_PIXELS
     try:
         return visualize.preview(storage.read(location, at_most=decode.max_bytes(limit)), limit)
     except (DecodeError, FileNotFoundError):

@@ -1,7 +1,7 @@
-"""One self-contained HTML page from values: tables, charts, pictures. No files, no network, no torch, no Ray.
+"""Render a self-contained HTML page from values: tables, charts, pictures. No files, no network, no torch, no Ray.
 
-What is on a page is said by a list of sections; how it looks is in `report.html.jinja`. Charts are SVG, whose colours
-the page's style sheet has, so that they follow the reader's light or dark scheme. Everything is escaped by jinja2.
+A list of sections defines the content of a page; `report.html.jinja` defines its look. Charts are SVG. Their colours
+come from the page's style sheet, so that they follow the reader's light or dark scheme. jinja2 escapes everything.
 """
 
 import base64
@@ -18,13 +18,13 @@ import jinja2
 from petseg.cli.invocation import command_line
 
 MAX_PICTURES = 60
-"""Of a page, in all."""
+"""Maximum number of pictures on a page."""
 
 MAX_PICTURE_BYTES = 200_000
-"""Of each, at most, as `pictures.for_report` has them: 20 to 40 kB as a rule, and a page of 60 has 3 MB."""
+"""Maximum bytes of a picture. `visualize.for_report` usually gives 20 to 40 kB, and a page of 60 takes 3 MB."""
 
 COLOURS = 8
-"""Colours of lines that the style sheet has; a ninth line begins again, with another dash."""
+"""Number of line colours in the style sheet. A ninth line reuses the first colour with another dash pattern."""
 
 _PACKAGES = ("petseg", "torch", "torchvision", "ray", "pyarrow", "pillow", "numpy", "boto3")
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 290, 60, 16, 12, 50
@@ -33,7 +33,7 @@ _DASHES = ("", "6 3", "2 3", "8 3 2 3")
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """Names and their values."""
+    """Section with names and their values."""
 
     title: str
     rows: Sequence[tuple[str, str]]
@@ -41,19 +41,19 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Columns with heads."""
+    """Section with a table: columns with heads."""
 
     title: str
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
     text: bool = False
-    """Whether its cells are words; else they are numbers, which end below one another."""
+    """Treat the cells as words. If False, they are numbers, which are right-aligned."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """Lines over a common x, and their numbers as a table; a value that is None leaves a gap."""
+    """Section with lines over a common x, and their numbers as a table. A value of None leaves a gap."""
 
     title: str
     x_label: str
@@ -65,7 +65,7 @@ class Curves:
 
 @dataclass(frozen=True, kw_only=True)
 class Bars:
-    """Values from 0 on, each with its number; one that is not defined (None) is a dash."""
+    """Section with a bar chart: values of 0 or more, each with its number. An undefined value (None) is a dash."""
 
     title: str
     values: Mapping[str, float | None]
@@ -75,7 +75,7 @@ class Bars:
 
 @dataclass(frozen=True, kw_only=True)
 class Confusion:
-    """Pixels by true class (rows) and predicted class (columns), shown as shares of their row."""
+    """Section with pixels by true class (rows) and predicted class (columns), shown as fractions of their row."""
 
     title: str
     names: Sequence[str]
@@ -84,7 +84,7 @@ class Confusion:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """The bytes of a JPEG or PNG."""
+    """A JPEG or PNG, as bytes in `content`, with its caption and alternative text."""
 
     content: bytes
     caption: str
@@ -93,7 +93,7 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """Pictures, one after the other."""
+    """Section with pictures, one after the other."""
 
     title: str
     pictures: Sequence[Picture]
@@ -102,7 +102,7 @@ class Sheet:
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Lines for a shell."""
+    """Section with command lines for a shell."""
 
     title: str
     lines: Sequence[str]
@@ -112,7 +112,7 @@ Section = Facts | Table | Curves | Bars | Confusion | Sheet | Command
 
 
 def page(*, title: str, summary: Sequence[tuple[str, str]], sections: Sequence[Section]) -> bytes:
-    """The page as UTF-8. `summary` are the few numbers that stand on top: what each is, and its value."""
+    """Return the page as UTF-8. `summary` holds the (name, value) entries shown at the top."""
     pictures = [picture for section in sections if isinstance(section, Sheet) for picture in section.pictures]
     assert len(pictures) <= MAX_PICTURES
     assert all(len(picture.content) <= MAX_PICTURE_BYTES for picture in pictures)
@@ -125,12 +125,12 @@ def page(*, title: str, summary: Sequence[tuple[str, str]], sections: Sequence[S
     )
     environment.filters |= {"chart": _chart, "number": number, "source": _source, "shade": _shade}
     template = environment.get_template("report.html.jinja")
-    shown = [(f"s{place}", type(section).__name__.lower(), section) for place, section in enumerate(sections)]
+    shown = [(f"s{index}", type(section).__name__.lower(), section) for index, section in enumerate(sections)]
     return template.render(title=title, summary=summary, sections=shown, colours=COLOURS).encode()
 
 
 def versions() -> Facts:
-    """What the program runs on; none of it is loaded for that."""
+    """Return the versions of the packages, Python and the system, without importing any of the packages."""
     found = [(name, importlib.metadata.version(name)) for name in _PACKAGES]
     return Facts(
         title="Versions", rows=[("Python", platform.python_version()), *found, ("system", platform.platform())]
@@ -138,15 +138,15 @@ def versions() -> Facts:
 
 
 def rerun(job: str) -> Command:
-    """The command that this process was started with.
+    """Return the command that this process was started with.
 
-    No job takes a secret as a flag, and a location that has one in it is refused before there is a report.
+    It contains no secret: no job takes one as a flag, and a location that contains one is refused before any report.
     """
     return Command(title="The same again", lines=[command_line(job, sys.argv[1:])])
 
 
 def number(value: float | None) -> str:
-    """A value for reading: three or four digits that count, a dash where it is not defined."""
+    """Format a value for display: three or four significant digits, or a dash if it is undefined."""
     if value is None or not math.isfinite(value):
         return "–"
     if isinstance(value, int) or (value == round(value) and abs(value) >= 1000):
@@ -158,16 +158,16 @@ def number(value: float | None) -> str:
 class _Line:
     name: str
     points: list[str]
-    """The `points` of polylines: one for each stretch without a gap."""
+    """`points` attributes of the polylines: one for each stretch without a gap."""
     dots: list[tuple[float, float]]
-    """What stands alone between gaps."""
+    """Points that stand alone between gaps."""
     colour: int
     dash: str
 
 
 @dataclass(frozen=True)
 class _Chart:
-    """A chart in the numbers that its SVG has."""
+    """Coordinates of a chart in its SVG."""
 
     width: int = _WIDTH
     height: int = _HEIGHT
@@ -187,34 +187,34 @@ def _chart(curves: Curves) -> _Chart:
     y_low, y_high = y_ticks[0], y_ticks[-1]
     empty = _Chart()
 
-    def across(x: float) -> float:
-        share = (x - x_low) / (x_high - x_low) if x_high > x_low else 0.5
-        return round(empty.left + share * (empty.right - empty.left), 1)
+    def to_svg_x(x: float) -> float:
+        fraction = (x - x_low) / (x_high - x_low) if x_high > x_low else 0.5
+        return round(empty.left + fraction * (empty.right - empty.left), 1)
 
-    def up(y: float) -> float:
+    def to_svg_y(y: float) -> float:
         return round(empty.bottom - (y - y_low) / (y_high - y_low) * (empty.bottom - empty.top), 1)
 
     lines = []
-    for place, (name, line) in enumerate(curves.lines.items()):
+    for index, (name, line) in enumerate(curves.lines.items()):
         stretches: list[list[tuple[float, float]]] = [[]]
         for x, y in zip(curves.x, line, strict=True):
             if y is None or not math.isfinite(y):
                 stretches.append([])
             else:
-                stretches[-1].append((across(x), up(y)))
-        points = [" ".join(f"{x},{y}" for x, y in some) for some in stretches if len(some) > 1]
-        dots = [some[0] for some in stretches if len(some) == 1]
-        lines.append(_Line(name, points, dots, place % COLOURS, _DASHES[(place // COLOURS + place) % len(_DASHES)]))
+                stretches[-1].append((to_svg_x(x), to_svg_y(y)))
+        points = [" ".join(f"{x},{y}" for x, y in stretch) for stretch in stretches if len(stretch) > 1]
+        dots = [stretch[0] for stretch in stretches if len(stretch) == 1]
+        lines.append(_Line(name, points, dots, index % COLOURS, _DASHES[(index // COLOURS + index) % len(_DASHES)]))
     inside = [x for x in x_ticks if x_low <= x <= x_high]
     return _Chart(
-        x_ticks=[(across(x), number(x)) for x in inside],
-        y_ticks=[(up(y), number(y)) for y in y_ticks],
+        x_ticks=[(to_svg_x(x), number(x)) for x in inside],
+        y_ticks=[(to_svg_y(y), number(y)) for y in y_ticks],
         lines=lines,
     )
 
 
 def _ticks(low: float, high: float, whole: bool = False) -> list[float]:
-    """About five round numbers, the first not above `low` and the last not below `high`."""
+    """Return about five round numbers, the first not above `low` and the last not below `high`."""
     if high <= low:
         low, high = low - 0.5, high + 0.5
     rough = (high - low) / 5
@@ -222,7 +222,7 @@ def _ticks(low: float, high: float, whole: bool = False) -> list[float]:
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
     step = max(1.0, step) if whole else step
     first, last = math.floor(low / step), math.ceil(high / step)
-    return [round(place * step, 12) for place in range(first, last + 1)]
+    return [round(index * step, 12) for index in range(first, last + 1)]
 
 
 def _source(picture: Picture) -> str:
@@ -231,5 +231,5 @@ def _source(picture: Picture) -> str:
 
 
 def _shade(count: int, row: Sequence[int]) -> float:
-    """The share that a cell of the confusion matrix has of its row."""
+    """Return the fraction of its row that a cell of the confusion matrix holds."""
     return count / sum(row) if sum(row) else 0.0

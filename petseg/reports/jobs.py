@@ -1,4 +1,4 @@
-"""What the report of each job says: values to a page. How it looks: `report`."""
+"""Build the report page of each job from values. `html.py` renders the pages."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -15,10 +15,10 @@ from petseg.reports.html import Bars, Command, Confusion, Curves, Facts, Picture
 from petseg.training.run_folder import score
 
 SHOWN = 12
-"""Pictures on each sheet, at most."""
+"""Maximum number of pictures on each sheet."""
 
 MATRIX_CLASSES = 30
-"""At most, of a confusion matrix, and of curves by class."""
+"""Maximum number of classes for which a confusion matrix and curves by class are shown."""
 
 _BY_DOUBT = ("Least sure", "Surest", "Some of the others")
 _BY_LOSSES = ("Where it is worst", "Where it is best", "Some of the others")
@@ -39,13 +39,13 @@ def of_training(
     seconds: Mapping[str, float],
     commands: Sequence[str],
 ) -> bytes:
-    """The page of a run.
+    """Return the page of a training run.
 
-    `history` are the epochs as `metrics.jsonl` has them, at least one; `samples` have `id`, `cross_entropy`, `miou` and
-    `picture`, by the title of their sheet; `confusion` is that of `counted` pairs; `seconds` says where this start's
-    time went; `commands` go on from it.
+    `history` holds the epochs as in `metrics.jsonl`, at least one. `samples` maps the title of each sheet to samples
+    with `id`, `cross_entropy`, `miou` and `picture`. `confusion` is the matrix over `counted` pairs. `seconds` holds
+    the time of each phase of this start. `commands` are the next commands to run.
     """
-    best = min(history, key=lambda epoch: _or_infinity(epoch["val_loss"]))
+    best = min(history, key=lambda epoch: _loss_or_infinity(epoch["val_loss"]))
     classes = list(best["val_iou"])
     losses = {"training": "train_loss", "validation": "val_loss"}
     scores = {"pixel accuracy": "val_pixel_accuracy", "mIoU": "val_miou"}
@@ -60,7 +60,7 @@ def of_training(
         sections.append(_over_epochs("IoU by class, by epoch", "IoU", by_class, {name: name for name in classes}))
     if confusion is not None:
         sections += _confusion(classes, confusion, f"{counted} validation pairs")
-    sections += [_sheet(title, some) for title, some in samples.items()]
+    sections += [_sheet(title, shown) for title, shown in samples.items()]
     rate = {"images/s": "train_images_per_s"}
     sections += [
         _over_epochs("Throughput", "images/s", history, rate, "Of the training steps, over all workers."),
@@ -86,9 +86,9 @@ def of_evaluation(
     samples: Mapping[str, Sequence[Mapping[str, Any]]],
     seconds: Mapping[str, float],
 ) -> bytes:
-    """The page of an evaluation.
+    """Return the page of an evaluation.
 
-    `metrics` are those of `metrics.json`; `samples` are as for `of_training`; `failures` are ids and reasons.
+    `metrics` is the content of `metrics.json`. `samples` is as in `of_training`. `failures` holds (id, reason) entries.
     """
     scored = metrics["pairs"] - metrics["failed"]
     views = {"the network's size": metrics, "original size": metrics["original_size"]}
@@ -108,7 +108,7 @@ def of_evaluation(
             note="Of the pixels near a contour.",
         ),
         *_confusion(list(metrics["iou"]), metrics["confusion"], "all pairs"),
-        *(_sheet(title, some) for title, some in samples.items()),
+        *(_sheet(title, shown) for title, shown in samples.items()),
     ]
     if failures:
         left = metrics["failed"] - len(failures)
@@ -136,16 +136,18 @@ def of_evaluation(
 def of_prediction(
     plan: Plan, model: ModelConfig, max_pixels: int, summary: Summary, *, seconds: Mapping[str, float], how: str
 ) -> bytes:
-    """The page of a finished prediction, read from its files.
+    """Return the page of a finished prediction, read from its files.
 
-    `seconds` are of the start that finished it, which may have had little left to do, and `how` is what it said of
-    that. Raises `OSError` where storage does not answer.
+    `seconds` holds the times of the start that finished it, which may have had little left to do. `how` is the status
+    line of that start.
+
+    Raises `OSError` if storage does not answer.
     """
     found = survey(plan, model.num_classes)
     doubt = [None if value is None else -value for value in found.rows["confidence"].to_pylist()]
     sheets = [
-        _sheet_of_masks(title, look(plan, found.rows.take(places), max_pixels))
-        for title, places in choose(doubt, _BY_DOUBT).items()
+        _sheet_of_masks(title, look(plan, found.rows.take(indices), max_pixels))
+        for title, indices in choose(doubt, _BY_DOUBT).items()
     ]
     of_all = f"{found.shards:,} of {plan.target.num_shards:,} shards, {found.rows.num_rows:,} photos"
     confidence = found.rows["confidence"].drop_null().to_numpy()
@@ -178,8 +180,9 @@ def of_prediction(
 
 
 def keep(folder: str, make: Callable[[], bytes]) -> None:
-    """Write what `make` gives as a job's report, and say where it is. Where storage refuses, the job has done its work
-    nevertheless: that is told, too.
+    """Write the result of `make` as a job's report, and print its location.
+
+    If it cannot be written, prints a note instead of raising, because the job's own work is done.
     """
     location = storage.join(folder, files.REPORT)
     try:
@@ -191,7 +194,7 @@ def keep(folder: str, make: Callable[[], bytes]) -> None:
 
 
 def facts(title: str, values: Mapping[str, Any]) -> Facts:
-    """Settings as they are written on a command line; those that are not set are a dash."""
+    """Return settings as they are written on a command line. Unset ones are a dash."""
 
     def text(value: Any) -> str:
         if value is None or value in ("", (), []):
@@ -202,30 +205,31 @@ def facts(title: str, values: Mapping[str, Any]) -> Facts:
 
 
 def where_time_went(seconds: Mapping[str, float]) -> Bars:
-    """Seconds by what they were spent on."""
+    """Return a bar chart of the seconds spent in each phase."""
     rounded = {name: round(value, 1) for name, value in seconds.items()}
     return Bars(title="Where the time went", values=rounded, unit=" s", note=f"{sum(seconds.values()):.1f} s in all.")
 
 
 def choose(losses: Sequence[float | None], titles: tuple[str, str, str] = _BY_LOSSES) -> dict[str, list[int]]:
-    """Which of some pairs are shown, by the title of their sheet: those with the highest loss (or doubt), those with
-    the lowest, and some spread evenly over the others; at most `SHOWN` each, none twice, and none whose loss is not
-    defined.
+    """Return the indices of the pairs to show, by the title of their sheet.
+
+    The sheets show the pairs with the highest loss (or doubt), those with the lowest, and some spread evenly over the
+    others. Each sheet shows at most `SHOWN`. A pair is shown only once, and a pair with an undefined loss is not shown.
     """
-    ranked = sorted((-loss, place) for place, loss in enumerate(losses) if loss is not None)
-    order = [place for _, place in ranked]
+    ranked = sorted((-loss, index) for index, loss in enumerate(losses) if loss is not None)
+    order = [index for _, index in ranked]
     each = min(SHOWN, -(-len(order) // 3))
     worst, best = order[:each], order[each:][::-1][:each]
     rest = sorted(set(order) - {*worst, *best})
     count = min(SHOWN, len(rest))
-    others = [rest[place * len(rest) // count] for place in range(count)]
-    return {title: places for title, places in zip(titles, (worst, best, others), strict=True) if places}
+    others = [rest[index * len(rest) // count] for index in range(count)]
+    return {title: indices for title, indices in zip(titles, (worst, best, others), strict=True) if indices}
 
 
 def _over_epochs(
     title: str, y_label: str, epochs: Sequence[Mapping[str, Any]], lines: Mapping[str, str], note: str = ""
 ) -> Curves:
-    """`lines` has the key of a line's values in each of the epochs, by the line's name."""
+    """Return curves over the epochs. `lines` maps a line's name to the key of its values in each epoch."""
     values = {label: [epoch[key] for epoch in epochs] for label, key in lines.items()}
     numbers = list(range(1, len(epochs) + 1))
     return Curves(title=title, x_label="epoch", y_label=y_label, x=numbers, lines=values, note=note)
@@ -250,7 +254,7 @@ def _sheet_of_masks(title: str, samples: Iterable[tuple[Mapping[str, Any], bytes
 
 
 def _confusion(names: Sequence[str], counts: Sequence[Sequence[int]], of_what: str) -> list[Section]:
-    """Of many classes nobody can read it."""
+    """Return the confusion-matrix section; empty for more than `MATRIX_CLASSES` classes, which nobody can read."""
     if len(names) > MATRIX_CLASSES:
         return []
     return [Confusion(title=f"Confusion, {of_what}", names=names, counts=counts)]
@@ -260,5 +264,5 @@ def _rounded(scores: Mapping[str, float | None]) -> dict[str, float | None]:
     return {name: value if value is None else round(value, 3) for name, value in scores.items()}
 
 
-def _or_infinity(value: float | None) -> float:
+def _loss_or_infinity(value: float | None) -> float:
     return float("inf") if value is None else value

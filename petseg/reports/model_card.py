@@ -1,5 +1,6 @@
-"""The card of an exported network: what it is, what it has learnt from, how good it is, how to use it. Values in,
-Markdown out; no files, no torch.
+"""Write the model card of an exported network: description, training data, scores and usage.
+
+Takes values and returns Markdown. No files and no torch.
 """
 
 import platform
@@ -22,13 +23,13 @@ DRAWN = "Pets drawn by petseg itself; it has seen no photo"
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What is known of the run that a network is from."""
+    """Facts about the run that trained a network."""
 
     settings: TrainConfig
     pairs: Mapping[str, int]
-    """How many on each side of the split."""
+    """Number of pairs in each split."""
     what: str
-    """`PET_DATASET`, `DRAWN`, or empty where it is neither."""
+    """Description of the training data: `PET_DATASET`, `DRAWN`, or empty for any other data."""
 
 
 def card(
@@ -41,8 +42,10 @@ def card(
     differences: Mapping[str, float],
     versions: Iterable[tuple[str, str]],
 ) -> str:
-    """Markdown. `history`: a checkpoint's epochs, the last of which is the network's. `differences`: the largest of a
-    probability from PyTorch's, by file.
+    """Return the model card as Markdown.
+
+    `history` holds the metrics of a checkpoint's epochs; the last one is the network's. `differences` maps each file to
+    the largest difference between its probabilities and PyTorch's.
     """
     sections = {
         "": [
@@ -127,7 +130,7 @@ def _trained_on(training: Training | None) -> list[str]:
     if training is None:
         return ["Not known: the checkpoint was not in its run's folder."]
     settings = training.settings
-    place = settings.data or settings.images
+    source = settings.data or settings.images
     recipe = {
         "recipe": settings.recipe,
         "epochs, at most": settings.epochs,
@@ -139,7 +142,7 @@ def _trained_on(training: Training | None) -> list[str]:
     }
     return [
         *([f"{training.what}."] if training.what else []),
-        *([f"From `{place}`."] if place else []),
+        *([f"From `{source}`."] if source else []),
         _table(("side", "pairs of a photo and its mask"), training.pairs.items()),
         _table(("setting", ""), recipe.items()),
     ]

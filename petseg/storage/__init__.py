@@ -1,7 +1,8 @@
-"""Paths and URIs: the one place that knows whether a file is local or in an object store.
+"""Files by path or URI: the only package that knows whether a file is local or in an object store.
 
-A location is a string: a local path, or a URI such as s3://bucket/key, gs://, file://. Listing, reading and writing
-whole files are here, of a local disk all of it, of object stores what `objects` does; what the bytes mean is not.
+A location is a string: a local path, or a URI such as s3://bucket/key, gs://, file://. The functions list, read and
+write whole files. `local` does this on a local disk, and `arrow` and `s3` in object stores. They do not interpret the
+content, except JSON and Parquet.
 """
 
 import contextlib
@@ -26,21 +27,22 @@ from petseg.storage import arrow, local
 _URI = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 
 _AHEAD = 16
-"""Files that an object store is asked for at a time: at 30 ms each, 500 a second."""
+"""Number of files requested from an object store in parallel. At 30 ms each that is about 500 files a second."""
 
 
 def absolute(location: str) -> str:
-    """`location` such that it means the same in another working directory, without a slash at its end.
+    """Return `location` as an absolute path or URI, without a trailing slash.
 
-    Ray's workers change theirs, so every location is made absolute on the driver. Raises `InputError` where a URI has
-    no bucket, or credentials in it, which would end up in logs and in the settings of a run.
+    Ray's workers have other working directories, so the driver makes every location absolute. Raises `InputError` if a
+    URI has no bucket, if it contains credentials or a query, which would end up in logs and in the settings of a run,
+    or if its key has a part `.` or `..`.
     """
     if _URI.match(location):
         parts = urllib.parse.urlsplit(location)
         if parts.scheme == "file":
             return os.path.abspath(urllib.parse.unquote(parts.path))  # noqa: PTH100
         if "@" in parts.netloc or not parts.netloc or parts.query:
-            # Not shown: it may hold a secret.
+            # The message omits the rest of the URI, because it may hold a secret.
             raise InputError(
                 f"{parts.scheme}://…: scheme://bucket/prefix is expected, without credentials or options; they come "
                 "from the environment (AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL, …)"
@@ -48,26 +50,26 @@ def absolute(location: str) -> str:
         if {".", ".."} & set(parts.path.split("/")):
             raise InputError(f"{location}: a key with . or .. for a part; give the place itself")
         return parts.scheme + location[len(parts.scheme) :].rstrip("/")
-    return os.path.abspath(os.path.expanduser(location))  # noqa: PTH100, PTH111 - as text: ".." must go too
+    return os.path.abspath(os.path.expanduser(location))  # noqa: PTH100, PTH111 - Path.absolute keeps ".."
 
 
 def is_local(location: str) -> bool:
-    """Whether an absolute location is a path on this machine's disk."""
+    """Return True if an absolute location is a local path and not a URI."""
     return not _URI.match(location)
 
 
 def join(location: str, *parts: str) -> str:
-    """The location of a file below a folder."""
+    """Return the location of a file below a folder."""
     return "/".join([location.rstrip("/"), *parts])
 
 
 def list_files(folder: str) -> Iterator[str]:
-    """The path below `folder` of every file in it, at any depth, in no particular order.
+    """Yield the path, relative to `folder`, of every file in it at any depth, in no particular order.
 
-    Hidden files and folders (a leading dot) are passed over: operating systems and editors leave them everywhere.
-    Links to folders are not followed, since a circle would never end; nor are pipes and devices files.
+    Hidden files and folders (with a leading dot) are skipped, because operating systems and editors leave them
+    everywhere. Links to folders are not followed, because a cycle would never end. Pipes and devices are not files.
 
-    Raises `InputError` where there is no such folder or it cannot be read.
+    Raises `InputError` if the folder does not exist or cannot be read.
     """
     if is_local(folder):
         yield from local.list_files(folder)
@@ -80,9 +82,9 @@ def list_files(folder: str) -> Iterator[str]:
 
 
 def list_names(folder: str) -> list[str]:
-    """The sorted names of the files and folders directly in `folder`; none where it does not exist, or is a file.
+    """Return the sorted names of the files and folders directly in `folder`.
 
-    Raises `InputError` where it cannot be listed.
+    The list is empty if `folder` does not exist or is a file. Raises `InputError` if it cannot be listed.
     """
     with refused(f"{folder}: cannot be listed"):
         if not is_local(folder):
@@ -94,8 +96,10 @@ def list_names(folder: str) -> list[str]:
 
 
 def read(location: str, at_most: int | None = None) -> bytes:
-    """The whole content of a file. Raises `OSError` (`FileNotFoundError` where there is none), also where it has more
-    than `at_most` bytes, before they are read.
+    """Return the whole content of a file.
+
+    Raises `OSError` if it cannot be read, which is `FileNotFoundError` if it does not exist. A file of more than
+    `at_most` bytes also raises `OSError`, before any byte is read.
     """
     if not is_local(location):
         store, path = remote(location)
@@ -108,10 +112,10 @@ def read(location: str, at_most: int | None = None) -> bytes:
 
 
 def read_each(locations: Iterable[str], at_most: int | None = None) -> Iterator[bytes | OSError]:
-    """The contents of files, in order; of one that cannot be read, why.
+    """Yield the content of each file in order, or the `OSError` of a file that cannot be read.
 
-    Storage may take long to answer, and answers many at once: it is asked ahead. Raises `UnavailableError` where it
-    does not answer at all, which is not the fault of one file.
+    Files are requested ahead and in parallel, because storage may take long to answer but answers many requests at
+    once. Raises `UnavailableError` if the storage does not answer at all, because no single file causes that.
     """
     waiting: deque[Future[bytes]] = deque()
     with ThreadPoolExecutor(_AHEAD) as pool:
@@ -133,7 +137,10 @@ def _content(reading: Future[bytes]) -> bytes | OSError:
 
 
 def read_json(location: str) -> Any:
-    """The content of a JSON file. Raises `InputError` where it is none, or cannot be read, and `UnavailableError`."""
+    """Return the parsed content of a JSON file.
+
+    Raises `InputError` if the file is not JSON or cannot be read, and `UnavailableError` if storage does not answer.
+    """
     try:
         return json.loads(read(location))
     except UnavailableError:
@@ -145,13 +152,16 @@ def read_json(location: str) -> Any:
 
 
 def parse_parquet(content: bytes, columns: list[str] | None = None) -> pa.Table:
-    """The table, or some columns, of a Parquet file's content; in this thread alone: a process that ends while one of
-    Arrow's has a Python object to give back is aborted, which cost one in ten short jobs their exit code."""
+    """Return the table, or only `columns` of it, in the content of a Parquet file.
+
+    It is read in the calling thread alone. A process that exits while an Arrow thread still has to release a Python
+    object is aborted; that changed the exit code of one in ten short jobs.
+    """
     return pq.ParquetFile(pa.BufferReader(content), pre_buffer=False).read(columns, use_threads=False)
 
 
 def open_file(location: str) -> pa.NativeFile:
-    """A file for reading here and there, such as a Parquet footer. Raises `OSError` as `read` does."""
+    """Open a file for random access, such as to a Parquet footer. Raises `OSError` as `read` does."""
     if is_local(location):
         return pa.OSFile(location)
     store, path = remote(location)
@@ -159,11 +169,11 @@ def open_file(location: str) -> pa.NativeFile:
 
 
 def write(location: str, content: bytes, scratch: str | None = None) -> None:
-    """Write a whole file, making the folders it needs; it appears complete or not at all.
+    """Write a whole file atomically, and create its parent folders. Readers see the complete file or no file.
 
-    Locally the bytes go to a hidden file in the folder `scratch` (default: the file's own; it must be on the same
-    disk), are flushed to the disk, and then take the name. So a killed process leaves its half file there and
-    nowhere else, and `remove_leftovers(scratch)` is all the cleaning. An object store shows a put only when it is
+    A local file is first written to a hidden file in the folder `scratch` (default: the file's own folder; it must be
+    on the same disk), flushed to the disk, and then renamed. A killed process therefore leaves an incomplete file only
+    in `scratch`, and `remove_leftovers(scratch)` cleans it up. An object store shows an object only once it is
     complete.
     """
     if is_local(location):
@@ -174,10 +184,10 @@ def write(location: str, content: bytes, scratch: str | None = None) -> None:
 
 
 def create(location: str, content: bytes, flag: str) -> None:
-    """Write a file that must not be there yet: of two processes that try, one is refused.
+    """Write a file that must not exist yet. If two processes try, one of them gets an error.
 
-    An object store that has no conditional writes is asked first, which two within the same moment can pass.
-    Raises `InputError`, naming `flag`, where it is there, or where the folder cannot be written.
+    In an object store without conditional writes, the function checks for the file first; two processes can then both
+    pass the check at the same moment. Raises `InputError`, naming `flag`, if the file exists or cannot be written.
     """
     try:
         if is_local(location):
@@ -194,10 +204,10 @@ def create(location: str, content: bytes, flag: str) -> None:
 
 
 def write_folder(location: str, files: dict[str, bytes]) -> None:
-    """Write a new folder of files; it appears complete or not at all.
+    """Write a new folder of files atomically.
 
-    Locally the folder is renamed into place. An object store has no folders, so there the last file of `files` is
-    put last, and a reader takes the folder for complete only where that one is there.
+    A local folder is renamed into place. An object store has no folders, so the files are written there in order, and
+    a reader must take the folder as complete only if the last file of `files` exists.
     """
     if not is_local(location):
         for name, content in files.items():
@@ -213,7 +223,10 @@ def write_folder(location: str, files: dict[str, bytes]) -> None:
 
 
 def flush_folders(folders: Iterable[str]) -> None:
-    """See that the names in some local folders survive a power cut, as the contents of `write` do already."""
+    """Flush the directory entries of local folders, so that file names survive a power cut.
+
+    `write` flushes only the contents of files. Folders in an object store are ignored.
+    """
     for folder in folders:
         if is_local(folder):
             descriptor = os.open(folder, os.O_RDONLY)
@@ -224,7 +237,7 @@ def flush_folders(folders: Iterable[str]) -> None:
 
 
 def remove_file(location: str) -> None:
-    """Delete a file; no error where there is none."""
+    """Delete a file. Do nothing if it does not exist."""
     if is_local(location):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             Path(location).unlink()
@@ -234,7 +247,7 @@ def remove_file(location: str) -> None:
 
 
 def remove_folder(location: str, first: str | None = None) -> None:
-    """Delete a folder and all in it, the file `first` before the others; no error where there is none."""
+    """Delete a folder with its content, the file `first` before the others. Do nothing if it does not exist."""
     if first is not None:
         remove_file(join(location, first))
     if is_local(location):
@@ -246,7 +259,7 @@ def remove_folder(location: str, first: str | None = None) -> None:
 
 
 def remove_empty_folders(folder: str) -> None:
-    """Delete a local folder and those below it, as far as there is no file in them; an object store has none."""
+    """Delete the empty folders at and below a local folder. Do nothing in object stores, which have no folders."""
     if is_local(folder):
         for path, _, _ in os.walk(folder, topdown=False):
             with contextlib.suppress(OSError):  # not empty
@@ -254,16 +267,16 @@ def remove_empty_folders(folder: str) -> None:
 
 
 def remove_leftovers(scratch: str) -> None:
-    """Delete what killed processes left in the folder `scratch`; no living one may be writing there."""
+    """Delete the temporary files of killed processes in `scratch`. No running process may be writing there."""
     if not is_local(scratch):
         return
     for path in Path(scratch).glob(local.TEMPORARY + "*"):
-        # What a killed driver's orphans leave may still take its name meanwhile.
+        # An orphaned worker of a killed driver may rename its file in the meantime.
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def remote(location: str) -> tuple[arrow.Store, str]:
-    """The bucket of an absolute URI, and the path in it."""
+    """Return the store for the bucket of an absolute URI, and the path in that bucket."""
     scheme, _, rest = location.partition("://")
     bucket, _, path = rest.partition("/")
     return arrow.store(scheme, bucket), path
@@ -271,7 +284,10 @@ def remote(location: str) -> tuple[arrow.Store, str]:
 
 @contextlib.contextmanager
 def refused(what: str) -> Iterator[None]:
-    """Errors that the user has to mend as `InputError`; that storage is away is left as it is."""
+    """Turn an `OSError` that the user can fix into `InputError`.
+
+    An `UnavailableError` passes unchanged, unless it is a `NoSuchPlaceError`.
+    """
     try:
         yield
     except OSError as error:
@@ -281,5 +297,5 @@ def refused(what: str) -> Iterator[None]:
 
 
 def reason(error: OSError) -> str:
-    """Why storage refused, in one line, without the place."""
+    """Return the reason of an error in one line, without its location."""
     return " ".join(str(error.strerror or error).split())

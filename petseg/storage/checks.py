@@ -1,4 +1,4 @@
-"""What a job may do with the places that it was given, asked before it starts, and what it says where it may not."""
+"""Checks of the locations given to a job, made before it starts, and the messages if one is not usable."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ _NETWORK_FILE_SYSTEMS = {
 
 
 def is_own_disk(location: str) -> bool:
-    """Whether an absolute location is on a disk that only this machine has, as far as the system tells."""
+    """Return True if an absolute location is on a disk that only this machine can reach, judging by its mount type."""
     if not storage.is_local(location):
         return False
     path, kind, longest = os.path.realpath(location), "", -1
@@ -24,14 +24,16 @@ def is_own_disk(location: str) -> bool:
         before, _, after = line.partition(" - ")
         mounted = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), before.split(" ")[4])
         inside = f"{path}/".startswith(mounted.rstrip("/") + "/")
-        if inside and len(mounted) >= longest:  # the last of equals lies over the others
+        if inside and len(mounted) >= longest:  # of equal mount points, the last one hides the others
             kind, longest = after.split(" ")[0], len(mounted)
     return not (kind in _NETWORK_FILE_SYSTEMS or kind.startswith("fuse"))
 
 
 def refuse_overlap(output: str, sources: Mapping[str, str], folders: Iterable[str] = ()) -> None:
-    """Raise `InputError` where an output lies in one of the places that are read (absolute locations, by flag), or one
-    of these in a folder of the output, among `folders`, that a job fills with pictures.
+    """Raise `InputError` if the output and a source overlap.
+
+    `sources` maps flags to the absolute locations that are read. The output must not lie in a source. A source must not
+    lie in one of `folders`, the folders of the output that a job fills with pictures.
     """
     for flag, source in sources.items():
         if f"{output}/".startswith(f"{source}/"):
@@ -45,8 +47,10 @@ def refuse_overlap(output: str, sources: Mapping[str, str], folders: Iterable[st
 
 
 def require_readable(locations: Iterable[str], what: str) -> None:
-    """Raise `InputError`, beginning with `what`, where access to each of some files in an object store is denied: then
-    it is the right to read that is missing, and not one file's fault. A disk has rights of its own for each.
+    """Raise `InputError`, beginning with `what`, if access is denied to all of these files in an object store.
+
+    In that case the permission to read is missing, and no single file is the cause. Local files are not checked,
+    because each has its own permissions.
     """
     remote = [location for location in locations if not storage.is_local(location)]
     denied = [content for content in storage.read_each(remote) if isinstance(content, PermissionError)]
@@ -56,7 +60,7 @@ def require_readable(locations: Iterable[str], what: str) -> None:
 
 @contextlib.contextmanager
 def writing(output: str, flag: str = "--output") -> Iterator[None]:
-    """Raise `JobError`, naming `flag`, where what is done within cannot be written to a job's output."""
+    """Turn an `OSError` in the `with` block into `JobError`, which says that the output of `flag` cannot be written."""
     try:
         yield
     except OSError as error:
@@ -64,7 +68,7 @@ def writing(output: str, flag: str = "--output") -> Iterator[None]:
 
 
 def cannot_write(output: str, error: OSError, flag: str = "--output") -> str:
-    """What a job says when it cannot write its output."""
+    """Return the message of a job that cannot write its output."""
     return (
         f"{flag} {output}: cannot be written: {storage.reason(error)}; what is finished is kept: mend that, and give "
         "the same command again"
@@ -72,7 +76,7 @@ def cannot_write(output: str, error: OSError, flag: str = "--output") -> str:
 
 
 def require_writable(folder: str, flag: str) -> None:
-    """Raise `InputError`, naming `flag`, where a folder could not be made or written to; makes nothing."""
+    """Raise `InputError`, naming `flag`, if a folder cannot be created or written to. Creates nothing."""
     if not storage.is_local(folder):
         with storage.refused(f"{flag} {folder}: cannot be written"):
             store, path = storage.remote(folder)

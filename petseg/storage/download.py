@@ -1,4 +1,4 @@
-"""A published file from the web, whole or not at all: resumed, tried again, checked by its MD5. No archives here."""
+"""Download of a published file: resumed, retried, and checked by its MD5. It does not unpack archives."""
 
 import hashlib
 import http.client
@@ -14,27 +14,28 @@ from petseg.errors import InputError, JobError
 from petseg.progress import Progress
 
 TRIES = 6
-"""In a row that bring nothing; one that was cut off, but brought something, does not count."""
+"""Consecutive attempts without progress before giving up. An interrupted attempt that brought new bytes resets it."""
 
 FIRST_PAUSE_S = 1.0
-"""After the first try that fails; each pause is twice the one before."""
+"""Pause in seconds after the first failed attempt. Each further pause is twice as long."""
 
 TIMEOUT_S = 60.0
-"""Without a byte, before a try is given up."""
+"""Seconds without a byte after which an attempt is given up."""
 
 _CHUNK_BYTES = 2**17
 _PASSING = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
 
 
 class _CutOffError(Exception):
-    """The network or the server failed in a way that may pass."""
+    """Temporary failure of the network or the server, worth another attempt."""
 
 
 def fetch(url: str, file: Path, md5: str) -> None:
-    """Download `url` to `file`, or go on with what an earlier start has left in `file.part`.
+    """Download `url` to `file`. Resume from `file.part` if an earlier start has left it.
 
-    Raises `InputError`, naming --url, where the server says that there is no such file; `JobError` where the network
-    fails again and again, where what arrived has another MD5 (it is removed), and where the disk fails.
+    The file appears complete or not at all. Raises `InputError`, naming --url, if the server rejects the request, for
+    instance because there is no such file. Raises `JobError` if the network fails repeatedly, if the download has
+    another MD5 (it is then deleted), or if the disk fails.
     """
     part = file.with_name(f"{file.name}.part")
     try:
@@ -42,11 +43,11 @@ def fetch(url: str, file: Path, md5: str) -> None:
             return
         part.parent.mkdir(parents=True, exist_ok=True)
         _fetch_part(url, part)
-        found = _md5(part)
-        if found != md5:
+        actual = _md5(part)
+        if actual != md5:
             part.unlink()
             raise JobError(
-                f"{url}: what arrived has the MD5 {found}, not {md5}; it is removed. Give the same command again, or "
+                f"{url}: what arrived has the MD5 {actual}, not {md5}; it is removed. Give the same command again, or "
                 "another --url"
             )
         part.replace(file)
@@ -55,7 +56,7 @@ def fetch(url: str, file: Path, md5: str) -> None:
 
 
 def _fetch_part(url: str, part: Path) -> None:
-    """Try until `part` has all that the server has."""
+    """Download into `part` until it is complete, with a pause after each failed attempt."""
     failed, most = 0, _size(part)
     while True:
         try:
@@ -74,7 +75,7 @@ def _fetch_part(url: str, part: Path) -> None:
 
 
 def _try(url: str, part: Path) -> None:
-    """Append what is missing in `part`; from its beginning where the server cannot go on in the middle."""
+    """Append the missing bytes to `part`, or download it from the start if the server does not support ranges."""
     have = _size(part)
     headers = {"User-Agent": "petseg"} | ({"Range": f"bytes={have}-"} if have else {})
     request = urllib.request.Request(url, headers=headers)  # noqa: S310 - the opener has http and https only
@@ -82,7 +83,7 @@ def _try(url: str, part: Path) -> None:
         response = _opener().open(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and have:
-            return  # there is no more; whether it is right, the MD5 will say
+            return  # no bytes are missing; the MD5 check follows
         if error.code in _PASSING or error.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise _CutOffError(f"HTTP {error.code} {error.reason}") from error
         raise InputError(f"--url: {url}: HTTP {error.code} {error.reason}; give the folder of the archives") from error
@@ -107,12 +108,12 @@ def _receive(response: http.client.HTTPResponse, file: BinaryIO, name: str, have
     finally:
         if progress:
             progress.close()
-    if response.length:  # http.client takes a connection that ends early for the end of the file
+    if response.length:  # http.client treats a connection that is cut as the end of the file
         raise _CutOffError(f"the connection was cut, {response.length} bytes before the end")
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
-    """The next bytes: apart from the writing, since both fail with `OSError`."""
+    """Return the next bytes. Reading is separate from writing, because both fail with `OSError`."""
     try:
         return response.read(_CHUNK_BYTES)
     except (OSError, http.client.HTTPException) as error:
@@ -120,7 +121,7 @@ def _read(response: http.client.HTTPResponse) -> bytes:
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """As urllib's own, proxies and redirects included, but without file:, ftp: and data:."""
+    """Return an opener like urllib's default, with proxies and redirects, but without file:, ftp: and data:."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),

@@ -1,4 +1,4 @@
-"""Files of a local disk: listed, and written so that they appear whole. Only `storage` uses it."""
+"""Files on a local disk: listing and atomic writing. Only `storage` imports this module."""
 
 import errno
 import os
@@ -12,11 +12,11 @@ from petseg.errors import InputError
 T = TypeVar("T")
 
 TEMPORARY = ".petseg-tmp-"
-"""How the name begins under which a file is written before it takes its own."""
+"""Prefix of the temporary name under which a file is written before it is renamed."""
 
 
 def list_files(folder: str) -> Iterator[str]:
-    """As `storage.list_files`."""
+    """Do as `storage.list_files`."""
     if not os.path.isdir(folder):  # noqa: PTH112
         raise InputError(f"{folder}: no such folder")
 
@@ -37,7 +37,7 @@ def list_files(folder: str) -> Iterator[str]:
 
 
 def write(location: str, content: bytes, scratch: str | None) -> None:
-    """As `storage.write`."""
+    """Do as `storage.write`."""
     hidden = temporary(scratch or os.path.dirname(location))  # noqa: PTH120
     try:
         write_through(hidden, content)
@@ -48,14 +48,14 @@ def write(location: str, content: bytes, scratch: str | None) -> None:
 
 
 def create(location: str, content: bytes) -> None:
-    """Write a file that must not be there yet. Raises `FileExistsError` where it is."""
+    """Write a file that must not exist yet. Raises `FileExistsError` if it does."""
     hidden = temporary(os.path.dirname(location))  # noqa: PTH120
     try:
         write_through(hidden, content)
         try:
-            os.link(hidden, location)  # unlike a rename, not over another
+            os.link(hidden, location)  # unlike a rename, a link never replaces an existing file
         except OSError as error:
-            # Some file systems have no links; there it is looked for first.
+            # Some file systems have no hard links. There, check for the file, then rename.
             if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS) or Path(location).exists():
                 raise
             hidden.replace(location)
@@ -64,12 +64,12 @@ def create(location: str, content: bytes) -> None:
 
 
 def temporary(folder: str) -> Path:
-    """A name in the folder that no other file has."""
+    """Return the path of a new, unique temporary file in the folder."""
     return Path(folder) / (TEMPORARY + uuid.uuid4().hex)
 
 
 def write_through(path: Path, content: bytes) -> None:
-    """Write a file, making the folders it needs, and see that its bytes are on the disk."""
+    """Write a file, create its parent folders, and flush its content to the disk."""
     with in_new_folder(path, lambda: path.open("wb")) as file:
         file.write(content)
         file.flush()
@@ -77,7 +77,7 @@ def write_through(path: Path, content: bytes) -> None:
 
 
 def in_new_folder(path: str | Path, write: Callable[[], T]) -> T:
-    """Do what makes a file, its folder first where it turns out to be missing: to look each time costs more."""
+    """Run `write`; on `FileNotFoundError` create the parent folder and retry (cheaper than checking first)."""
     try:
         return write()
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""S3, and all that speaks its language, through boto3: one bucket as a store of whole objects. Only `objects` uses it.
+"""S3 and compatible stores through boto3: one bucket as a store of whole objects. Only `arrow` imports `S3Store`.
 
-S3 has a code of its own because pyarrow asks twice for every file (a HEAD before each GET), holds a whole listing at
-once, and knows neither the write that fails where something is there already nor which error means what. boto3 does,
-and finds region, endpoint, addressing style and credentials where the AWS tools do.
+S3 does not go through pyarrow, for four reasons. pyarrow sends two requests for every file (a HEAD before each GET),
+keeps a whole listing in memory, has no write that fails if the object exists, and does not tell the errors apart.
+boto3 does better in all four. It also finds region, endpoint, addressing style and credentials where the AWS tools do.
 """
 
 import errno
@@ -21,50 +21,50 @@ from petseg.storage import s3_client
 from petseg.storage.s3_client import ConflictError, NoSuchRangeError, UnsupportedError
 
 _TAIL_BYTES = 2**17
-"""What the first request of a file opened for reading here and there brings: the footer of a Parquet file, mostly."""
+"""Bytes at the end of a file that are fetched when it is opened. They usually hold the footer of a Parquet file."""
 
 _MULTIPART_BYTES = 64 * 2**20
-"""Larger contents are put in parts, which become an object once they are all there."""
+"""Size in bytes above which content is uploaded in parts. The object appears once all parts have arrived."""
 
 
 class S3Store:
-    """One bucket. Paths are keys, without a slash at either end; a folder is what has its path and a slash before it.
+    """One S3 bucket. A path is a key without a slash at either end; a folder is the prefix of its path plus a slash.
 
-    Every method raises `FileNotFoundError` where there is no such object, `PermissionError` where access is denied,
-    `UnavailableError` where nothing answers, `NoSuchPlaceError` (which is one, too) where the bucket is missing or the
-    credentials are refused, and `OSError` else.
+    Every method raises `FileNotFoundError` if the object does not exist, `PermissionError` if access is denied,
+    `UnavailableError` if the store does not answer, `NoSuchPlaceError` (a subclass of it) if the bucket is missing or
+    the credentials are rejected, and otherwise `OSError`.
     """
 
     def __init__(self, bucket: str) -> None:
         self._bucket = bucket
 
     def list_files(self, folder: str) -> Iterator[str]:
-        """The path below `folder` of every object in it, a page of 1,000 at a time."""
+        """Yield the path, relative to `folder`, of every object in it. One request lists 1,000 objects."""
         start = f"{folder}/" if folder else ""
         for page in self._pages(Prefix=start):
-            for found in page.get("Contents", ()):
-                if not found["Key"].endswith("/"):  # some tools leave empty objects for folders
-                    yield found["Key"][len(start) :]
+            for item in page.get("Contents", ()):
+                if not item["Key"].endswith("/"):  # some tools create empty objects as folders
+                    yield item["Key"][len(start) :]
 
     def list_names(self, folder: str) -> list[str]:
-        """The names of the objects and folders directly in `folder`."""
+        """Return the names of the objects and folders directly in `folder`."""
         start = f"{folder}/" if folder else ""
         names = []
         for page in self._pages(Prefix=start, Delimiter="/"):
-            names += [found["Key"][len(start) :] for found in page.get("Contents", ())]
-            names += [found["Prefix"][len(start) : -1] for found in page.get("CommonPrefixes", ())]
+            names += [item["Key"][len(start) :] for item in page.get("Contents", ())]
+            names += [item["Prefix"][len(start) : -1] for item in page.get("CommonPrefixes", ())]
         return [name for name in names if name]
 
     def read(self, path: str, at_most: int | None = None) -> bytes:
-        """The whole content of an object; `OSError` where it has more than `at_most` bytes, before they are read."""
+        """Return the content of an object. Raises `OSError` before reading if it has more than `at_most` bytes."""
         return self._get(path, at_most=at_most)[0]
 
     def open_file(self, path: str) -> pa.NativeFile:
-        """An object for reading here and there."""
+        """Open an object for random access."""
         return pa.PythonFile(_Ranges(functools.partial(self._get, path)), mode="r")
 
     def write(self, path: str, content: bytes) -> None:
-        """Put an object, in place of one that may be there; it appears complete or not at all."""
+        """Write or replace an object atomically."""
         with self._errors(path):
             if len(content) <= _MULTIPART_BYTES:
                 s3_client.client().put_object(Bucket=self._bucket, Key=path, Body=content)
@@ -72,13 +72,13 @@ class S3Store:
                 s3_client.client().upload_fileobj(io.BytesIO(content), self._bucket, path)
 
     def create(self, path: str, content: bytes) -> None:
-        """Put an object that must not be there yet: of two that try, one gets `FileExistsError`.
+        """Write an object that must not exist yet. If two processes try, one gets `FileExistsError`.
 
-        It is looked for first, as a store may not know conditional writes, and then not say so.
+        The object is looked up first, because a store without conditional writes may ignore the condition silently.
         """
-        # By listing: who may get and list what is below a prefix is denied a HEAD of what is not there.
+        # List instead of HEAD: with access limited to a prefix, a HEAD of a missing object is denied.
         for page in self._pages(Prefix=path):
-            if any(found["Key"] == path for found in page.get("Contents", ())):
+            if any(item["Key"] == path for item in page.get("Contents", ())):
                 raise FileExistsError(errno.EEXIST, "it is there already", self._name(path))
             break
         mark = {"petseg-writer": uuid.uuid4().hex}
@@ -90,10 +90,10 @@ class S3Store:
                 with self._errors(path):
                     put(IfNoneMatch="*")
                 return
-            except ConflictError:  # another's put of it is under way; by the next look it has happened, or not
+            except ConflictError:  # another process is writing it; the next attempt shows the outcome
                 time.sleep(pause)
             except FileExistsError:
-                # It may be ours: put, though the answer was lost, and put again by boto3.
+                # The object may be ours: boto3 repeats a write whose response was lost.
                 if self._head(path).get("Metadata") != mark:
                     raise
                 return
@@ -104,48 +104,51 @@ class S3Store:
         raise UnavailableError(f"{self._name(path)}: others keep writing it")
 
     def remove_file(self, path: str) -> None:
-        """Delete an object; no error where there is none."""
+        """Delete an object. Do nothing if it does not exist."""
         with self._errors(path):
             s3_client.client().delete_object(Bucket=self._bucket, Key=path)
 
     def remove_folder(self, path: str) -> None:
-        """Delete all below a folder, the objects that stand for empty folders included."""
+        """Delete all objects below a folder, including those that represent empty folders."""
         for page in self._pages(Prefix=f"{path}/"):
-            self._delete([found["Key"] for found in page.get("Contents", ())])
+            self._delete([item["Key"] for item in page.get("Contents", ())])
 
     def require_writable(self, folder: str) -> None:
-        """Raise as the others do where nothing can be put into `folder`; nothing appears there.
+        """Raise the same errors as the other methods if `folder` is not writable. Creates no object.
 
-        An upload in parts is begun, for which one needs what one needs for a put, and called off. A store that has no
-        such thing is told by the first write.
+        The check starts a multipart upload, which needs the same permission as a write, and aborts it. If the store has
+        no multipart uploads, only the first write shows a missing permission.
         """
         place = {"Bucket": self._bucket, "Key": f"{folder}/.petseg-probe" if folder else ".petseg-probe"}
         with suppress(UnsupportedError):
             with self._errors(folder):
                 upload = s3_client.client().create_multipart_upload(**place)
-            with suppress(FileNotFoundError), self._errors(folder):  # its answer was lost, and it was asked again
+            with suppress(FileNotFoundError), self._errors(folder):  # boto3 repeats a request whose response was lost
                 s3_client.client().abort_multipart_upload(**place, UploadId=upload["UploadId"])
 
     def _delete(self, keys: list[str]) -> None:
-        """Delete at most 1,000 objects. What fails of them comes in a good answer, which boto3 does not try again."""
-        refusal = {}
+        """Delete at most 1,000 objects.
+
+        S3 reports failures for single objects in a successful response, which boto3 does not retry.
+        """
+        failure = {}
         for pause in s3_client.pauses():
             if not keys:
                 return
             wanted = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
             with self._errors(keys[0]):
-                refusals = s3_client.client().delete_objects(Bucket=self._bucket, Delete=wanted).get("Errors", ())
-            for refusal in refusals:
-                if refusal["Code"] == "AccessDenied":
-                    raise PermissionError(errno.EACCES, "access denied (AccessDenied)", self._name(refusal["Key"]))
-            keys = [refusal["Key"] for refusal in refusals]
+                failures = s3_client.client().delete_objects(Bucket=self._bucket, Delete=wanted).get("Errors", ())
+            for failure in failures:
+                if failure["Code"] == "AccessDenied":
+                    raise PermissionError(errno.EACCES, "access denied (AccessDenied)", self._name(failure["Key"]))
+            keys = [failure["Key"] for failure in failures]
             if keys:
                 time.sleep(pause)
         if keys:
-            raise UnavailableError(f"{self._name(keys[0])}: cannot be deleted: {refusal.get('Code')}")
+            raise UnavailableError(f"{self._name(keys[0])}: cannot be deleted: {failure.get('Code')}")
 
     def _get(self, path: str, wanted: str | None = None, at_most: int | None = None) -> tuple[bytes, int]:
-        """The bytes of the range `wanted`, or all, and the size of the whole object."""
+        """Return the bytes of the HTTP range `wanted` (or all bytes) and the size of the whole object."""
         from botocore import exceptions as boto
 
         cut_short = (
@@ -165,7 +168,7 @@ class S3Store:
                     if at_most is not None and size > at_most:
                         raise OSError(errno.EFBIG, f"it has more than {at_most} bytes", self._name(path))
                     return body.read(), size
-            except cut_short as error:  # boto3 has the headers by then, and tries no more
+            except cut_short as error:  # boto3 does not retry after it has received the headers
                 reason = s3_client.without_secrets(error)
                 time.sleep(pause)
         raise UnavailableError(f"{self._name(path)}: cut short {s3_client.TRIES} times: {reason}")
@@ -188,7 +191,7 @@ class S3Store:
 
     @contextmanager
     def _errors(self, path: str) -> Iterator[None]:
-        """boto3's errors as those that a file system has."""
+        """Turn errors of boto3 into the `OSError`s that the class describes."""
         from botocore import exceptions as boto
 
         name = self._name(path)
@@ -211,13 +214,13 @@ class S3Store:
 
 
 class _Ranges(io.RawIOBase):
-    """An object as a file: each read is a request for so many bytes, but what the first has brought."""
+    """Read-only file of an object. Each read is a ranged request, unless the tail fetched on opening has the bytes."""
 
     def __init__(self, get: Any) -> None:
         self._get = get
         try:
             self._tail, self._size = get(f"bytes=-{_TAIL_BYTES}")
-        except NoSuchRangeError:  # not even a first byte
+        except NoSuchRangeError:  # the object is empty
             self._tail, self._size = b"", 0
         self._at = 0
 
@@ -240,8 +243,8 @@ class _Ranges(io.RawIOBase):
             return b""
         tail_begins = self._size - len(self._tail)
         if self._at >= tail_begins:
-            found = self._tail[self._at - tail_begins : end - tail_begins]
+            data = self._tail[self._at - tail_begins : end - tail_begins]
         else:
-            found, _ = self._get(f"bytes={self._at}-{end - 1}")
-        self._at += len(found)
-        return found
+            data, _ = self._get(f"bytes={self._at}-{end - 1}")
+        self._at += len(data)
+        return data

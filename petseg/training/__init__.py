@@ -1,1 +1,1 @@
-"""Training: the loop, one worker's data and step, the run folder."""
+"""Training: the loop, the data and the step of one worker, and the run folder."""

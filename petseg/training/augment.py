@@ -1,8 +1,8 @@
-"""Pairs changed at random, photo and mask together, on whatever device they are: tensors in, tensors out.
+"""Augment pairs at random, photo and mask together, on any device. Tensors in, tensors out.
 
-Each pair is flipped, turned, zoomed, stretched, shifted and recoloured by numbers of its own, drawn uniformly from the
-ranges below. What was outside the photo is filled by its mirror image, and the mask's likewise, so that every pixel
-keeps its truth.
+Each pair is flipped, rotated, zoomed, stretched, shifted and recoloured with its own random numbers, drawn uniformly
+from the ranges below. The area outside a photo is filled with its mirror image, and the mask's area likewise, so that
+every pixel keeps its true class.
 """
 
 import math
@@ -12,37 +12,43 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ZOOM = (0.8, 1.4)
-"""Factors by which what is seen grows; below 1, the mirror images come into sight."""
+"""Range of the zoom factor. Below 1, the mirrored area around the photo becomes visible."""
 
 STRETCH = 0.15
-"""Largest natural logarithm of the ratio of width to height."""
+"""Maximum natural logarithm of the change of the ratio of width to height."""
 
 TURN_DEGREES = 15.0
+"""Maximum rotation in degrees, in either direction."""
 
 SHIFT = 0.1
-"""Share of half a side by which the centre may move at least; as much as zooming has cut off, where that is more."""
+"""Maximum shift as a fraction of half the side; larger when zoom crops more."""
 
 COLOUR = 0.3
-"""Most by which brightness, contrast and saturation are multiplied more or less; a third of it for each channel."""
+"""Maximum relative change of brightness, contrast and saturation. Each channel's tint changes by at most a third."""
 
 _DRAWS = 12
 
 
 def augment(photos: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Changed copies: photos uint8 (n, 3, H, W) as float32 in 0..255, masks uint8 (n, H, W) with no new value in them.
+    """Return augmented copies of `photos`, uint8 (n, 3, H, W), and `masks`, uint8 (n, H, W).
 
-    `generator` is on the tensors' device, and all that is random follows from its state.
+    The returned photos are float32 in 0..255. The returned masks are uint8 and contain no new values.
+
+    `generator` must be on the tensors' device. Its state determines all random numbers.
     """
     draws = torch.rand(_DRAWS, len(photos), generator=generator, device=photos.device) * 2 - 1
     grid = F.affine_grid(_affine(draws), list(photos.shape), align_corners=False)
-    moved = F.grid_sample(photos.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    warped = F.grid_sample(photos.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     ids = F.grid_sample(masks[:, None].float(), grid, mode="nearest", padding_mode="reflection", align_corners=False)
-    recoloured = _recolour(moved, draws[6:]).contiguous(memory_format=torch.channels_last)
+    recoloured = _recolour(warped, draws[6:]).contiguous(memory_format=torch.channels_last)
     return recoloured, ids[:, 0].to(torch.uint8)
 
 
 def _affine(draws: Tensor) -> Tensor:
-    """(n, 2, 3), as `F.affine_grid` takes it, from (>= 6, n) draws in -1..1: where in the photo each pixel is found."""
+    """Return matrices (n, 2, 3) for `F.affine_grid`, from (>= 6, n) draws in -1..1.
+
+    They map each pixel of the result to its position in the photo.
+    """
     low, high = (math.log(limit) for limit in ZOOM)
     zoom = torch.exp((high + low) / 2 + draws[0] * (high - low) / 2)
     stretch = torch.exp(draws[1] * STRETCH / 2)
@@ -58,7 +64,7 @@ def _affine(draws: Tensor) -> Tensor:
 
 
 def _recolour(photos: Tensor, draws: Tensor) -> Tensor:
-    """Brightness, contrast, saturation and tint, each multiplied, within 0..255."""
+    """Scale brightness, contrast, saturation and tint at random, and clamp the result to 0..255."""
     factors = (1 + COLOUR * draws[:3])[..., None, None, None]
     tint = (1 + COLOUR / 3 * draws[3:6].T)[..., None, None]
     bright = photos * factors[0]

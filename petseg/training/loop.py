@@ -28,7 +28,7 @@ from petseg.config.train import TrainConfig
 from petseg.errors import InputError, JobError, UnavailableError
 from petseg.models import checkpoint, precision
 from petseg.models.checkpoint import TrainState
-from petseg.models.unet import UNet
+from petseg.models.network import Network
 from petseg.pipelines.decode import Decoded
 from petseg.training import run_folder
 from petseg.training.rank_data import Share
@@ -246,12 +246,12 @@ def _begin(
 
 
 def _arithmetic(config: TrainConfig, state: TrainState | None, device: torch.device) -> Precision:
-    """What to train in: what was asked for, or what the run has begun with, or what rank 0 finds to be quicker."""
+    """Return the precision that was asked for, or that the run began with, or that suits the hardware of rank 0."""
     if config.precision != "auto":
         return config.precision
     if state is not None:
         return "bf16" if state.arithmetic == "bf16" else "fp32"
-    is_bf16 = torch.tensor(int(precision.quicker(device) == "bf16"), device=device)
+    is_bf16 = torch.tensor(int(precision.resolve("auto", device) == "bf16"), device=device)
     if dist.is_initialized():
         dist.broadcast(is_bf16, 0)
     return "bf16" if is_bf16.item() else "fp32"
@@ -282,7 +282,7 @@ def _writing(run: str) -> Iterator[None]:
         ) from error
 
 
-def _sheet(model: UNet, val_share: Share, config: ModelConfig) -> np.ndarray | None:
+def _sheet(model: Network, val_share: Share, config: ModelConfig) -> np.ndarray | None:
     """The first validation pairs and what the network says of them; None where this rank has none."""
     if not val_share.num_rows:
         return None

@@ -1,4 +1,4 @@
-"""What training lowers. Tensors only."""
+"""Loss functions and class weights. Tensors only."""
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +9,9 @@ from petseg.errors import InputError
 
 
 def cross_entropy_sum(logits_nchw: Tensor, target_nhw: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """Cross-entropy in nats, summed over the pixels that are not ignored, in fp32; target is uint8 (N, H, W).
+    """Return the cross-entropy in nats, summed in fp32 over the pixels that are not ignored.
 
-    `class_weights`, float32 (C,), multiply it by the class of the truth.
+    The target is uint8 (N, H, W). With `class_weights`, float32 (C,), each pixel is weighted by its true class.
     """
     return F.cross_entropy(
         logits_nchw.float(), target_nhw.long(), class_weights, ignore_index=IGNORE_ID, reduction="sum"
@@ -19,7 +19,7 @@ def cross_entropy_sum(logits_nchw: Tensor, target_nhw: Tensor, class_weights: Te
 
 
 def total_weight(target_nhw: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """What to divide `cross_entropy_sum` by: the pixels that are not ignored, or the sum of their weights."""
+    """Return the divisor for `cross_entropy_sum`: the number of pixels that are not ignored, or their total weight."""
     counted = target_nhw != IGNORE_ID
     if class_weights is None:
         return counted.sum().float()
@@ -27,10 +27,12 @@ def total_weight(target_nhw: Tensor, class_weights: Tensor | None = None) -> Ten
 
 
 def class_weights(text: str, class_pixels: tuple[int, ...]) -> Tensor | None:
-    """The weights that --class-weights names: float32 (C,), of mean 1 over the pixels; None where all count alike.
+    """Return the weights of --class-weights: float32 (C,), with mean 1 over the pixels; None if `text` is empty.
 
-    "balanced" is n / (C · n_c), as in scikit-learn: each class has an equal part in the loss.
-    Raises `InputError` where they are not as many as classes, or a class to be balanced has no pixel.
+    "balanced" is n / (C · n_c), as in scikit-learn: each class contributes equally to the loss.
+
+    Raises `InputError` if the value is neither "balanced" nor one number of 0 or more per class, if a class to be
+    balanced has no pixel, or if no class with a weight has a pixel.
     """
     if not text:
         return None

@@ -1,7 +1,7 @@
-"""One rank's share of the decoded pairs, as batches on its device, shuffled by index.
+"""Provide one rank's rows of the decoded pairs as batches on its device, shuffled by index.
 
-Which rows a rank sees in which order follows from (rows, seed, epoch, rank, world size) alone, not from how much memory
-there is: a worker that keeps its share on the device and one that streams it, block by block, give the same batches.
+The rows of a rank and their order follow from (rows, seed, epoch, rank, world size) alone, not from the available
+memory. A worker that keeps its rows on the device and one that streams them, block by block, give the same batches.
 """
 
 import itertools
@@ -20,17 +20,17 @@ from petseg.errors import UnavailableError
 from petseg.pipelines.decode import Decoded, row_bytes
 
 WINDOW_BYTES = 2**30
-"""Rows that are shuffled among each other, once their blocks have been; what streaming holds at a time, about twice."""
+"""Shuffle-window size in bytes. Streaming keeps about two windows in memory."""
 
 Batch = tuple[Tensor, Tensor]
-"""Photos uint8 (n, 3, H, W), channels last in memory, and class ids uint8 (n, H, W), on the worker's device."""
+"""Photos, uint8 (n, 3, H, W), channels last in memory, and class ids, uint8 (n, H, W), on the worker's device."""
 
 
 class Share:
     """The rows of one rank, as batches on its device.
 
-    `rank` of `world_size` owns the rows from `rank * n // world_size` up to where the next rank begins. Up to
-    `budget_bytes` of them stay on the device; a larger share is streamed from the object store, epoch by epoch.
+    `rank` of `world_size` owns the rows from `rank * n // world_size` up to the first row of the next rank. Rows of up
+    to `budget_bytes` in total stay on the device. More than that is streamed from the object store in every epoch.
     """
 
     def __init__(self, decoded: Decoded, rank: int, world_size: int, device: torch.device, budget_bytes: float) -> None:
@@ -40,24 +40,24 @@ class Share:
         self._first = rank * decoded.num_rows // world_size
         self.num_rows = (rank + 1) * decoded.num_rows // world_size - self._first
         self.smallest = decoded.num_rows // world_size
-        """Rows of the rank that has the fewest."""
+        """Number of rows of the rank that has the fewest."""
         self._rank = rank
         self._resident: tuple[Tensor, Tensor] | None = None
-        share_bytes = self.num_rows * row_bytes(decoded.image_size)
-        self.resident_bytes = share_bytes if share_bytes <= budget_bytes else 0
-        """What is kept on the device."""
-        if share_bytes <= budget_bytes:
+        num_bytes = self.num_rows * row_bytes(decoded.image_size)
+        self.resident_bytes = num_bytes if num_bytes <= budget_bytes else 0
+        """Bytes kept on the device; 0 when streaming."""
+        if num_bytes <= budget_bytes:
             photos, masks = self._load(np.arange(self.num_rows))
             self._resident = photos.to(device), masks.to(device)
 
     def train_batches(
         self, batch_size: int, seed: int, epoch: int, *, skip: int = 0, keep_batches: bool = False
     ) -> Iterator[Batch]:
-        """`smallest // batch_size` batches of `batch_size` rows, so equally many on every rank, but for the first
-        `skip`.
+        """Yield `smallest // batch_size` batches of `batch_size` rows, without the first `skip` of them.
 
-        The order differs with `epoch`; the rows at its end that fill no batch are left out of this epoch. With
-        `keep_batches` each batch is a run of neighbouring rows, the same in all epochs, and only their order differs.
+        Every rank therefore yields the same number of batches. The order depends on `epoch`. The rows at its end that
+        do not fill a batch are skipped in this epoch. With `keep_batches` each batch holds neighbouring rows and is the
+        same in all epochs; only the order of the batches differs.
         """
         generator = np.random.default_rng((seed, self._rank, epoch))
         windows = self._windows(generator, batch_size if keep_batches else None)
@@ -66,20 +66,21 @@ class Share:
             yield batch
 
     def some(self, rows: np.ndarray) -> Batch:
-        """The rows with these numbers, in that order."""
+        """Return the rows with the given numbers, in that order."""
         return self._to_device(*self._load(rows))
 
     def eval_batches(self, batch_size: int) -> Iterator[Batch]:
-        """Every row once, in order; the last batch may be shorter."""
+        """Yield every row once, in order. The last batch may be shorter."""
         window_rows = self._window_rows()
         rows = np.arange(self.num_rows)
         windows = [rows[start : start + window_rows] for start in range(0, self.num_rows, window_rows)]
         return self._batches(windows, batch_size)
 
     def _windows(self, generator: np.random.Generator, batch_size: int | None) -> list[np.ndarray]:
-        """The rows of this share in the order of one epoch, in pieces that fit into memory.
+        """Return the rows of this rank in the order of one epoch, in windows that fit into memory.
 
-        The blocks are shuffled, then the rows of as many blocks as make a window; or, with `batch_size`, whole batches.
+        The blocks are shuffled, and then the rows within each window of blocks. With `batch_size`, whole batches are
+        shuffled instead.
         """
         if batch_size is None:
             edges = np.clip(self._starts - self._first, 0, self.num_rows)
@@ -98,7 +99,7 @@ class Share:
         return max(1, WINDOW_BYTES // row_bytes(self._decoded.image_size))
 
     def _batches(self, windows: list[np.ndarray], batch_size: int) -> Iterator[Batch]:
-        """The rows of the windows, one window after another, in batches that take no notice of where one ends."""
+        """Yield the rows of the windows in order, in batches that may cross the end of a window."""
         if self._resident is not None:
             photos, masks = self._resident
             order = torch.from_numpy(np.concatenate([*windows, np.arange(0)])).to(self._device)
@@ -116,13 +117,13 @@ class Share:
             yield self._to_device(*left)
 
     def _to_device(self, photos_nhwc: Tensor, masks: Tensor) -> Batch:
-        if self._device.type == "cuda":  # copied from locked memory, the host need not wait for it
+        if self._device.type == "cuda":  # the host need not wait for a copy from pinned memory
             photos_nhwc, masks = photos_nhwc.pin_memory(), masks.pin_memory()
         photos_nhwc = photos_nhwc.to(self._device, non_blocking=True)
         return photos_nhwc.permute(0, 3, 1, 2), masks.to(self._device, non_blocking=True)
 
     def _loaded_ahead(self, windows: list[np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each window's rows; while one is used, a thread loads the next."""
+        """Yield the rows of each window. A thread loads the next window while one is used."""
         with ThreadPoolExecutor(1) as loader:
             coming = loader.submit(self._load, windows[0]) if windows else None
             for following in [*windows[1:], None]:
@@ -132,24 +133,24 @@ class Share:
                 yield loaded
 
     def _load(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Rows of this share, in the order given: uint8 (n, H, W, 3) and (n, H, W), on the CPU."""
+        """Return rows of this rank in the given order: uint8 (n, H, W, 3) and (n, H, W), on the CPU."""
         height, width = self._decoded.image_size
         photos = np.empty((len(rows), height, width, 3), np.uint8)
         masks = np.empty((len(rows), height, width), np.uint8)
         block_of_row = np.searchsorted(self._starts, rows + self._first, side="right") - 1
         for number in np.unique(block_of_row):
             block: pa.Table = ray.get(self._decoded.blocks[number])
-            if refusal := connect.refusal(block):  # lost with its node, and decoded again while storage was away
-                raise UnavailableError(refusal)
-            places = np.flatnonzero(block_of_row == number)
-            inside = rows[places] + self._first - self._starts[number]
-            photos[places] = decode.from_column(block["image"], (height, width, 3))[inside]
-            masks[places] = decode.from_column(block["mask"], (height, width))[inside]
+            if reason := connect.refusal(block):  # lost with its node, then decoded again while storage was unavailable
+                raise UnavailableError(reason)
+            indices = np.flatnonzero(block_of_row == number)
+            inside = rows[indices] + self._first - self._starts[number]
+            photos[indices] = decode.from_column(block["image"], (height, width, 3))[inside]
+            masks[indices] = decode.from_column(block["mask"], (height, width))[inside]
         return torch.from_numpy(photos), torch.from_numpy(masks)
 
 
 def _after(windows: list[np.ndarray], count: int) -> list[np.ndarray]:
-    """The windows without their first `count` rows."""
+    """Return the windows without their first `count` rows."""
     left = []
     for window in windows:
         left += [window[count:]] if len(window) > count else []

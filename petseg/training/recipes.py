@@ -1,4 +1,4 @@
-"""How to train: what the Keras example did, and what does better. Values only: no network, no Ray."""
+"""Training recipes: the settings of the Keras example, and better ones. Values only: no network, no Ray."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from petseg.config.base import Resize
 from petseg.config.train import RecipeName, TrainConfig
 
 VAL_FRACTION = 0.2
-"""Share of the pairs that is held out, where neither flags nor the recipe say otherwise."""
+"""Fraction of the pairs that is held out for validation, unless flags or the recipe set it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The defaults of the flags that --recipe decides, and what no flag does."""
+    """Defaults of the flags that --recipe sets, and settings without a flag."""
 
     batch_size: int
     learning_rate: float
@@ -22,17 +22,20 @@ class Recipe:
     input_scale: float = 1 / 127.5
     input_offset: float = -1.0
     keras_rmsprop: bool = False
-    """RMSprop at a constant rate, as Keras computes it; else AdamW with a warm-up and a cosine."""
+    """Use RMSprop at a constant rate, as Keras computes it; otherwise AdamW with a warm-up and a cosine schedule."""
     batch_norm_momentum: float = 0.1
-    """Share of a batch's statistics in the running ones. A short memory, where the weights' average smooths it."""
+    """Fraction of a batch's statistics in the running ones. A short memory suffices if the weights are averaged."""
     keep_batches: bool = False
-    """A batch holds the same pairs in all epochs and only the order of batches is shuffled, as by Keras's Sequence."""
+    """Keep the pairs of each batch the same in all epochs and shuffle only the batches, as Keras's Sequence does."""
     average_epochs: float | None = None
-    """Memory, in epochs, of the moving average of the weights that is validated and kept; None: the weights are."""
+    """Memory, in epochs, of the moving average of the weights, which is then validated and saved.
+
+    None means that the weights themselves are validated and saved.
+    """
 
 
 RECIPES: dict[RecipeName, Recipe] = {
-    # https://keras.io/examples/vision/oxford_pets_image_segmentation/ as published in 2020.
+    # https://keras.io/examples/vision/oxford_pets_image_segmentation/, as published in 2020.
     "keras": Recipe(
         batch_size=32,
         learning_rate=1e-3,
@@ -50,7 +53,7 @@ RECIPES: dict[RecipeName, Recipe] = {
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
-    """The settings with the recipe's in place of those that were not given."""
+    """Return the settings, with the recipe's values for those that were not given."""
     recipe = RECIPES[config.recipe]
     val_count, val_fraction = config.val_count, config.val_fraction
     if val_count is None and val_fraction is None:

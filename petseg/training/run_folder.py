@@ -1,7 +1,7 @@
-"""A training run's folder: begun, gone on with, and what it says of itself. No network and no Ray here.
+"""Manage the folder of a training run: create it, resume it, read and write its metrics. No network and no Ray.
 
-`config.json` (the resolved `TrainConfig`), `manifest.parquet` (every pair and the side of the split it is on),
-`metrics.jsonl` (an object per epoch) and `checkpoints/`.
+It holds `config.json` (the resolved `TrainConfig`), `manifest.parquet` (every pair and its split), `metrics.jsonl` (one
+object per epoch) and `checkpoints/`.
 """
 
 import dataclasses
@@ -39,18 +39,18 @@ MAY_CHANGE = {
     "wait_min",
     "wandb",
 }
-"""Settings that a resumed run may be given anew. Any other would make it another run; so would other pairs, by name."""
+"""Settings that may change when a run is resumed. Other settings, or other pairs by name, would make it another run."""
 
 
 def folder(config: TrainConfig) -> str:
-    """The location of a run."""
+    """Return the location of a run."""
     return storage.join(config.storage, config.name)
 
 
 def first_settings(storage_location: str, name: str) -> TrainConfig:
-    """The settings a run has been started with, to be the defaults of a start with --resume.
+    """Return the settings a run was started with. They are the defaults of a start with --resume.
 
-    Raises `InputError` where there is no such run.
+    Raises `InputError` if the run does not exist.
     """
     absolute = storage.absolute(storage_location)
     run = storage.join(absolute, name)
@@ -62,9 +62,9 @@ def first_settings(storage_location: str, name: str) -> TrainConfig:
 
 
 def resolve(config: TrainConfig, first: TrainConfig | None) -> TrainConfig:
-    """The settings with a name and with absolute locations; `first` are those of the run that is resumed, if one is.
+    """Return the settings with a name and absolute locations. `first` holds the settings of the run to resume, if any.
 
-    Raises `InputError` where the name of a new run is taken, or a run was started with other settings.
+    Raises `InputError` if the name of a new run is taken, or if the run to resume was started with other settings.
     """
     config = dataclasses.replace(
         recipes.resolve(config),
@@ -95,29 +95,32 @@ def resolve(config: TrainConfig, first: TrainConfig | None) -> TrainConfig:
 
 
 def _absolute_list(entry: str) -> str:
-    """An entry of --split-file with an absolute location."""
-    side, equals, location = entry.partition("=")
-    return f"{side}={storage.absolute(location)}" if equals and side in splits.SIDES else storage.absolute(entry)
+    """Return an entry of --split-file with an absolute location."""
+    split_name, equals, location = entry.partition("=")
+    return (
+        f"{split_name}={storage.absolute(location)}"
+        if equals and split_name in splits.SIDES
+        else storage.absolute(entry)
+    )
 
 
 def begin(config: TrainConfig, sides: dict[str, pa.Table]) -> None:
-    """Write what a new run starts from, the pairs of each side of its split among it; of a resumed one, check that they
-    are the same.
+    """Write the settings and the pairs of each split. For a resumed run, check first that the pairs are the same.
 
-    Raises `InputError` where they are not, since the order of the data would not go on where it stopped; or where the
-    folder cannot be written, or another job has just taken the name.
+    Raises `InputError` if they are not: the order of the data could not continue where it stopped. Raises it also if
+    the folder cannot be written, or if another job has just taken the name.
     """
     run = folder(config)
     settings, location = storage.join(run, "config.json"), storage.join(run, "manifest.parquet")
     content = to_json(dataclasses.replace(config, resume=False)).encode()
-    split = pa.array([side for side, pairs in sides.items() for _ in range(pairs.num_rows)], pa.string())
+    split = pa.array([split_name for split_name, pairs in sides.items() for _ in range(pairs.num_rows)], pa.string())
     pairs = pa.concat_tables(sides.values()).append_column("split", split)
     if not config.resume:
         storage.create(settings, content, "--name")
     elif "manifest.parquet" in storage.list_names(run):
         storage.remove_leftovers(run)
         storage.remove_leftovers(storage.join(run, "checkpoints"))
-        # Not the locations: the folders may have been moved.
+        # Locations are not compared: the folders may have been moved.
         before = storage.parse_parquet(storage.read(location), ["id", "split"])
         if before != pairs.select(["id", "split"]):
             old, new = set(before["id"].to_pylist()), set(pairs["id"].to_pylist())
@@ -132,8 +135,8 @@ def begin(config: TrainConfig, sides: dict[str, pa.Table]) -> None:
 
 
 def read_metrics(run: str) -> list[dict[str, Any]]:
-    """The epochs so far, from `metrics.jsonl`; none where it is not there yet."""
-    # Listed first: who may read what is below a prefix is denied what is not there, instead of told so.
+    """Return the metrics of the finished epochs from `metrics.jsonl`; an empty list if the file does not exist yet."""
+    # List first: with access to a prefix only, a missing file gives "access denied" instead of "not found".
     if "metrics.jsonl" not in storage.list_names(run):
         return []
     location = storage.join(run, "metrics.jsonl")
@@ -144,13 +147,13 @@ def read_metrics(run: str) -> list[dict[str, Any]]:
 
 
 def write_metrics(run: str, history: list[dict[str, Any]]) -> None:
-    """Write `metrics.jsonl`, one object per epoch, whole: an object store cannot append."""
+    """Write the whole of `metrics.jsonl`, one object per epoch: an object store cannot append."""
     lines = "".join(json.dumps(epoch) + "\n" for epoch in history)
     storage.write(storage.join(run, "metrics.jsonl"), lines.encode())
 
 
 def describe(epoch: dict[str, Any], epochs: int, pace_s: float) -> str:
-    """One line for one epoch, where each takes so many seconds, from checkpoint to checkpoint."""
+    """Return one line for one epoch. `pace_s` is the number of seconds per epoch, from checkpoint to checkpoint."""
     by_class = " ".join(f"{name} {score(value)}" for name, value in epoch["val_iou"].items())
     remaining_s = round((epochs - epoch["epoch"]) * pace_s)
     return (
@@ -162,5 +165,5 @@ def describe(epoch: dict[str, Any], epochs: int, pace_s: float) -> str:
 
 
 def score(value: float | None) -> str:
-    """A score or loss for reading; one that is not defined is a dash."""
+    """Format a score or loss for display; an undefined one is a dash."""
     return "–" if value is None else f"{value:.3f}"

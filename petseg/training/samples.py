@@ -1,7 +1,7 @@
-"""Validation pairs and what a network says of them, for the report of a training run. No files are read here.
+"""Predict sample validation pairs for the report of a training run. This module reads no files.
 
-The pairs are those that the feed has decoded, at the network's size: so it is the same for files and prepared sets, and
-needs neither a GPU nor the photos once more.
+The pairs are already decoded, at the network's size. The code is therefore the same for files and prepared sets, and
+needs neither a GPU nor the original photos.
 """
 
 import os
@@ -18,32 +18,32 @@ from petseg.data.decode import Photo
 from petseg.evaluation import evaluator
 from petseg.evaluation.evaluator import Counts
 from petseg.inference.predictor import Predictor
-from petseg.models.unet import UNet
+from petseg.models.network import Network
 from petseg.pipelines.decode import Decoded
 from petseg.training.rank_data import Share
 
 MOST = 256
-"""Pairs that are looked at, spread evenly over all: seconds on two cores."""
+"""Maximum number of pairs to predict, spread evenly over all. It takes seconds on two cores."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A pair as it is shown."""
+    """Scores and picture of one pair in the report."""
 
     id: str
     cross_entropy: float | None
-    """In nats per pixel; None where all pixels are ignored."""
+    """Cross-entropy in nats per pixel; None if all pixels are ignored."""
     miou: float | None
     picture: bytes
-    """`pictures.comparison` as a JPEG."""
+    """JPEG from `visualize.comparison`."""
 
 
-def look(network: UNet, model: ModelConfig, val: Decoded, ids: pa.ChunkedArray) -> tuple[list[Sample], Counts]:
-    """At most `MOST` validation pairs, in their order, and what is counted over them; `ids` are those of all."""
+def look(network: Network, model: ModelConfig, val: Decoded, ids: pa.ChunkedArray) -> tuple[list[Sample], Counts]:
+    """Return up to `MOST` validation pairs, in order, and the counts over them. `ids` holds the ids of all pairs."""
     total = val.num_rows
     numbers = np.arange(min(MOST, total)) * total // min(MOST, total)
-    share = Share(val, 0, 1, torch.device("cpu"), budget_bytes=0)
-    photos, masks = share.some(numbers)
+    rank_data = Share(val, 0, 1, torch.device("cpu"), budget_bytes=0)
+    photos, masks = rank_data.some(numbers)
     pixels = photos.permute(0, 2, 3, 1).numpy()
     threads = len(os.sched_getaffinity(0))
     predictor = Predictor(network, torch.device("cpu"), 8, model.image_size, threads=threads)

@@ -1,7 +1,7 @@
-"""What others' tools show of a run: TensorBoard always, MLflow and Weights & Biases where they are asked for.
+"""Log a run to experiment trackers: always to TensorBoard, and on request to MLflow and Weights & Biases.
 
-TensorBoard gets one file per epoch, written whole: that works on an object store, which cannot append, and an epoch
-that is trained again after a kill replaces its own file.
+TensorBoard gets one file per epoch, written whole. That works on an object store, which cannot append. An epoch that is
+trained again after a kill replaces its own file.
 """
 
 import contextlib
@@ -25,8 +25,9 @@ _FOLDER = "tensorboard"
 
 
 def require_trackers(config: TrainConfig) -> None:
-    """Raise `InputError`, naming the flag, where a tracker that is asked for is not installed, or MLflow's server is
-    not named: by default it would log into the folder of a worker, where nobody finds it.
+    """Raise `InputError`, naming the flag, if a requested tracker is not installed or MLflow's server is not set.
+
+    By default MLflow would log into the folder of a worker, where nobody finds it.
     """
     for flag in ("mlflow", "wandb"):
         if getattr(config, flag) and importlib.util.find_spec(flag) is None:
@@ -41,9 +42,9 @@ def require_trackers(config: TrainConfig) -> None:
 def sample_sheet(
     photos_nhwc: np.ndarray, masks: np.ndarray, predicted: np.ndarray, palette: tuple[tuple[int, int, int], ...]
 ) -> np.ndarray:
-    """Photos, their masks and what was predicted, side by side, a row for each: uint8 (n · H, 3 · W, 3).
+    """Return photos, masks and predictions side by side, one row for each photo: uint8 (n · H, 3 · W, 3).
 
-    Photos are uint8 (n, H, W, 3), the others class ids, uint8 (n, H, W); pixels that are ignored are white.
+    Photos are uint8 (n, H, W, 3). Masks and predictions are class ids, uint8 (n, H, W). Ignored pixels are white.
     """
     colours = np.full((256, 3), 255, np.uint8)
     colours[: len(palette)] = palette
@@ -52,7 +53,7 @@ def sample_sheet(
 
 
 class Logs:
-    """The logs of one run, open while entered; only one process of the run has them."""
+    """Trackers of one run, open inside the `with` block. Only one process of the run uses them."""
 
     def __init__(self, config: TrainConfig, run: str) -> None:
         self._run = run
@@ -75,14 +76,14 @@ class Logs:
             self._wandb.finish(exit_code=0 if kind is None else 1)
 
     def epoch(self, metrics: dict[str, Any], sheet: np.ndarray | None) -> None:
-        """Log an epoch: its metrics, as `metrics.jsonl` has them, and its sheet of samples, uint8 (H, W, 3), if any.
+        """Log an epoch: its metrics, as in `metrics.jsonl`, and its sample sheet, uint8 (H, W, 3), if any.
 
-        Raises `OSError` where storage refuses, and `JobError` where a tracker does.
+        Raises `OSError` if storage fails, and `JobError` if a tracker fails.
         """
         number = metrics["epoch"]
         scalars = flat(metrics)
         content = _event_file(number, scalars, sheet)
-        name = f"events.out.tfevents.{number:010}.petseg"  # TensorBoard reads them in the order of their names
+        name = f"events.out.tfevents.{number:010}.petseg"  # TensorBoard reads files in the order of their names
         storage.write(storage.join(self._run, _FOLDER, name), content)
         if self._mlflow is not None:
             with _tracking("mlflow"):
@@ -97,7 +98,7 @@ class Logs:
 
 
 def flat(metrics: dict[str, Any]) -> dict[str, float]:
-    """The numbers of an epoch by one name each: "val_iou/pet" of what stands under "val_iou". None is left out."""
+    """Return the metrics of an epoch as a flat dict: nested values get names such as "val_iou/pet". Skips None."""
     numbers = {}
     for name, value in metrics.items():
         for inner, number in value.items() if isinstance(value, dict) else [("", value)]:
@@ -108,7 +109,10 @@ def flat(metrics: dict[str, Any]) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _tracking(flag: str) -> Iterator[None]:
-    """Whatever a tracker raises, of its many types, is one line: the run can go on with it mended, or without it."""
+    """Convert any exception of a tracker, of whatever type, to a `JobError` of one line.
+
+    The run can be resumed after a fix, or without the tracker.
+    """
     try:
         yield
     except Exception as error:
@@ -117,7 +121,7 @@ def _tracking(flag: str) -> Iterator[None]:
 
 
 def _event_file(step: int, scalars: dict[str, float], sheet: np.ndarray | None) -> bytes:
-    from tensorboardX import SummaryWriter  # not at the top: `--help` need not wait for it
+    from tensorboardX import SummaryWriter  # imported here, so that `--help` does not wait for it
 
     with tempfile.TemporaryDirectory() as folder:
         with SummaryWriter(folder, write_to_disk=True) as writer:
@@ -134,7 +138,7 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def _start_mlflow(config: TrainConfig, run: str) -> Any:
-    """MLflow's run for this one: the same again after a kill, by an id that is kept beside the checkpoints."""
+    """Start MLflow's run. After a kill it is resumed by its id, which is saved beside the checkpoints."""
     mlflow = importlib.import_module("mlflow")
     noted = storage.join(run, "mlflow_run_id.txt")
     if "mlflow_run_id.txt" in storage.list_names(run):
@@ -147,7 +151,7 @@ def _start_mlflow(config: TrainConfig, run: str) -> Any:
 
 
 def _start_wandb(config: TrainConfig, run: str) -> Any:
-    """W&B's run for this one: the same again after a kill, as its id follows from the run's location."""
+    """Start W&B's run. After a kill it is resumed, because its id follows from the run's location."""
     wandb = importlib.import_module("wandb")
     run_id = hashlib.sha256(run.encode()).hexdigest()[:16]
     return wandb.init(id=run_id, name=config.name, config=_settings(config), resume="allow")

@@ -13,8 +13,9 @@ from petseg.config.base import ModelConfig, Precision
 from petseg.config.train import TrainConfig
 from petseg.evaluation import metrics
 from petseg.models import precision
+from petseg.models.build import build_seeded
 from petseg.models.checkpoint import TrainState
-from petseg.models.unet import UNet, init_seeded
+from petseg.models.network import Network
 from petseg.training import losses, optim
 from petseg.training.augment import augment
 from petseg.training.recipes import RECIPES
@@ -40,8 +41,7 @@ class Learner:
         self._learning_rate = config.learning_rate
         self._device = device
         self.arithmetic: Precision = arithmetic
-        scaling = {"input_scale": model.input_scale, "input_offset": model.input_offset}
-        self.model = init_seeded(model.num_classes, config.seed, **scaling)
+        self.model = build_seeded(model, config.seed)
         for module in self.model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = self._recipe.batch_norm_momentum
@@ -55,11 +55,11 @@ class Learner:
         self._world_size = 1
 
     @property
-    def judged(self) -> UNet:
+    def judged(self) -> Network:
         """The network that is validated and kept: the average, where there is one."""
         return self.model if self._average is None else self._average.model
 
-    def restore(self, judged: UNet, state: TrainState) -> None:
+    def restore(self, judged: Network, state: TrainState) -> None:
         """Go on from the network that `judged` was when `state` was taken."""
         self.judged.load_state_dict(judged.state_dict())
         if state.moved is not None:
@@ -158,7 +158,7 @@ def all_reduce(tensor: Tensor) -> None:
 
 
 def validate(
-    model: UNet,
+    model: Network,
     batches: Iterator[tuple[Tensor, Tensor]],
     config: ModelConfig,
     arithmetic: Precision,

@@ -186,7 +186,6 @@ def test_a_run_begins_with_the_weights_of_another(run_job: RunJob, drawn: tuple[
     second = run_job("train", *common, *pet_or_not, "--init-from", first, "--name", "second")
     assert second.returncode == 0, second.stderr
     assert "knows pet, background, border, not pet, other; the last layer is made anew" in second.stdout
-    before, after = (
-        checkpoint.load_model(checkpoint.find(str(run))).entry.weight for run in (first, tmp_path / "runs" / "second")
-    )
+    runs = [checkpoint.load_model(checkpoint.find(str(run))) for run in (first, tmp_path / "runs" / "second")]
+    before, after = (network.get_parameter("entry.weight") for network in runs)
     assert torch.allclose(before, after, atol=1e-6)

@@ -94,7 +94,9 @@ def test_help_has_units_defaults_and_what_is_required(monkeypatch: pytest.Monkey
     assert max(map(len, text.splitlines())) < 80
     words = " ".join(text.split())
     assert "--images PLACE Folder or URI of the photos. Required." in words
-    assert "--wait-min X Minutes to wait for a cluster that has too little, but may grow. Default: 30.0." in words
+    assert (
+        "--wait-min X Minutes to wait for an autoscaling cluster to reach the requested size. Default: 30.0." in words
+    )
     assert "--precision auto|bf16|fp32 " in words and "else fp32. Default: auto." in words
     assert "--png, --no-png Write masks/<id>.png beside the Parquet files. Default: yes." in words
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from petseg.errors import InputError
-from petseg.models import checkpoint, unet
+from petseg.models import unet
+from petseg.models.keras_weights import from_keras
 from petseg.models.unet import UNet
 
 Weights = list[np.ndarray]
@@ -93,7 +94,7 @@ def reference(weights: Weights, x: Tensor, training: bool) -> Tensor:
 def test_forward_is_keras_s(training: bool) -> None:
     weights = random_keras_weights(4)
     model = UNet(4).double().train(training)
-    model.load_state_dict(checkpoint.from_keras(weights, 4))
+    model.load_state_dict(from_keras(weights, UNet(4)))
     x = torch.from_numpy(np.random.default_rng(1).uniform(-1, 1, (2, 3, 32, 48)))
     expected = reference([w.astype(np.float32) for w in weights], x, training)
     with torch.no_grad():
@@ -164,20 +165,12 @@ def test_scaling_is_part_of_the_network() -> None:
         torch.testing.assert_close(scaled(pixels), plain(pixels / 127.5 - 1))
 
 
-def test_init_seeded_follows_from_the_seed_alone() -> None:
-    state = torch.get_rng_state()
-    first, again, other = (unet.init_seeded(3, seed, input_scale=1, input_offset=0).head.weight for seed in (5, 5, 6))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    assert torch.equal(torch.get_rng_state(), state)
-
-
 def test_from_keras_refuses_another_network() -> None:
     weights = random_keras_weights(3)
     with pytest.raises(InputError, match="111 arrays given, the network has 112"):
-        checkpoint.from_keras(weights[:-1], 3)
+        from_keras(weights[:-1], UNet(3))
     with pytest.raises(InputError, match=r"head.weight is \(4, 32, 3, 3\) here, \(3, 32, 3, 3\) in the weights"):
-        checkpoint.from_keras(weights, 4)
+        from_keras(weights, UNet(4))
 
 
 @pytest.fixture
@@ -192,7 +185,7 @@ def test_golden_keras_tensors(golden: dict[str, np.ndarray]) -> None:
     """Probabilities, one training pass's loss, gradients and batch-norm statistics, as TensorFlow computed them."""
     model = UNet(3)
     names = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
-    model.load_state_dict(checkpoint.from_keras([golden[f"weights/{i:03d}"] for i in range(len(names))], 3))
+    model.load_state_dict(from_keras([golden[f"weights/{i:03d}"] for i in range(len(names))], UNet(3)))
     x = torch.from_numpy(golden["x"]).permute(0, 3, 1, 2)
     with torch.no_grad():
         probabilities = model.eval()(x).softmax(1).permute(0, 2, 3, 1)

@@ -48,10 +48,10 @@ def test_the_average_forgets_its_random_start_and_keeps_a_memory() -> None:
     with torch.no_grad():
         model.head.weight.fill_(1.0)
         average.update(step=0, memory_steps=100)
-        first = average.model.head.weight.clone()
+        first = average.model.get_parameter("head.weight").clone()
         for step in range(1, 2000):
             model.head.weight.fill_(step % 2)
             average.update(step, memory_steps=100)
     assert torch.allclose(first, torch.tensor(1.0), atol=0.15)  # 9 tenths of what was new
-    assert torch.allclose(average.model.head.weight, torch.tensor(0.5), atol=0.01)
+    assert torch.allclose(average.model.get_parameter("head.weight"), torch.tensor(0.5), atol=0.01)
     assert all(not weight.requires_grad for weight in average.model.parameters())

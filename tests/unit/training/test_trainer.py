@@ -64,7 +64,7 @@ def test_what_is_judged_is_the_average_of_the_best_recipe_only() -> None:
     assert best.judged is not best.model and keras.judged is keras.model
     assert keras.state().moved is None
     learn(best, range(3))
-    assert not torch.equal(best.judged.head.weight, best.model.head.weight)
+    assert not torch.equal(best.judged.get_parameter("head.weight"), best.model.get_parameter("head.weight"))
 
 
 def test_what_is_done_to_the_pairs_follows_from_the_draws() -> None:
@@ -83,7 +83,7 @@ def gradient(**settings: Any) -> torch.Tensor:
     learning.model.eval()  # fixed statistics, as a part's own are not the batch's
     learning.model.train = lambda mode=True: learning.model  # pyright: ignore[reportAttributeAccessIssue]
     learning.step(photos, masks, 0, 10, (0,))
-    found = learning.model.head.weight.grad
+    found = learning.model.get_parameter("head.weight").grad
     assert found is not None
     return found.clone()
 
@@ -120,8 +120,8 @@ def test_weights_to_begin_with_reach_what_is_judged() -> None:
     other = learner(seed=5).model.state_dict()
     del other["head.weight"]
     learning = learner()
-    head = learning.model.head.weight.clone()
+    head = learning.model.get_parameter("head.weight").clone()
     learning.begin_from(other)
     for network in (learning.model, learning.judged):
-        assert torch.equal(network.entry.weight, other["entry.weight"])
-        assert torch.equal(network.head.weight, head)
+        assert torch.equal(network.get_parameter("entry.weight"), other["entry.weight"])
+        assert torch.equal(network.get_parameter("head.weight"), head)

@@ -1,0 +1,37 @@
+"""From settings to a network: the one place that knows which networks there are."""
+
+from collections.abc import Callable
+
+import torch
+
+from petseg.config.base import ModelConfig
+from petseg.errors import InputError
+from petseg.models.network import Network
+from petseg.models.unet import UNet
+
+
+def _unet(config: ModelConfig) -> Network:
+    return UNet(config.num_classes, input_scale=config.input_scale, input_offset=config.input_offset)
+
+
+NETWORKS: dict[str, Callable[[ModelConfig], Network]] = {"unet": _unet}
+"""By the value of `ModelConfig.network`."""
+
+
+def build(config: ModelConfig) -> Network:
+    """Return a network with random weights, on the CPU, in training mode.
+
+    Raises `InputError` where this version of petseg has no network of that name.
+    """
+    if config.network not in NETWORKS:
+        raise InputError(
+            f"network {config.network!r}: this petseg has {', '.join(NETWORKS)}; use the version that trained it"
+        )
+    return NETWORKS[config.network](config)
+
+
+def build_seeded(config: ModelConfig, seed: int) -> Network:
+    """Return a network whose weights follow from `seed` alone; the global random state stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(config)

@@ -1,0 +1,75 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import CONFIG, save
+
+from petseg.errors import InputError
+from petseg.models import build, checkpoint
+from petseg.models.network import Network
+
+
+def weights(network: Network) -> torch.Tensor:
+    return torch.cat([parameter.flatten() for parameter in network.parameters()])
+
+
+def test_build_seeded_weights_follow_from_the_seed_alone() -> None:
+    state = torch.get_rng_state()
+    first, again, other = (weights(build.build_seeded(CONFIG, seed)) for seed in (5, 5, 6))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_build_unknown_network_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^network 'resnet': this petseg has unet; use the version that trained it$"):
+        build.build(dataclasses.replace(CONFIG, network="resnet"))
+
+
+class Tiny(Network):
+    """One convolution: a network that is not the U-Net."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.conv = torch.nn.Conv2d(3, num_classes, 1)
+
+    def forward(self, pixels_nchw: torch.Tensor) -> torch.Tensor:
+        return self.conv(pixels_nchw.float() / 255)
+
+
+def test_another_network_is_trained_kept_and_used_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through training's step, a checkpoint, prediction and `petseg.load`, which know no network by name."""
+    import numpy as np
+
+    import petseg
+    from petseg.config.train import TrainConfig
+    from petseg.training import recipes
+    from petseg.training.trainer import Learner
+
+    monkeypatch.setitem(build.NETWORKS, "tiny", lambda config: Tiny(config.num_classes))
+    config = dataclasses.replace(CONFIG, network="tiny")
+    learner = Learner(recipes.resolve(TrainConfig(batch_size=2)), config, torch.device("cpu"), "fp32")
+    photos = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    learner.step(photos, torch.zeros(2, 32, 32, dtype=torch.uint8), 0, 1, (1, 0, 1, 0))
+    checkpoint.save(str(tmp_path / "run"), learner.judged, learner.state(), config, [{"epoch": 1, "val_loss": 1.0}])
+
+    segmenter = petseg.load(str(tmp_path / "run"), precision="fp32")
+    assert isinstance(checkpoint.load_model(checkpoint.find(str(tmp_path / "run"))), Tiny)
+    mask = segmenter.predict(np.zeros((20, 30, 3), np.uint8))
+    assert mask.class_ids.shape == (20, 30)
+
+
+def test_checkpoint_from_before_networks_had_names_loads_with_its_fingerprint(tmp_path: Path) -> None:
+    save(tmp_path, 1.0)
+    new = checkpoint.find(str(tmp_path))
+    expected = checkpoint.fingerprint(new, b"weights")
+    file = Path(new.location) / "config.json"
+    settings = json.loads(file.read_text())
+    assert settings.pop("network") == "unet"
+    file.write_text(json.dumps(settings))
+    old = checkpoint.find(str(tmp_path))
+    assert old.model == new.model
+    assert checkpoint.fingerprint(old, b"weights") == expected
