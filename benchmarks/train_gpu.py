@@ -79,10 +79,10 @@ def main() -> None:
         whole_run(given.pairs, given.epochs, device)
 
 
-def random_pairs(count: int) -> Decoded:
+def random_pairs(count: int, size: tuple[int, int] = SIZE) -> Decoded:
     """Noise in Ray's object store, in blocks as `feed.decode` makes them."""
     generator = np.random.default_rng(0)
-    area, blocks, rows = SIZE[0] * SIZE[1], [], []
+    area, blocks, rows = size[0] * size[1], [], []
     for start in range(0, count, 81):
         rows.append(min(81, count - start))
         columns = []
@@ -92,7 +92,7 @@ def random_pairs(count: int) -> Decoded:
                 pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), rows[-1], [None, pa.py_buffer(content)])
             )
         blocks.append(ray.put(pa.table(columns, names=["image", "mask"])))
-    return Decoded(blocks, tuple(rows), SIZE, (1, 1, 1))
+    return Decoded(blocks, tuple(rows), size, (1, 1, 1))
 
 
 def row(
