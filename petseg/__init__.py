@@ -1,7 +1,7 @@
-"""Photos in, a trained U-Net, masks out: on a laptop first, on a Ray cluster after.
+"""Train a U-Net on labelled photos and predict masks: on a laptop first, on a Ray cluster after.
 
-`petseg.load` is for notebooks and scripts; all else is in the modules, and done by the jobs. Nothing is imported here
-until `load` is called, so that `import petseg.config.base` costs milliseconds and only what a job uses is loaded.
+`petseg.load` is for notebooks and scripts; the commands do everything else. Nothing is imported here
+until `load` is called, so that `import petseg` costs milliseconds and a job loads only what it uses.
 """
 
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ def load(
     probabilities: bool = False,
     max_pixels: int = 128_000_000,
 ) -> "Segmenter":
-    """A trained network, ready for `.predict(image)`. Takes seconds, most of them for loading PyTorch.
+    """Load a trained network, ready for `.predict(image)`. Takes seconds, most of them for loading PyTorch.
 
         segmenter = petseg.load("runs/first")
         mask = segmenter.predict("photos/a/cat.jpg")
@@ -32,12 +32,12 @@ def load(
         segmenter.picture(mask).save("cat.png")
 
     `checkpoint`: a run's folder (its best checkpoint is taken) or one checkpoint in it; path or URI. `device`: as
-    PyTorch names it, such as "cuda". The others mean what the flags of `petseg predict` mean; `tile` is (height,
-    width) in pixels. For many photos that job is faster, and can be killed.
+    PyTorch names it, such as "cuda". The other arguments are those of `petseg predict`; `tile` is (height,
+    width) in pixels. For many photos that job is faster, and it can be interrupted.
 
-    Raises `InputError`, a `ValueError`, where `checkpoint` is none, or an option cannot be.
+    Raises `InputError`, a `ValueError`, if `checkpoint` is not a run or a checkpoint, or if an option is invalid.
     """
-    from petseg import api as segmenter
+    from petseg import api
     from petseg.config.predict import PredictConfig
 
     settings = PredictConfig(
@@ -51,4 +51,4 @@ def load(
         probabilities=probabilities,
         max_pixels=max_pixels,
     )
-    return segmenter.load(settings, device)
+    return api.load(settings, device)

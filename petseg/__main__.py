@@ -15,7 +15,7 @@ COMMANDS = {
     "train": "Train a network on photos and their masks.",
     "predict": "Write a mask for every photo of a folder.",
     "evaluate": "Score a network on photos and their masks.",
-    "prepare": "Get a dataset, check one, or decode one for good.",
+    "prepare": "Download a dataset, check one, or decode one in advance.",
     "export": "Write a trained network as ONNX and torch.export.",
 }
 
@@ -43,8 +43,8 @@ def _without_command() -> None:
     elif word == "--version":
         print(f"petseg {petseg.__version__}")
     else:
-        known = f"the commands are {', '.join(COMMANDS)} (--help tells more)"
-        raise InputError(f"{word}: there is no such command; {known}{options.did_you_mean(word, COMMANDS)}")
+        known = f"the commands are {', '.join(COMMANDS)} (see --help)"
+        raise InputError(f"unknown command {word}; {known}{options.did_you_mean(word, COMMANDS)}")
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ import torch
 from PIL import Image, ImageOps
 
 from petseg import storage
-from petseg.config.base import ModelConfig
+from petseg.config.model import ModelConfig
 from petseg.config.predict import PredictConfig
 from petseg.data import decode
 from petseg.data.decode import DecodeError, Photo
-from petseg.errors import InputError, UnavailableError
+from petseg.errors import InputError
 from petseg.inference.predictor import Mask, Predictor
 from petseg.models import checkpoint
 
@@ -52,7 +52,11 @@ class Segmenter:
             if image.mode not in _MODES:
                 raise InputError(f"image: Pillow has it as {image.mode}; give the file's path or its bytes instead")
             return self._of_picture(ImageOps.exif_transpose(image).convert("RGB"))
-        name, content = ("image", image) if isinstance(image, bytes) else (str(image), _read(str(image), self.settings))
+        if isinstance(image, bytes):
+            name, content = "image", image
+        else:
+            name, at_most = str(image), decode.max_bytes(self.settings.max_pixels)
+            content = storage.read_input(storage.absolute(name), name, at_most)
         try:
             return self._of_file(content)
         except DecodeError as error:
@@ -91,23 +95,14 @@ def load(settings: PredictConfig, device: str) -> Segmenter:
 
     Raises `InputError` in the same cases as `checkpoint.find`.
     """
-    found = checkpoint.find(storage.absolute(settings.checkpoint), "load")
+    trained = checkpoint.find(storage.absolute(settings.checkpoint), "load")
     predictor = Predictor(
-        checkpoint.load_model(found),
+        checkpoint.load_model(trained),
         torch.device(device),
         settings.photos_per_pass,
-        found.model.image_size,
+        trained.model.image_size,
         settings.precision,
-        resize=found.model.resize,
+        resize=trained.model.resize,
         probabilities=settings.probabilities,
     )
-    return Segmenter(found.model, settings, predictor)
-
-
-def _read(location: str, settings: PredictConfig) -> bytes:
-    try:
-        return storage.read(storage.absolute(location), at_most=decode.max_bytes(settings.max_pixels))
-    except UnavailableError:
-        raise
-    except OSError as error:
-        raise InputError(f"{location}: cannot be read: {storage.reason(error)}") from error
+    return Segmenter(trained.model, settings, predictor)

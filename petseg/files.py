@@ -1,4 +1,34 @@
-"""Names of files that one job writes and another reads."""
+"""Names of the files and folders that jobs leave, which other jobs and people read."""
+
+CONFIG = "config.json"
+"""File name of the resolved settings of a job, which --config reads; in a checkpoint, of the network's settings."""
 
 REPORT = "report.html"
 """File name of the HTML report of a training run, an evaluation, a prediction or a check."""
+
+CLASSES = "classes.json"
+"""File name of the description of the classes in a folder of masks."""
+
+# In the folder of a training run
+RUN_METRICS = "metrics.jsonl"
+RUN_MANIFEST = "manifest.parquet"
+CHECKPOINTS_FOLDER = "checkpoints"
+
+# In the folder of a prediction
+PLAN = "_plan.json"
+PREDICTION_MANIFEST = "_manifest.parquet"
+SUCCESS = "_SUCCESS.json"
+MASK_FOLDER = "masks"
+OVERLAY_FOLDER = "overlays"
+
+# In the folder of a prepared set
+DATASET = "dataset.json"
+SET_MANIFEST = "manifest.parquet"
+
+# In the folder of an evaluation, a check and an export
+METRICS = "metrics.json"
+SCORES = "per_image.parquet"
+WORST_FOLDER = "worst"
+CHECK = "check.parquet"
+EXPORT_CHECKS = "checks.json"
+MODEL_CARD = "MODEL_CARD.md"

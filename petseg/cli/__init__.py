@@ -18,11 +18,11 @@ from petseg.config.base import Config, ConfigT, to_json, typed_values
 from petseg.config.train import TrainConfig
 from petseg.errors import InputError, JobError, UnavailableError
 
-_OF_ONE_RUN = ("name", "resume", "overwrite")
+_NOT_INHERITED = ("name", "resume", "overwrite")
 """Settings that --config does not take from its file: they identify a run, or permit deleting results."""
 
-CONFIG_FILE = "config.json"
-"""Name of the file in which a job stores its resolved settings, and which --config reads."""
+CONTINUES = "finished work is kept: the same command continues"
+"""What `run` says after Ctrl-C of a job that can continue where it stopped."""
 
 _DEFECT = 70
 """Exit code for a bug in petseg: EX_SOFTWARE of sysexits.h."""
@@ -52,26 +52,26 @@ def parse_subcommand(command: str, commands: Mapping[str, type[ConfigT]], *, abo
             group.add_argument(name, help=inspect.getdoc(cls))
         parser.print_help()
         sys.exit(0)
-    known = f"the commands are {', '.join(commands)} (--help tells more)"
+    known = f"the commands are {', '.join(commands)} (see --help)"
     if not words or words[0].startswith("-"):
         raise InputError(f"a command must come first; {known}")
-    raise InputError(f"{words[0]}: there is no such command; {known}{options.did_you_mean(words[0], commands)}")
+    raise InputError(f"unknown command {words[0]}; {known}{options.did_you_mean(words[0], commands)}")
 
 
 def _parse(
     cls: type[ConfigT], words: list[str], prog: str, about: str | None, default: ConfigT | None = None
 ) -> ConfigT:
     parser = options.parser_of(cls, prog, as_started(about) if about else None)
-    _add_own(parser, [name for name in _OF_ONE_RUN if name in cls.__dataclass_fields__])
+    _add_common_options(parser, [name for name in _NOT_INHERITED if name in cls.__dataclass_fields__])
     given = parser.given(words)
     file = given.pop("config", None)
-    given.pop("debug", None)  # `run` checks for it in sys.argv, because parsing may fail before this line
+    given.pop("debug", None)
     of_file = _read(cls, file) if file else {}
     before = {} if default is None else {field.name: getattr(default, field.name) for field in dataclasses.fields(cls)}
     values = before | of_file | given
     missing = [options.flag(name) for name in options.required(cls) if name not in values]
     if missing:
-        raise InputError(f"{', '.join(missing)}: must be given (--help tells more)")
+        raise InputError(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} required (see --help)")
     try:
         return cls(**values)
     except InputError as error:
@@ -80,7 +80,7 @@ def _parse(
         raise InputError(f"{error} (with the settings of {file}; a flag's value None undoes one)") from error
 
 
-def _add_own(parser: argparse.ArgumentParser, not_taken: list[str]) -> None:
+def _add_common_options(parser: argparse.ArgumentParser, not_taken: list[str]) -> None:
     group = parser.add_argument_group("this command")
     but = f" Not taken: {', '.join(map(options.flag, not_taken))}." if not_taken else ""
     group.add_argument(
@@ -94,22 +94,27 @@ def _add_own(parser: argparse.ArgumentParser, not_taken: list[str]) -> None:
 
 
 def _read(cls: type[Config], file: str) -> dict[str, Any]:
-    """Return the settings that a job has written to a file, except those in `_OF_ONE_RUN`."""
+    """Return the settings that a job has written to a file, except those in `_NOT_INHERITED`."""
     location = storage.absolute(file)
     values = typed_values(cls, storage.read_json(location), location)
-    return {name: value for name, value in values.items() if name not in _OF_ONE_RUN}
+    return {name: value for name, value in values.items() if name not in _NOT_INHERITED}
 
 
 def located(config: ConfigT) -> ConfigT:
     """Return the settings with absolute locations, so that they are valid in any working directory."""
-    places = {name: getattr(config, name, None) for name in options.PLACES}
-    absolute = {name: storage.absolute(place) for name, place in places.items() if place}
+    locations = {name: getattr(config, name, None) for name in options.LOCATIONS}
+    absolute = {name: storage.absolute(place) for name, place in locations.items() if place}
     return dataclasses.replace(config, **absolute)
 
 
 def as_file(config: Config) -> bytes:
-    """Return the content of `CONFIG_FILE` for the settings."""
+    """Return the content of the file config.json, which --config reads."""
     return to_json(located(config)).encode()
+
+
+def is_debugging() -> bool:
+    """Return True if --debug is given. It is looked up in `sys.argv`, because parsing may fail before it is read."""
+    return "--debug" in sys.argv
 
 
 def peek_resume() -> tuple[str, str] | None:
@@ -143,7 +148,7 @@ def _is_interrupt(error: BaseException | None) -> bool:
     return error is not None
 
 
-def run(main: Callable[[], None], interrupted: str = "the same command begins again") -> NoReturn:
+def run(main: Callable[[], None], interrupted: str = "the same command starts again") -> NoReturn:
     """Run a job's `main` and exit with a code; on failure, print one line.
 
     The codes are 0 on success, 1 if the job had to stop, 2 on invalid input, 70 on a bug in petseg and 130 after
@@ -152,12 +157,10 @@ def run(main: Callable[[], None], interrupted: str = "the same command begins ag
     try:
         main()
     except (Exception, KeyboardInterrupt) as error:
-        if "--debug" in sys.argv:
+        if is_debugging():
             traceback.print_exc()
         line, code = _verdict(error, interrupted)
-        if (
-            code == _DEFECT and "--debug" not in sys.argv
-        ):  # saved, so that nobody must repeat hours of work to report it
+        if code == _DEFECT and not is_debugging():  # saved, so that nobody must repeat hours of work to report it
             with tempfile.NamedTemporaryFile("w", prefix="petseg-defect-", suffix=".txt", delete=False) as file:
                 traceback.print_exc(file=file)
             line += f"; please report it with the traceback in {file.name}"
@@ -166,7 +169,7 @@ def run(main: Callable[[], None], interrupted: str = "the same command begins ag
     sys.exit(0)
 
 
-def _verdict(error: BaseException, interrupted: str = "the same command begins again") -> tuple[str, int]:
+def _verdict(error: BaseException, interrupted: str = "the same command starts again") -> tuple[str, int]:
     """Return the line to print for the error that ended a job, and the exit code."""
     match error:
         case InputError():
@@ -174,11 +177,12 @@ def _verdict(error: BaseException, interrupted: str = "the same command begins a
         case JobError() | UnavailableError():
             return f"stopped: {error}", 1
         case PermissionError():
-            return f"error: {error.filename}: {error.strerror}; give the right to it, or another place", 2
+            return f"error: {error.filename}: {error.strerror}; grant access to it, or choose another location", 2
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
-            return f"stopped: {error.filename or 'a disk'}: {error.strerror}; make room, and give the command again", 1
+            where = error.filename or "a disk"
+            return f"stopped: {where}: {error.strerror}; free some space and run the same command again", 1
         case MemoryError():
-            return "stopped: too little memory; lower --batch-size or --num-workers, or take a larger machine", 1
+            return "stopped: out of memory; lower --batch-size or --num-workers, or use a larger machine", 1
         case KeyboardInterrupt(args=[_]):
             return f"interrupted; {error}", 130
     if _is_interrupt(error):

@@ -35,4 +35,4 @@ def as_started(text: str) -> str:
     """
     if Path(sys.argv[0]).suffix == ".py" and Path(sys.argv[0]).name != "__main__.py":
         return text
-    return _SCRIPT.sub(lambda found: program(found[1]), text)
+    return _SCRIPT.sub(lambda match: program(match[1]), text)

@@ -17,20 +17,31 @@ from petseg.errors import InputError
 
 GROUPS: Mapping[str, Sequence[str]] = {
     "data": (
-        *("images", "masks", "data", "classes", "num_classes", "label_map", "ignore_label", "image_size", "resize"),
+        *(
+            "images",
+            "masks",
+            "data",
+            "classes",
+            "num_classes",
+            "label_map",
+            "ignore_label",
+            "exclude_class",
+            "image_size",
+            "resize",
+        ),
         *("split_file", "val_fraction", "val_count", "skip_bad", "limit", "max_pixels", "max_errors", "url", "cache"),
     ),
     "network": ("checkpoint", "recipe", "init_from", "tile", "tile_overlap"),
     "training": ("epochs", "learning_rate", "clip_norm", "augment", "class_weights", "seed"),
     "speed and memory": ("batch_size", "accumulate", "precision", "compile", "feed_budget_gb"),
     "cluster": ("num_workers", "use_gpu", "cpus_per_worker", "max_failures", "wait_min"),
-    "where it goes": ("storage", "name", "resume", "output", "overwrite"),
-    "what is written": ("png", "overlay", "probabilities", "coco_rle", "shard_size", "formats", "licence"),
+    "output": ("storage", "name", "resume", "output", "overwrite"),
+    "output formats": ("png", "overlay", "probabilities", "coco_rle", "shard_size", "formats", "licence"),
     "logging": ("mlflow", "wandb"),
 }
 """Headings of `--help` and the settings below each, in order. A name has the same meaning in every job."""
 
-PLACES = {"images", "masks", "data", "checkpoint", "init_from", "storage", "output", "cache"}
+LOCATIONS = {"images", "masks", "data", "checkpoint", "init_from", "storage", "output", "cache"}
 """Names of the settings that are locations: local paths or URIs."""
 
 
@@ -49,7 +60,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise `InputError`. argparse calls this method if a value is invalid or missing."""
-        raise InputError(f"{message.removeprefix('argument ')} (--help tells more)")
+        raise InputError(f"{message.removeprefix('argument ')} (see --help)")
 
     def given(self, words: Iterable[str]) -> dict[str, Any]:
         """Return the values of a command line by setting, without the settings that are not given.
@@ -59,10 +70,10 @@ class Parser(argparse.ArgumentParser):
         namespace, unknown = self.parse_known_args([_hyphened(word) for word in words])
         flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
         if flags:
-            near = did_you_mean(flags[0], [flag for action in self._actions for flag in action.option_strings])
-            raise InputError(f"{flags[0]}: there is no such flag{near} (--help lists all)")
+            suggestion = did_you_mean(flags[0], [flag for action in self._actions for flag in action.option_strings])
+            raise InputError(f"unknown option {flags[0]}{suggestion} (see --help)")
         if unknown:
-            raise InputError(f"{unknown[0]!r}: a value that belongs to no flag (--help lists all)")
+            raise InputError(f"unexpected argument {unknown[0]!r} (see --help)")
         return {name: tuple(value) if isinstance(value, list) else value for name, value in vars(namespace).items()}
 
 
@@ -94,8 +105,8 @@ def flag(name: str) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return the end of the message about an unknown word: the most similar known word, or "" if no word is similar."""
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    suggestion = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {suggestion[0]}?" if suggestion else ""
 
 
 def _hyphened(word: str) -> str:
@@ -131,7 +142,7 @@ def _reader(kind: Any) -> Callable[[str], Any]:
             return None
         if choices:
             if word not in choices:
-                raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(choices)}")
+                raise argparse.ArgumentTypeError(f"{word!r} is not one of {', '.join(choices)}")
             return word
         try:
             return kind(word)
@@ -144,8 +155,8 @@ def _reader(kind: Any) -> Callable[[str], Any]:
 
 def _metavar(name: str, hint: Any) -> str | tuple[str, ...]:
     """Return the placeholder for the value of a flag in `--help`."""
-    if name in PLACES:
-        return "PLACE"
+    if name in LOCATIONS:
+        return "PATH"
     kinds = (hint, *typing.get_args(hint))
     for kind in kinds:
         if typing.get_origin(kind) is Literal:

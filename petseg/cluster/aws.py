@@ -13,14 +13,15 @@ from typing import Any
 
 import boto3
 import click
-from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
-from ray.autoscaler._private.cli_logger import cli_logger
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 from ray.autoscaler.tags import NODE_KIND_HEAD, TAG_RAY_NODE_KIND
 
+from petseg.cluster import ray_compat
 from petseg.errors import InputError
 
 Config = dict[str, Any]
+
+_AWSNodeProvider = ray_compat.aws_node_provider()
 
 _REGION = r"[a-z]{2}(-[a-z]+)+-\d"
 
@@ -82,7 +83,7 @@ def _one_line() -> Iterator[None]:
         raise click.ClickException(str(error)) from error
 
 
-class AWSProvider(AWSNodeProvider):
+class AWSProvider(_AWSNodeProvider):
     """Ray's provider for AWS, which starts on-demand nodes if EC2 has no spot instances in any of the zones.
 
     Ray's autoscaler (2.60) would request the same spot instances forever. It switches to another node type only after a
@@ -97,7 +98,7 @@ class AWSProvider(AWSNodeProvider):
         """
         with contextlib.suppress(InputError):  # `bootstrap_config` reports it: `ray up` ignores an exception here
             check(cluster_config)
-            return AWSNodeProvider.fillout_available_node_types_resources(cluster_config)
+            return _AWSNodeProvider.fillout_available_node_types_resources(cluster_config)
         return cluster_config
 
     @staticmethod
@@ -105,7 +106,7 @@ class AWSProvider(AWSNodeProvider):
         """Return the configuration completed from AWS. If it is invalid, end `ray up` with a one-line message."""
         with _one_line():
             check(cluster_config)
-        return AWSNodeProvider.bootstrap_config(cluster_config)
+        return _AWSNodeProvider.bootstrap_config(cluster_config)
 
     def create_node(self, node_config: Config, tags: dict[str, str], count: int) -> Config:
         """Start `count` instances and return them by id. Instances that spot cannot provide are started on demand."""
@@ -121,7 +122,9 @@ class AWSProvider(AWSNodeProvider):
             made = {}
         missing = count - len(made)
         if missing:
-            cli_logger.warning("no spot instances for {} of {} nodes: taking them on demand", missing, count)
+            ray_compat.warn_in_autoscaler_log(
+                "no spot instances for {} of {} nodes: taking them on demand", missing, count
+            )
             on_demand = {key: value for key, value in node_config.items() if key != "InstanceMarketOptions"}
             made |= super().create_node(on_demand, tags, missing)
         return made

@@ -1,4 +1,4 @@
-"""Code that all settings share, the settings saved with results, and the JSON form of both.
+"""Code that all settings share: checks of their values, and their JSON form.
 
 This package holds only values and their checks: one frozen dataclass per job. It imports nothing heavy, so that
 `--help` is instant. It reads nothing from the environment.
@@ -8,13 +8,12 @@ import dataclasses
 import json
 import types
 import typing
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from petseg.errors import InputError
 
 Precision = Literal["auto", "bf16", "fp32"]
-
+"""Numeric precision of the network; "auto" is resolved by `models.precision`."""
 
 Resize = Literal["antialias", "nearest"]
 """Method that resizes photos to the network's input size. Masks are always resized by nearest pixel."""
@@ -24,95 +23,6 @@ def require(condition: bool, message: str) -> None:
     """Raise `InputError(message)` unless `condition` holds."""
     if not condition:
         raise InputError(message)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Description of a network and of its input and output. Every checkpoint contains it, and prediction follows it."""
-
-    num_classes: int
-    """Number of classes."""
-
-    image_size: tuple[int, int]
-    """Height and width in pixels of the network's input; photos are resized to it."""
-
-    class_names: tuple[str, ...]
-    """One name per class id."""
-
-    palette: tuple[tuple[int, int, int], ...]
-    """One RGB colour, 0..255, per class id."""
-
-    label_map: str
-    """Mapping from raw mask values to class ids, such as "1:0,2:1,3:2"."""
-
-    input_scale: float = 1 / 127.5
-    """Scale of the input: the network receives `pixel * input_scale + input_offset`, with pixel in 0..255."""
-
-    input_offset: float = -1.0
-    """Offset of the input, see `input_scale`. The two defaults map 0..255 to -1..1."""
-
-    resize: Resize = "antialias"
-    """Method that resizes photos to `image_size`."""
-
-    network: str = "unet"
-    """Name of the network in `models.build.NETWORKS`. Checkpoints without this field hold the Keras example's U-Net."""
-
-    def __post_init__(self) -> None:
-        require(len(self.class_names) == self.num_classes, "class_names: one name per class is needed")
-        require(len(self.palette) == self.num_classes, "palette: one colour per class is needed")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetConfig:
-    """Description of a prepared set and of its values, stored as its `dataset.json`."""
-
-    format: int
-    """Version of the format. It is increased when the same settings would give different bytes than before."""
-
-    images: str
-    """Absolute location of the source folder of the photos."""
-
-    masks: str
-    """Absolute location of the source folder of the masks."""
-
-    source_sha256: str
-    """SHA-256 of the names of all pairs found in the source folders."""
-
-    image_size: tuple[int, int]
-    """Height and width in pixels of the prepared photos and masks."""
-
-    resize: Resize
-    """Method that resized the photos to `image_size`."""
-
-    label_map: str
-    """Mapping from raw mask values to class ids, such as "1:0,2:1,3:2"."""
-
-    class_names: tuple[str, ...]
-    """One name per class id."""
-
-    palette: tuple[tuple[int, int, int], ...]
-    """One RGB colour, 0..255, per class id."""
-
-    shard_size: int
-    """Pairs per Parquet file, counted before unusable pairs were skipped."""
-
-    rows: int = 0
-    """Pairs in all Parquet files together. This field and those below it are set once the files are written."""
-
-    class_pixels: tuple[int, ...] = ()
-    """Number of pixels of each class in all masks together."""
-
-    left_out: tuple[str, ...] = ()
-    """Skipped pairs: the file of each, and the reason."""
-
-    files: tuple[str, ...] = ()
-    """Names of the Parquet files, in order."""
-
-    file_rows: tuple[int, ...] = ()
-    """Number of pairs in each of `files`."""
-
-    manifest_sha256: str = ""
-    """SHA-256 of the file that lists the pairs."""
 
 
 class Config(Protocol):
@@ -175,7 +85,7 @@ def _typed(value: Any, hint: Any, source: str) -> Any:
         return _typed(value, args[0], source)
     elif type(value) is hint or (hint is float and type(value) is int):
         return hint(value)
-    raise InputError(f"{source}: {value!r} is not a value this setting can have")
+    raise InputError(f"{source}: {value!r} is not a valid value")
 
 
 def require_held_out(val_fraction: float | None, val_count: int | None) -> None:
@@ -199,3 +109,11 @@ def require_classes(num_classes: int | None, image_size: tuple[int, int]) -> Non
 def spaced(size: tuple[int, ...]) -> str:
     """Return the numbers separated by spaces, as they are typed after a flag."""
     return " ".join(map(str, size))
+
+
+def default_batch_size(batch_size: int | None, use_gpu: bool) -> int:
+    """Return the photos per forward pass: the given number, or the default: 128 on a GPU, 8 on a CPU.
+
+    On a CPU core, 16 is no faster than 8, and 32 is slower, because such a batch no longer fits its caches.
+    """
+    return batch_size or (128 if use_gpu else 8)

@@ -1,11 +1,8 @@
-"""Settings of the jobs that use a trained network: predict, evaluate and export."""
+"""Settings of a prediction."""
 
 from dataclasses import dataclass
-from typing import Literal
 
-from petseg.config.base import Precision, require, spaced
-
-ExportFormat = Literal["onnx", "torch"]
+from petseg.config.base import Precision, default_batch_size, require, spaced
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +76,7 @@ class PredictConfig:
             self.max_errors is None
             or 0 <= self.max_errors < 1
             or (1 <= self.max_errors < float("inf") and self.max_errors % 1 == 0),
-            f"--max-errors {self.max_errors}: give a whole number, or a share between 0 and 1",
+            f"--max-errors {self.max_errors}: give a whole number, or a fraction between 0 and 1",
         )
         require(
             len(self.tile) <= 2 and min(self.tile, default=16) >= 16,
@@ -106,87 +103,4 @@ class PredictConfig:
     @property
     def photos_per_pass(self) -> int:
         """Value of `batch_size`, with the default resolved."""
-        return _photos_per_pass(self.batch_size, self.use_gpu)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Score a network on photos and their masks, and show its worst predictions."""
-
-    checkpoint: str
-    """Path or URI of a run (its best checkpoint is used), or of one checkpoint in it."""
-
-    images: str
-    """Folder or URI of the photos."""
-
-    masks: str
-    """Folder or URI of the masks, which have the same names and subfolders as the photos."""
-
-    output: str
-    """Folder or URI for the scores and the pictures. Created if missing."""
-
-    overwrite: bool = False
-    """Replace the scores and the pictures in --output."""
-
-    label_map: str = ""
-    """Class id of each raw mask value, such as "0:0,1:1,2:2". Default: the map the network was trained with. The value
-    255 is ignored unless it is mapped here."""
-
-    limit: int | None = None
-    """Use only this many pairs, spread evenly over the sorted names. Useful for a quick trial."""
-
-    max_pixels: int = 128_000_000
-    """Do not decode pairs with more pixels than this; their rows contain an error instead."""
-
-    batch_size: int | None = None
-    """Photos per forward pass. Lower it if memory runs out. Default: 8 on a CPU, 128 on a GPU."""
-
-    precision: Precision = "auto"
-    """Numeric precision of the network. auto: bf16 where the hardware supports it, else fp32."""
-
-    use_gpu: bool = False
-    """Run the network on a GPU."""
-
-    def __post_init__(self) -> None:
-        for flag in ("batch_size", "max_pixels", "limit"):
-            value = getattr(self, flag)
-            require(value is None or value >= 1, f"--{flag.replace('_', '-')} {value}: give at least 1")
-
-    @property
-    def photos_per_pass(self) -> int:
-        """Value of `batch_size`, with the default resolved."""
-        return _photos_per_pass(self.batch_size, self.use_gpu)
-
-
-def _photos_per_pass(batch_size: int | None, use_gpu: bool) -> int:
-    """Return the batch size, or its default: 128 on a GPU, 8 on a CPU.
-
-    On a CPU core, 16 is no faster than 8, and 32 is slower, because such a batch no longer fits its caches.
-    """
-    return batch_size or (128 if use_gpu else 8)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportConfig:
-    """Export a network to ONNX and torch.export, for programs that use neither Ray nor petseg."""
-
-    checkpoint: str
-    """Path or URI of a run (its best checkpoint is used), or of one checkpoint in it."""
-
-    output: str
-    """Folder or URI for the models, their settings and their model card. Created if missing."""
-
-    formats: tuple[ExportFormat, ...] = ("onnx", "torch")
-    """Formats to write. onnx: model.onnx. torch: model.pt2, for torch.export.load."""
-
-    licence: str = "not stated"
-    """Licence of the weights, for the model card. You must decide it: it depends on the training photos."""
-
-    overwrite: bool = False
-    """Replace the export in --output."""
-
-    def __post_init__(self) -> None:
-        require(
-            0 < len(self.formats) == len(set(self.formats)),
-            f"--formats {' '.join(self.formats)}: give onnx, torch or both",
-        )
+        return default_batch_size(self.batch_size, self.use_gpu)

@@ -137,12 +137,12 @@ class TrainConfig:
             require(0 <= value < float("inf"), f"--{flag.replace('_', '-')} {value}: give 0 or more")
         require(
             len(self.num_workers) in (1, 2) and 1 <= self.min_workers <= self.max_workers,
-            f"--num-workers {spaced(self.num_workers)}: give one number, or the least and the most",
+            f"--num-workers {spaced(self.num_workers)}: give one number, or the minimum and the maximum",
         )
         require(
             self.batch_size is None
             or (self.batch_size >= self.max_workers and (self.elastic or self.batch_size % self.max_workers == 0)),
-            f"--batch-size {self.batch_size}: it is shared equally by --num-workers {self.max_workers}, "
+            f"--batch-size {self.batch_size}: it is divided equally among --num-workers {self.max_workers}, "
             "so give a multiple of that",
         )
         require(0 <= self.seed < 2**63, f"--seed {self.seed}: give 0 to 2^63 - 1")
@@ -154,7 +154,7 @@ class TrainConfig:
             self.name == self.name.strip() and not set(self.name) & set("/\\\0") and self.name not in (".", ".."),
             f"--name {self.name!r}: it names one folder below --storage, so no slashes, '..' or outer spaces",
         )
-        require(bool(self.name) or not self.resume, "--resume needs --name, the run to go on with")
+        require(bool(self.name) or not self.resume, "--resume needs --name, the run to continue")
 
     @property
     def min_workers(self) -> int:

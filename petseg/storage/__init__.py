@@ -12,16 +12,16 @@ import os
 import re
 import shutil
 import urllib.parse
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from petseg.errors import InputError, NoSuchPlaceError, UnavailableError
+from petseg.errors import InputError, NoSuchPlaceError
+from petseg.lookahead import map_ahead
 from petseg.storage import arrow, local
 
 _URI = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
@@ -75,7 +75,7 @@ def list_files(folder: str) -> Iterator[str]:
         yield from local.list_files(folder)
         return
     store, path = remote(folder)
-    with refused(f"{folder}: cannot be listed"):
+    with as_input_error(f"{folder}: cannot be listed"):
         for below in store.list_files(path):
             if not any(part.startswith(".") for part in below.split("/")):
                 yield below
@@ -86,7 +86,7 @@ def list_names(folder: str) -> list[str]:
 
     The list is empty if `folder` does not exist or is a file. Raises `InputError` if it cannot be listed.
     """
-    with refused(f"{folder}: cannot be listed"):
+    with as_input_error(f"{folder}: cannot be listed"):
         if not is_local(folder):
             store, path = remote(folder)
             return sorted(store.list_names(path))
@@ -117,23 +117,24 @@ def read_each(locations: Iterable[str], at_most: int | None = None) -> Iterator[
     Files are requested ahead and in parallel, because storage may take long to answer but answers many requests at
     once. Raises `UnavailableError` if the storage does not answer at all, because no single file causes that.
     """
-    waiting: deque[Future[bytes]] = deque()
+
+    def read_or_error(location: str) -> bytes | OSError:
+        try:
+            return read(location, at_most)
+        except OSError as error:
+            return error
+
     with ThreadPoolExecutor(_AHEAD) as pool:
-        for location in locations:
-            waiting.append(pool.submit(read, location, at_most))
-            if len(waiting) > _AHEAD:
-                yield _content(waiting.popleft())
-        while waiting:
-            yield _content(waiting.popleft())
+        yield from map_ahead(pool, read_or_error, locations, _AHEAD)
 
 
-def _content(reading: Future[bytes]) -> bytes | OSError:
-    try:
-        return reading.result()
-    except UnavailableError:
-        raise
-    except OSError as error:
-        return error
+def read_input(location: str, name: str = "", at_most: int | None = None) -> bytes:
+    """Do as `read` with a file that the user has named: raises `InputError` if it cannot be read.
+
+    `name` is how the message names the file; the default is its location.
+    """
+    with as_input_error(f"{name or location}: cannot be read"):
+        return read(location, at_most)
 
 
 def read_json(location: str) -> Any:
@@ -141,14 +142,11 @@ def read_json(location: str) -> Any:
 
     Raises `InputError` if the file is not JSON or cannot be read, and `UnavailableError` if storage does not answer.
     """
+    content = read_input(location)
     try:
-        return json.loads(read(location))
-    except UnavailableError:
-        raise
+        return json.loads(content)
     except ValueError as error:  # also bytes that are not UTF-8
         raise InputError(f"{location}: not JSON ({error}); was it edited, or cut short?") from error
-    except OSError as error:
-        raise InputError(f"{location}: cannot be read: {error.strerror or error}") from error
 
 
 def parse_parquet(content: bytes, columns: list[str] | None = None) -> pa.Table:
@@ -189,18 +187,15 @@ def create(location: str, content: bytes, flag: str) -> None:
     In an object store without conditional writes, the function checks for the file first; two processes can then both
     pass the check at the same moment. Raises `InputError`, naming `flag`, if the file exists or cannot be written.
     """
-    try:
-        if is_local(location):
-            local.create(location, content)
-        else:
-            store, path = remote(location)
-            store.create(path, content)
-    except FileExistsError as error:
-        raise InputError(f"{flag}: {location} is there already; was another job started just now?") from error
-    except UnavailableError:
-        raise
-    except OSError as error:
-        raise InputError(f"{flag}: {location} cannot be written: {reason(error)}") from error
+    with as_input_error(f"{flag}: {location} cannot be written"):
+        try:
+            if is_local(location):
+                local.create(location, content)
+            else:
+                store, path = remote(location)
+                store.create(path, content)
+        except FileExistsError as error:
+            raise InputError(f"{flag}: {location} already exists; was another job started just now?") from error
 
 
 def write_folder(location: str, files: dict[str, bytes]) -> None:
@@ -283,19 +278,17 @@ def remote(location: str) -> tuple[arrow.Store, str]:
 
 
 @contextlib.contextmanager
-def refused(what: str) -> Iterator[None]:
-    """Turn an `OSError` that the user can fix into `InputError`.
+def as_input_error(what: str) -> Iterator[None]:
+    """Turn the `OSError` of a file, and a `NoSuchPlaceError`, into an `InputError` that begins with `what`.
 
-    An `UnavailableError` passes unchanged, unless it is a `NoSuchPlaceError`.
+    Another `UnavailableError` passes unchanged, because the user cannot fix it in the input.
     """
     try:
         yield
-    except OSError as error:
-        if isinstance(error, UnavailableError) and not isinstance(error, NoSuchPlaceError):
-            raise
+    except (OSError, NoSuchPlaceError) as error:
         raise InputError(f"{what}: {reason(error)}") from error
 
 
-def reason(error: OSError) -> str:
+def reason(error: Exception) -> str:
     """Return the reason of an error in one line, without its location."""
-    return " ".join(str(error.strerror or error).split())
+    return " ".join(str(getattr(error, "strerror", None) or error).split())

@@ -65,7 +65,7 @@ class ArrowStore:
     def create(self, path: str, content: bytes) -> None:
         """Write an object if it does not exist. Two processes at the same moment can both pass the check for it."""
         if self._exists(path):
-            raise FileExistsError(errno.EEXIST, "it is there already", f"{self._place}/{path}")
+            raise FileExistsError(errno.EEXIST, "it already exists", f"{self._place}/{path}")
         self.write(path, content)
 
     def remove_file(self, path: str) -> None:

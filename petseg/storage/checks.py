@@ -7,7 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from petseg import storage
-from petseg.errors import InputError, JobError
+from petseg.errors import STORAGE_ERRORS, InputError, JobError
+
+RERUN = "finished work is kept: fix this and run the same command again"
+"""Remedy of a job that can continue where it stopped."""
 
 _NETWORK_FILE_SYSTEMS = {
     "9p", "afs", "beegfs", "ceph", "cifs", "glusterfs", "gfs2", "gpfs", "lustre", "nfs", "nfs4", "ocfs2", "orangefs",
@@ -29,7 +32,7 @@ def is_own_disk(location: str) -> bool:
     return not (kind in _NETWORK_FILE_SYSTEMS or kind.startswith("fuse"))
 
 
-def refuse_overlap(output: str, sources: Mapping[str, str], folders: Iterable[str] = ()) -> None:
+def require_no_overlap(output: str, sources: Mapping[str, str], folders: Iterable[str] = ()) -> None:
     """Raise `InputError` if the output and a source overlap.
 
     `sources` maps flags to the absolute locations that are read. The output must not lie in a source. A source must not
@@ -38,11 +41,11 @@ def refuse_overlap(output: str, sources: Mapping[str, str], folders: Iterable[st
     for flag, source in sources.items():
         if f"{output}/".startswith(f"{source}/"):
             raise InputError(
-                f"--output {output}: it lies in {flag}, so what is written would be taken for input; choose another"
+                f"--output {output}: it is inside {flag}, so its files would be read as input; choose another folder"
             )
         if any(f"{source}/".startswith(f"{output}/{folder}/") for folder in folders):
             raise InputError(
-                f"{flag} {source}: it lies where --output {output} puts its pictures; choose another output"
+                f"{flag} {source}: it is in a folder where --output {output} writes pictures; choose another output"
             )
 
 
@@ -59,26 +62,18 @@ def require_readable(locations: Iterable[str], what: str) -> None:
 
 
 @contextlib.contextmanager
-def writing(output: str, flag: str = "--output") -> Iterator[None]:
-    """Turn an `OSError` in the `with` block into `JobError`, which says that the output of `flag` cannot be written."""
+def translate_write_errors(output: str, flag: str = "--output", remedy: str = RERUN) -> Iterator[None]:
+    """Turn an error of storage into `JobError`, which says that the output of `flag` cannot be written."""
     try:
         yield
-    except OSError as error:
-        raise JobError(cannot_write(output, error, flag)) from error
-
-
-def cannot_write(output: str, error: OSError, flag: str = "--output") -> str:
-    """Return the message of a job that cannot write its output."""
-    return (
-        f"{flag} {output}: cannot be written: {storage.reason(error)}; what is finished is kept: mend that, and give "
-        "the same command again"
-    )
+    except STORAGE_ERRORS as error:
+        raise JobError(f"{flag} {output}: cannot be written: {storage.reason(error)}; {remedy}") from error
 
 
 def require_writable(folder: str, flag: str) -> None:
     """Raise `InputError`, naming `flag`, if a folder cannot be created or written to. Creates nothing."""
     if not storage.is_local(folder):
-        with storage.refused(f"{flag} {folder}: cannot be written"):
+        with storage.as_input_error(f"{flag} {folder}: cannot be written"):
             store, path = storage.remote(folder)
             store.require_writable(path)
         return
@@ -86,6 +81,6 @@ def require_writable(folder: str, flag: str) -> None:
     while not os.path.lexists(parent):
         parent = parent.parent
     if not parent.is_dir():
-        raise InputError(f"{flag} {folder}: {parent} is not a folder; choose another place")
+        raise InputError(f"{flag} {folder}: {parent} is not a folder; choose another location")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"{flag} {folder}: no permission to write in {parent}; choose another place")
+        raise InputError(f"{flag} {folder}: no permission to write in {parent}; choose another location")

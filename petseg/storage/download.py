@@ -47,8 +47,8 @@ def fetch(url: str, file: Path, md5: str) -> None:
         if actual != md5:
             part.unlink()
             raise JobError(
-                f"{url}: what arrived has the MD5 {actual}, not {md5}; it is removed. Give the same command again, or "
-                "another --url"
+                f"{url}: the download has the MD5 {actual} instead of {md5} and was removed; run the same command "
+                "again, or give another --url"
             )
         part.replace(file)
     except OSError as error:
@@ -67,7 +67,7 @@ def _fetch_part(url: str, part: Path) -> None:
             most = max(most, _size(part))
             if failed == TRIES:
                 raise JobError(
-                    f"{url}: {error} ({TRIES} tries); give the same command again to go on, or another --url"
+                    f"{url}: {error} ({TRIES} tries); run the same command again to continue, or give another --url"
                 ) from error
             pause_s = FIRST_PAUSE_S * 2 ** (failed - 1)
             print(f"{part.stem}: {error}; trying again in {pause_s:.0f} s", flush=True)
@@ -92,7 +92,7 @@ def _try(url: str, part: Path) -> None:
     with response:
         goes_on = response.status == HTTPStatus.PARTIAL_CONTENT
         if goes_on and not (response.headers["Content-Range"] or "").startswith(f"bytes {have}-"):
-            raise _CutOffError(f"the server sent {response.headers['Content-Range']}, not what was asked for")
+            raise _CutOffError(f"the server sent {response.headers['Content-Range']}, not the requested range")
         with part.open("ab" if goes_on else "wb") as file:
             _receive(response, file, part.stem, have if goes_on else 0)
 

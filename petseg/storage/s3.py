@@ -79,7 +79,7 @@ class S3Store:
         # List instead of HEAD: with access limited to a prefix, a HEAD of a missing object is denied.
         for page in self._pages(Prefix=path):
             if any(item["Key"] == path for item in page.get("Contents", ())):
-                raise FileExistsError(errno.EEXIST, "it is there already", self._name(path))
+                raise FileExistsError(errno.EEXIST, "it already exists", self._name(path))
             break
         mark = {"petseg-writer": uuid.uuid4().hex}
         put = functools.partial(

@@ -41,15 +41,15 @@ class UnsupportedError(OSError):
     """Operation that the store does not support."""
 
 
-def as_os_error(response: dict[str, Any], name: str, bucket: str, is_head: bool) -> OSError:
-    """Return the `OSError` for an error response of S3. `is_head` marks a HEAD request, whose 404 has no error code."""
+def as_os_error(response: dict[str, Any], name: str, bucket: str, is_head: bool) -> OSError | UnavailableError:
+    """Return the exception for an error response of S3. `is_head` marks a HEAD request, whose 404 has no error code."""
     details = response.get("Error", {})
     metadata = response.get("ResponseMetadata", {})
     status, code = metadata.get("HTTPStatusCode", 0), details.get("Code", "")
     if code == "NoSuchBucket":
         return NoSuchPlaceError(f"{bucket}: no such bucket; is the name right, and AWS_ENDPOINT_URL?")
     if code in _REFUSED_CREDENTIALS:
-        return NoSuchPlaceError(f"{bucket}: the credentials are refused ({code}); see AWS_PROFILE or AWS_ACCESS_KEY_ID")
+        return NoSuchPlaceError(f"{bucket}: the credentials are rejected ({code}); see AWS_PROFILE, AWS_ACCESS_KEY_ID")
     if code in _WRONG_REGION or status == 301:
         region = details.get("Region") or metadata.get("HTTPHeaders", {}).get("x-amz-bucket-region", "its own")
         return NoSuchPlaceError(f"{bucket}: it is in another region; set AWS_REGION to {region}")
@@ -58,7 +58,7 @@ def as_os_error(response: dict[str, Any], name: str, bucket: str, is_head: bool)
     if status == 416:
         return NoSuchRangeError(errno.EINVAL, "it is shorter", name)
     if status == 412:
-        return FileExistsError(errno.EEXIST, "it is there already", name)
+        return FileExistsError(errno.EEXIST, "it already exists", name)
     if status == 501:
         return UnsupportedError(errno.ENOSYS, "the store cannot do that", name)
     if code in ("NoSuchKey", "NoSuchUpload", "NoSuchVersion") or (status == 404 and is_head):

@@ -1,0 +1,57 @@
+"""Settings of an evaluation."""
+
+from dataclasses import dataclass
+
+from petseg.config.base import Precision, default_batch_size, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Score a network on photos and their masks, and show its worst predictions."""
+
+    checkpoint: str
+    """Path or URI of a run (its best checkpoint is used), or of one checkpoint in it."""
+
+    images: str
+    """Folder or URI of the photos."""
+
+    masks: str
+    """Folder or URI of the masks, which have the same names and subfolders as the photos."""
+
+    output: str
+    """Folder or URI for the scores and the pictures. Created if missing."""
+
+    overwrite: bool = False
+    """Replace the scores and the pictures in --output."""
+
+    label_map: str = ""
+    """Class id of each raw mask value, such as "0:0,1:1,2:2". Default: the map the network was trained with. The value
+    255 is ignored unless it is mapped here."""
+
+    exclude_class: str = ""
+    """Also score without this class: its pixels are ignored, and the network chooses among the other classes."""
+
+    limit: int | None = None
+    """Use only this many pairs, spread evenly over the sorted names. Useful for a quick trial."""
+
+    max_pixels: int = 128_000_000
+    """Do not decode pairs with more pixels than this; their rows contain an error instead."""
+
+    batch_size: int | None = None
+    """Photos per forward pass. Lower it if memory runs out. Default: 8 on a CPU, 128 on a GPU."""
+
+    precision: Precision = "auto"
+    """Numeric precision of the network. auto: bf16 where the hardware supports it, else fp32."""
+
+    use_gpu: bool = False
+    """Run the network on a GPU."""
+
+    def __post_init__(self) -> None:
+        for flag in ("batch_size", "max_pixels", "limit"):
+            value = getattr(self, flag)
+            require(value is None or value >= 1, f"--{flag.replace('_', '-')} {value}: give at least 1")
+
+    @property
+    def photos_per_pass(self) -> int:
+        """Value of `batch_size`, with the default resolved."""
+        return default_batch_size(self.batch_size, self.use_gpu)
