@@ -6,9 +6,9 @@ written here.
 
 import hashlib
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Set
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,15 +16,16 @@ import pyarrow as pa
 
 from petseg.data import decode, duplicates, manifest
 from petseg.data.decode import DecodeError
-from petseg.data.labels import IGNORE_ID, NUMBERS, UNKNOWN_ID, LabelMap
+from petseg.data.labels import IGNORE_ID, MAX_RAW_VALUES, UNKNOWN_ID, LabelMap
 from petseg.data.pairs import decode_pair, raw_values
+from petseg.lookahead import map_ahead
 
 ROWS = pa.schema(
     [
         ("id", pa.string()),
         ("image", pa.string()),
         ("mask", pa.string()),
-        ("side", pa.string()),
+        ("split", pa.string()),
         ("height", pa.int32()),
         ("width", pa.int32()),
         ("orientation", pa.int8()),
@@ -37,7 +38,7 @@ ROWS = pa.schema(
 )
 """Schema of the table with one row per pair, and one per photo or mask without a partner. Unknown values are null.
 
-- `side`: the split that training would put the pair in
+- `split`: the split that training would put the pair in
 - `height`, `width`: the photo's size in pixels, once it is turned upright by its EXIF `orientation` (1 to 8)
 - `values`: the raw values of the mask and their pixel counts; a colour is 0xRRGGBB
 - `like`: the id of another photo that this one repeats or looks like, in another split if there is one
@@ -65,35 +66,34 @@ class Row:
     error: str | None = None
 
 
-def look(pairs: pa.Table, label_map: LabelMap, max_pixels: int) -> Iterator[Row]:
+def scan_pairs(pairs: pa.Table, label_map: LabelMap, max_pixels: int) -> Iterator[Row]:
     """Yield one `Row` for each row of a manifest, in order. Raises `UnavailableError` if storage does not answer."""
     threads = len(os.sched_getaffinity(0))
-    running: deque[Future[Row]] = deque()
+
+    def scan(pair: tuple[dict[str, str], bytes, bytes, str]) -> Row:
+        return _scan_pair(*pair, label_map, max_pixels)
+
     with ThreadPoolExecutor(threads) as pool:
-        for pair in manifest.read_pairs(pairs, decode.max_bytes(max_pixels)):
-            running.append(pool.submit(_scan_pair, *pair, label_map, max_pixels))
-            if len(running) > _QUEUED_PER_THREAD * threads:
-                yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
+        contents = manifest.read_pairs(pairs, decode.max_bytes(max_pixels))
+        yield from map_ahead(pool, scan, contents, _QUEUED_PER_THREAD * threads)
 
 
 def _scan_pair(row: dict[str, str], photo: bytes, mask: bytes, error: str, label_map: LabelMap, max_pixels: int) -> Row:
     if error:
         return Row(row["id"], error=error)
-    found: dict[str, object] = {"sha256": hashlib.sha256(photo).hexdigest()}
+    fields: dict[str, object] = {"sha256": hashlib.sha256(photo).hexdigest()}
     try:
-        found["height"], found["width"] = decode.upright_size(photo, max_pixels)
-        found["orientation"] = decode.orientation(photo, max_pixels)
-        found["difference_hash"] = duplicates.difference_hash(decode.decode_small(photo, _HASH_SIDE, max_pixels))
+        fields["height"], fields["width"] = decode.upright_size(photo, max_pixels)
+        fields["orientation"] = decode.orientation(photo, max_pixels)
+        fields["difference_hash"] = duplicates.difference_hash(decode.decode_small(photo, _HASH_SIDE, max_pixels))
     except DecodeError as refused:
-        return Row(row["id"], **found, error=f"{row['image']}: {refused}")  # pyright: ignore[reportArgumentType]
+        return Row(row["id"], **fields, error=f"{row['image']}: {refused}")  # pyright: ignore[reportArgumentType]
     try:
-        found["values"], found["colours"] = raw_values(mask, max_pixels, _MAX_VALUES, label_map.colours)
+        fields["values"], fields["colours"] = raw_values(mask, max_pixels, _MAX_VALUES, label_map.colours)
         decode_pair(photo, mask, (16, 16), label_map, max_pixels)
     except DecodeError as refused:
-        found["error"] = f"{row['mask'] if refused.in_mask else row['image']}: {refused}"
-    return Row(row["id"], **found)  # pyright: ignore[reportArgumentType]
+        fields["error"] = f"{row['mask'] if refused.in_mask else row['image']}: {refused}"
+    return Row(row["id"], **fields)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True)
@@ -122,38 +122,38 @@ def labels_of(rows: Iterable[Row]) -> Labels:
     return Labels(dict(pixels[colours]), dict(files[colours]), colours)
 
 
-def class_pixels(found: Labels, label_map: LabelMap) -> tuple[list[int], list[int], int]:
+def class_pixels(raw_labels: Labels, label_map: LabelMap) -> tuple[list[int], list[int], int]:
     """Return (pixels per class, masks per class, pixels that no class covers).
 
     The number of masks is an upper bound: a mask with two raw values of one class counts twice.
     """
     pixels, files, unknown = [0] * label_map.num_classes, [0] * label_map.num_classes, 0
-    for value, count in found.pixels.items():
-        class_id = label_map.ids.get(value, UNKNOWN_ID) if found.colours == label_map.colours else UNKNOWN_ID
+    for value, count in raw_labels.pixels.items():
+        class_id = label_map.ids.get(value, UNKNOWN_ID) if raw_labels.colours == label_map.colours else UNKNOWN_ID
         if class_id == UNKNOWN_ID:
             unknown += count
         elif class_id != IGNORE_ID:
             pixels[class_id] += count
-            files[class_id] += found.files[value]
+            files[class_id] += raw_labels.files[value]
     return pixels, files, unknown
 
 
-def suggest(found: Labels, ignored: Set[int] | None = None) -> list[str] | None:
+def suggest(raw_labels: Labels, ignored: Set[int] | None = None) -> list[str] | None:
     """Return the flags that make these raw values classes, except those in `ignored`.
 
     Without `ignored`, the number 255 is ignored, as in training; masks with only 0 and 255 are black and white, and
     keep it. Returns None if there are fewer than 2 or more than 40 values, or if a label map cannot hold one of them.
     """
-    values = sorted(found.pixels)
+    values = sorted(raw_labels.pixels)
     if ignored is not None:
         values = [value for value in values if value not in ignored]
-    elif not found.colours and values != [0, IGNORE_ID]:  # 0 and 255 are black and white
+    elif not raw_labels.colours and values != [0, IGNORE_ID]:  # 0 and 255 are black and white
         values = [value for value in values if value != IGNORE_ID]
     if not 2 <= len(values) <= _MAX_SUGGESTED_CLASSES:
         return None
-    if found.colours:
+    if raw_labels.colours:
         return _label_map_flags([f"#{value:06x}" for value in values])
-    if values[0] < 0 or values[-1] >= NUMBERS:
+    if values[0] < 0 or values[-1] >= MAX_RAW_VALUES:
         return None
     if values == list(range(1, len(values) + 1)):
         return ["--num-classes", str(len(values))]
@@ -164,39 +164,39 @@ def _label_map_flags(raw: list[str]) -> list[str]:
     return ["--num-classes", str(len(raw)), "--label-map", ",".join(f"{value}:{i}" for i, value in enumerate(raw))]
 
 
-def twice(rows: list[Row]) -> tuple[list[tuple[int, int]], list[tuple[int, int, int]]]:
+def find_duplicates(rows: list[Row]) -> tuple[list[tuple[int, int]], list[tuple[int, int, int]]]:
     """Return (exact duplicates, near duplicates) as indices into `rows`.
 
     An exact duplicate is (first photo with these bytes, other photo with them). A near duplicate is (photo, other photo
     that looks the same, number of differing bits).
     """
     first: dict[str, int] = {}
-    same = []
+    exact = []
     for index, row in enumerate(rows):
         if row.sha256 is not None and first.setdefault(row.sha256, index) != index:
-            same.append((first[row.sha256], index))
+            exact.append((first[row.sha256], index))
     known = [index for index, row in enumerate(rows) if row.difference_hash is not None]
     hashes = np.array([rows[index].difference_hash for index in known], np.uint64)
-    repeated = {index for _, index in same}
-    alike = [
+    repeated = {index for _, index in exact}
+    near = [
         (known[one], known[other], bits)
         for one, other, bits in duplicates.near(hashes)
         if rows[known[one]].sha256 != rows[known[other]].sha256 and known[other] not in repeated
     ]
-    return same, alike
+    return exact, near
 
 
 def table(
-    rows: list[Row], pairs: pa.Table, sides: Mapping[str, str], like: Mapping[str, str], alone: list[dict[str, str]]
+    rows: list[Row], pairs: pa.Table, splits: Mapping[str, str], like: Mapping[str, str], alone: list[dict[str, str]]
 ) -> pa.Table:
     """Return the table of all findings, with the schema `ROWS`, sorted by id.
 
-    `sides` and `like` map ids to the columns `side` and `like`. `alone` are the files without a partner.
+    `splits` and `like` map ids to the columns `split` and `like`. `alone` are the files without a partner.
     """
-    found = [
+    entries = [
         {
             **pair,
-            "side": sides.get(row.id),
+            "split": splits.get(row.id),
             "height": row.height,
             "width": row.width,
             "orientation": row.orientation,
@@ -210,5 +210,5 @@ def table(
         }
         for row, pair in zip(rows, pairs.to_pylist(), strict=True)
     ]
-    entries = [{name: None for name in ROWS.names} | entry for entry in (*found, *alone)]
+    entries = [{name: None for name in ROWS.names} | entry for entry in (*entries, *alone)]
     return pa.Table.from_pylist(sorted(entries, key=lambda entry: entry["id"] or ""), ROWS)

@@ -1,4 +1,4 @@
-"""Decode images to arrays, turn them upright, resize them, and encode arrays. No folders, no torch, no Ray.
+"""Decode images to arrays, turn them upright and resize them. No folders, no torch, no Ray.
 
 Training and prediction decode with the same functions, so that the network sees the same pixels in both.
 """
@@ -7,6 +7,7 @@ import contextlib
 import io
 import math
 import struct
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -24,12 +25,6 @@ Other formats (PDF, PostScript, …) are refused: Pillow would start other progr
 
 MAX_TRAINING_PIXELS = 2**27
 """Largest training photo in pixels: 128 megapixels, 400 MB once decoded. A larger one is refused before decoding."""
-
-PNG_STRATEGY = 3
-"""Compression strategy for masks: zlib's Z_RLE, because a mask consists mostly of runs.
-
-A mask of 500 × 375 pixels takes 2.2 kB, as with level 6, in half the time.
-"""
 
 MAX_SIDE = 65535
 """Longest side in pixels, JPEG's own limit. A longer and narrower image is not a photo, but costs as much as one."""
@@ -138,7 +133,8 @@ def cut(
     """
     height, width = tile_hw
     rows, columns = size_hw
-    part = picture.crop((left, top, left + width, top + height))
+    with lift_pillow_limit():
+        part = picture.crop((left, top, left + width, top + height))
     return np.asarray(part.resize((columns, rows), _FILTERS[resize]))
 
 
@@ -148,25 +144,6 @@ def max_bytes(max_pixels: int) -> int:
     The limit is 16 bits for each of four channels, and 64 MiB for metadata.
     """
     return 8 * max_pixels + 2**26
-
-
-def encode_grey(values: np.ndarray) -> bytes:
-    """Encode uint8 (H, W) as a grey PNG, at the quickest compression level: probabilities hardly shrink."""
-    buffer = io.BytesIO()
-    Image.fromarray(values).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
-
-
-def encode_mask(mask: np.ndarray, palette: tuple[tuple[int, int, int], ...]) -> bytes:
-    """Encode class ids, uint8 (H, W), as an indexed-colour PNG.
-
-    The pixel values are the class ids. The palette only makes them visible.
-    """
-    image = Image.fromarray(mask, mode="P")
-    image.putpalette([channel for colour in palette for channel in colour])
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1, compress_type=PNG_STRATEGY)
-    return buffer.getvalue()
 
 
 def from_column(column: pa.ChunkedArray, shape: tuple[int, ...]) -> np.ndarray:
@@ -187,12 +164,40 @@ def as_decode_errors(in_mask: bool = False) -> Iterator[None]:
     `in_mask` is passed on to the error.
     """
     try:
-        yield
+        with lift_pillow_limit():
+            yield
     except Exception as error:
         text = " ".join(str(error).split())
         if not isinstance(error, DecodeError):
             text = f"{type(error).__name__}: {text}"
         raise DecodeError(text, in_mask) from error
+
+
+class _PillowLimit:
+    """Pillow's limit on the pixels of an image, which is global, while some threads have lifted it."""
+
+    lock = threading.Lock()
+    lifted = 0
+    before: int | None = None
+
+
+@contextlib.contextmanager
+def lift_pillow_limit() -> Iterator[None]:
+    """Lift Pillow's own limit in the `with` block, where ours holds. Put it back once no thread needs it lifted.
+
+    `petseg.load` runs in its caller's process, whose setting must stay as it is.
+    """
+    with _PillowLimit.lock:
+        if not _PillowLimit.lifted:
+            _PillowLimit.before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        _PillowLimit.lifted += 1
+    try:
+        yield
+    finally:
+        with _PillowLimit.lock:
+            _PillowLimit.lifted -= 1
+            if not _PillowLimit.lifted:
+                Image.MAX_IMAGE_PIXELS = _PillowLimit.before
 
 
 @dataclass(frozen=True)
@@ -216,7 +221,6 @@ def open_image(content: bytes, max_pixels: int) -> ImageFile.ImageFile:
     """
     if not content:
         raise DecodeError("the file is empty")
-    Image.MAX_IMAGE_PIXELS = None  # Pillow's limit is global; ours is checked below
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.UnidentifiedImageError as error:

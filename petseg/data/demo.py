@@ -1,6 +1,6 @@
 """Draw photos of pets and their trimaps from a seed, for the first run and the tests. No image file is shipped.
 
-A trimap has the raw values of the Oxford-IIIT Pet dataset: 1 pet, 2 background, 3 border.
+A trimap has the raw values of the Oxford-IIIT Pet dataset (`oxford_pets.CLASSES`): 1 pet, 2 background, 3 border.
 """
 
 import io
@@ -11,13 +11,15 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from petseg import storage
+from petseg.data.classes import write_classes
+from petseg.data.oxford_pets import CLASSES
 
 COUNT = 240
 """Number of pairs in the demo set."""
 
 PET, BACKGROUND, BORDER = 1, 2, 3
 
-_VERSION = 1
+_VERSION = 2
 """Increase this when the drawings change, so that a folder with old drawings is drawn again."""
 
 
@@ -37,6 +39,7 @@ def draw_set(folder: str, count: int = COUNT, seed: int = 0) -> tuple[str, str]:
         photo, trimap = draw_pair(index, seed)
         storage.write(storage.join(images, f"pet_{index:04d}.jpg"), _encode(photo, "JPEG", quality=90))
         storage.write(storage.join(trimaps, f"pet_{index:04d}.png"), _encode(trimap, "PNG"))
+    write_classes(trimaps, CLASSES)
     storage.write(marker, content)
     return images, trimaps
 

@@ -37,7 +37,7 @@ def near(hashes: np.ndarray) -> list[tuple[int, int, int]]:
     """
     unique, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
     equal = np.flatnonzero(first[inverse] != np.arange(len(hashes)))
-    found = {(int(first[inverse[index]]), int(index)): 0 for index in equal}
+    distances = {(int(first[inverse[index]]), int(index)): 0 for index in equal}
     edges = np.linspace(0, 64, _BANDS + 1).astype(int)
     for low, high in itertools.pairwise(edges):
         part = (unique >> np.uint64(low)) & np.uint64(2 ** int(high - low) - 1)
@@ -45,14 +45,14 @@ def near(hashes: np.ndarray) -> list[tuple[int, int, int]]:
             bits = np.bitwise_count(unique[left] ^ unique[right])
             close = bits <= NEAR_BITS
             ones, others = np.sort([first[left[close]], first[right[close]]], axis=0).tolist()
-            found.update(zip(zip(ones, others, strict=True), bits[close].tolist(), strict=True))
-            if len(found) >= MOST_PAIRS:
-                return _sorted(found)
-    return _sorted(found)
+            distances.update(zip(zip(ones, others, strict=True), bits[close].tolist(), strict=True))
+            if len(distances) >= MOST_PAIRS:
+                return _sorted(distances)
+    return _sorted(distances)
 
 
-def _sorted(found: dict[tuple[int, int], int]) -> list[tuple[int, int, int]]:
-    return sorted(((*pair, distance) for pair, distance in found.items()), key=lambda entry: (entry[2], entry[:2]))
+def _sorted(distances: dict[tuple[int, int], int]) -> list[tuple[int, int, int]]:
+    return sorted(((*pair, distance) for pair, distance in distances.items()), key=lambda entry: (entry[2], entry[:2]))
 
 
 def _equal_pairs(part: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

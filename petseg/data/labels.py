@@ -18,25 +18,25 @@ IGNORE_ID = 255
 UNKNOWN_ID = 254
 """Id in `LabelMap.table` of the raw values that no class covers. It is never a class id, and never left in a mask."""
 
-NUMBERS = 2**16
+MAX_RAW_VALUES = 2**16
 """Number of raw values that can be mapped: all values of a 16-bit mask."""
 
-_NUM_COLOURS = 2**24
+DEFAULT_CLASSES = 3
+"""Number of classes if nothing says how many there are."""
 
-_PET_NAMES = ("pet", "background", "border")
-_PET_PALETTE = ((233, 116, 81), (33, 41, 60), (250, 224, 120))
+_NUM_COLOURS = 2**24
 
 
 def class_names(num_classes: int | None = None, text: str = "") -> tuple[str, ...]:
     """Return one name per class id.
 
-    The names come from `text`, such as "cat,dog,background". Without it, three classes are named as in the Oxford-IIIT
-    Pet trimaps; for any other number the names are class_0, class_1, …
+    The names come from `text`, such as "cat,dog,background". Without it, they are class_0, class_1, … for
+    `num_classes` classes, by default `DEFAULT_CLASSES`.
 
     Raises `InputError`, naming the flag, if names are empty, equal, or not as many as `num_classes`.
     """
     if not text:
-        return _PET_NAMES if num_classes in (None, 3) else tuple(f"class_{i}" for i in range(num_classes))
+        return tuple(f"class_{i}" for i in range(num_classes or DEFAULT_CLASSES))
     names = tuple(name.strip() for name in text.split(","))
     if len(set(names)) < len(names) or not all(name.isprintable() and name for name in names):
         raise InputError(f'--classes {text!r}: give a name of its own to each class, as in "cat,dog,background"')
@@ -53,8 +53,6 @@ def palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
     The hues are a golden angle apart, which spreads them out for any number of classes. The brightness cycles through
     three values as well.
     """
-    if num_classes == 3:
-        return _PET_PALETTE
     golden_turn = (5**0.5 - 1) / 2
     colours = [colorsys.hsv_to_rgb(i * golden_turn % 1, 0.75, (0.95, 0.7, 0.5)[i % 3]) for i in range(num_classes)]
     return tuple((round(r * 255), round(g * 255), round(b * 255)) for r, g, b in colours)
@@ -76,33 +74,33 @@ class LabelMap:
     def parse(cls, text: str, num_classes: int, names: tuple[str, ...] = (), ignore: str = "") -> "LabelMap":
         """Parse text such as "1:0,2:1,3:2", or "#ff0000:cat,#00ff00:dog" with `names` and colours.
 
-        Empty text means that raw values count from 1, as in the Oxford-IIIT Pet trimaps: 1 is class 0, and so on.
+        Empty text means that raw values count from 1: 1 is class 0, and so on.
         Raw values in `ignore` ("0,254") are ignored, and so are those that the text maps to 255. Without `ignore`, the
         number 255 is ignored unless the text maps it.
 
         Raises `InputError`, naming the flag, for any other text.
         """
-        found: dict[tuple[bool, int], int] = {}
+        ids_by_value: dict[tuple[bool, int], int] = {}
         for part in text.split(",") if text else [f"{i + 1}:{i}" for i in range(num_classes)]:
             raw, class_id = _parse_entry(part, num_classes, names)
-            if raw in found:
-                raise InputError(f"--label-map: the raw value {part.partition(':')[0].strip()} is there twice")
-            found[raw] = class_id
-        unused = sorted(set(range(num_classes)) - set(found.values()))
+            if raw in ids_by_value:
+                raise InputError(f"--label-map: the raw value {part.partition(':')[0].strip()} is given twice")
+            ids_by_value[raw] = class_id
+        unused = sorted(set(range(num_classes)) - set(ids_by_value.values()))
         if unused:
             raise InputError(f"--label-map: no raw value gives class {unused[0]} of {num_classes}")
         for value in ignore.split(",") if ignore else ():
             raw = _parse_raw_value(value)
             if raw is None:
                 raise InputError(f'--ignore-label: {value!r} is neither a number, 0 to 65535, nor a colour, "#RRGGBB"')
-            if found.setdefault(raw, IGNORE_ID) != IGNORE_ID:
+            if ids_by_value.setdefault(raw, IGNORE_ID) != IGNORE_ID:
                 raise InputError(f"--ignore-label: {value.strip()} is a class in --label-map")
-        kinds = {is_colour for is_colour, _ in found}
+        kinds = {is_colour for is_colour, _ in ids_by_value}
         if len(kinds) > 1:
             raise InputError(
                 "--label-map, --ignore-label: numbers and colours; a mask has either the ones or the others"
             )
-        ids = {raw: class_id for (_, raw), class_id in found.items()}
+        ids = {raw: class_id for (_, raw), class_id in ids_by_value.items()}
         if not ignore and kinds == {False}:
             ids.setdefault(IGNORE_ID, IGNORE_ID)
         return cls(ids, num_classes, colours=kinds == {True})
@@ -121,12 +119,12 @@ class LabelMap:
 
         A raw value that no class covers has `UNKNOWN_ID`.
         """
-        table = np.full(_NUM_COLOURS if self.colours else NUMBERS, UNKNOWN_ID, np.uint8)
+        table = np.full(_NUM_COLOURS if self.colours else MAX_RAW_VALUES, UNKNOWN_ID, np.uint8)
         for raw, class_id in self.ids.items():
             table[raw] = class_id
         return table
 
-    def refusal(self, values: list[int], has_255: bool = False) -> str:
+    def explain_unknown(self, values: list[int], has_255: bool = False) -> str:
         """Return why a mask with these raw values, which no class covers, is refused, and the flag that would map them.
 
         `has_255` is true if the mask also has the value 255, even if that value is not unknown.
@@ -156,7 +154,7 @@ def _parse_entry(part: str, num_classes: int, names: tuple[str, ...]) -> tuple[t
         known = f" or one of {', '.join(names)}" if names else ""
         raise InputError(
             f'--label-map: {part!r} is not "raw value:class", as in "0:0,1:1" or "#ff0000:0,#00ff00:1"; raw values go '
-            f"from 0 to {NUMBERS - 1}, classes from 0 to {num_classes - 1}{known}, and {IGNORE_ID} to ignore"
+            f"from 0 to {MAX_RAW_VALUES - 1}, classes from 0 to {num_classes - 1}{known}, and {IGNORE_ID} to ignore"
         )
     return raw, class_id
 
@@ -166,4 +164,4 @@ def _parse_raw_value(text: str) -> tuple[bool, int] | None:
     text = text.strip()
     if re.fullmatch("#[0-9a-fA-F]{6}", text):
         return True, int(text[1:], 16)
-    return (False, int(text)) if text.isascii() and text.isdecimal() and int(text) < NUMBERS else None
+    return (False, int(text)) if text.isascii() and text.isdecimal() and int(text) < MAX_RAW_VALUES else None

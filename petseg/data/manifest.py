@@ -59,12 +59,12 @@ def match(images: str, masks: str) -> tuple[pa.Table, pa.Table, pa.Table]:
 
 def digest(manifest: pa.Table, columns: tuple[str, ...]) -> str:
     """Return the SHA-256, in hexadecimal, of the values in these columns."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for name in columns:
         for start in range(0, manifest.num_rows, _CHUNK):
             for value in manifest[name].slice(start, _CHUNK).to_pylist():
-                found.update(value.encode() + b"\n")
-    return found.hexdigest()
+                sha256.update(value.encode() + b"\n")
+    return sha256.hexdigest()
 
 
 def sample(manifest: pa.Table, count: int) -> pa.Table:
@@ -119,9 +119,9 @@ def _images_by_id(folder: str, flag: str, excluded: str | None) -> pa.Table:
         if any(f"{output}/" in stem for output in OUTPUT_ENDINGS):
             nested.append(stem)
     if not len(ids):
-        found = f"{others} files of other kinds" if others else "nothing"
+        contents = f"{others} files of other kinds" if others else "nothing"
         endings = ", ".join(sorted(ending[1:] for ending in IMAGE_ENDINGS))
-        raise InputError(f"{flag} {folder}: no image in it ({endings}), but {found}; is it the right folder?")
+        raise InputError(f"{flag} {folder}: no image in it ({endings}), but {contents}; is it the right folder?")
     checks.require_readable([storage.join(folder, name) for name in names.sample()], f"{flag} {folder}")
     files = pa.table({"id": ids.array(), "image": names.array()}).sort_by([("id", "ascending"), ("image", "ascending")])
     _require_unique_ids(files, folder, flag)
@@ -160,21 +160,21 @@ class _StringColumn:
         self._last = []
 
 
-def _require_unique_ids(found: pa.Table, folder: str, flag: str) -> None:
-    ids = found["id"].combine_chunks()
+def _require_unique_ids(photos: pa.Table, folder: str, flag: str) -> None:
+    ids = photos["id"].combine_chunks()
     equals_previous = pc.equal(ids[1:], ids[:-1])  # pyright: ignore[reportAttributeAccessIssue]
-    twice = pc.index(equals_previous, True).as_py()
-    if twice >= 0:
+    repeated = pc.index(equals_previous, True).as_py()
+    if repeated >= 0:
         others = pc.unique(ids[1:].filter(equals_previous)).to_pylist()[1:]  # pyright: ignore[reportAttributeAccessIssue]
-        more = f"; the same of {', '.join(others[:4])}{', …' if len(others) > 4 else ''}" if others else ""
-        one, other = found["image"][twice : twice + 2].to_pylist()
+        more = f"; also {', '.join(others[:4])}{', …' if len(others) > 4 else ''}" if others else ""
+        one, other = photos["image"][repeated : repeated + 2].to_pylist()
         raise InputError(
-            f"{storage.join(folder, other)} and {storage.join(folder, one)}: two files with one id "
-            f"({ids[twice]}{more}), whose outputs would have one name; rename or move one of them out of {flag}"
+            f"{storage.join(folder, other)} and {storage.join(folder, one)}: two files with the same id "
+            f"({ids[repeated]}{more}), so their outputs would have the same name; rename one, or move it out of {flag}"
         )
 
 
-def _require_no_nested_outputs(found: pa.Table, folder: str, ids: list[str]) -> None:
+def _require_no_nested_outputs(photos: pa.Table, folder: str, ids: list[str]) -> None:
     """Raise `InputError` if one path would be an output's file and another output's folder.
 
     For example, the output a.png of the id a excludes the id a.png/b.
@@ -187,16 +187,16 @@ def _require_no_nested_outputs(found: pa.Table, folder: str, ids: list[str]) -> 
             for ending in OUTPUT_ENDINGS:
                 if path.endswith(ending):
                     above[path.removesuffix(ending)] = row_id
-    for row_id in found["id"].to_pylist() if above else ():
+    for row_id in photos["id"].to_pylist() if above else ():
         if row_id in above:
             inside = storage.join(folder, above[row_id])
-            raise InputError(f"{inside}: its folder has the name that an output of {row_id} gets; rename one")
+            raise InputError(f"{inside}: its folder has the same name as an output of {row_id}; rename one")
 
 
 def _require_no_unpaired(ids: list[str], what: str, where: str) -> None:
     if ids:
         shown = ", ".join(ids[:5]) + (", …" if len(ids) > 5 else "")
-        raise InputError(f"{what}: {shown} ({len(ids)} in all); add what is missing in {where}, or move these away")
+        raise InputError(f"{what}: {shown} ({len(ids)} in all); add the missing files to {where}, or move these away")
 
 
 def _require_safe_name(name: str, location: str) -> None:
@@ -206,4 +206,4 @@ def _require_safe_name(name: str, location: str) -> None:
         unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in location
     )
     if unfit or "\\" in name or any(part in ("", ".", "..") for part in name.split("/")):
-        raise InputError(f"{location!r}: this name cannot be kept for an output file; rename it")
+        raise InputError(f"{location!r}: an output file cannot have this name; rename it")

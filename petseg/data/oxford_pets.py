@@ -10,20 +10,22 @@ import re
 import sys
 import tarfile
 import zlib
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from petseg import storage
+from petseg import files, storage
+from petseg.config.classes import ClassesConfig
 from petseg.data import decode
+from petseg.data.classes import write_classes
 from petseg.data.labels import LabelMap
 from petseg.data.pairs import decode_pair
 from petseg.errors import InputError, JobError
+from petseg.lookahead import map_ahead
 from petseg.progress import Progress
 from petseg.storage import download
 
@@ -39,6 +41,13 @@ It holds the archives' MD5s, the number of pairs, and the pairs that were left o
 """
 
 IMAGE_FOLDER, MASK_FOLDER = "images", "masks"
+
+CLASSES = ClassesConfig(
+    classes=("pet", "background", "border"),
+    label_map="1:0,2:1,3:2",
+    palette=((233, 116, 81), (33, 41, 60), (250, 224, 120)),
+)
+"""Meaning of the masks' raw values. It is written beside them."""
 
 MAX_MEMBER_BYTES = 2**26
 """Largest size of one file in an archive; the largest published file has 3 MB."""
@@ -56,18 +65,18 @@ _MAX_QUEUED = 64
 
 
 @dataclass(frozen=True)
-class Found:
+class Unpacked:
     """The findings about the pairs in the archives."""
 
     pairs: int
     """Number of pairs that were written."""
-    left_out: dict[str, str]
+    skipped: dict[str, str]
     """Maps the id of each pair that was not written to the reason."""
-    odd: dict[str, str]
+    warnings: dict[str, str]
     """Maps the id of each pair that was written, but is odd, to what is odd about it."""
 
 
-def finished(output: str) -> Found | None:
+def finished(output: str) -> Unpacked | None:
     """Return the findings of an earlier run, if it finished with these archives and its files are still there.
 
     Raises `InputError` if `DONE_FILE` cannot be used.
@@ -77,12 +86,13 @@ def finished(output: str) -> Found | None:
     location = storage.join(output, DONE_FILE)
     content = storage.read_json(location)
     try:
-        found = Found(int(content["pairs"]), dict(content["left_out"]), dict(content["odd"]))
-        same = content["md5"] == MD5S
+        unpacked = Unpacked(int(content["pairs"]), dict(content["left_out"]), dict(content["odd"]))
+        same_archives = content["md5"] == MD5S
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{location}: was it edited? Delete it, and give the same command again") from error
-    counts = [len(storage.list_names(storage.join(output, folder))) for folder in (IMAGE_FOLDER, MASK_FOLDER)]
-    return found if same and counts == [found.pairs, found.pairs] else None
+        raise InputError(f"{location}: was it edited? Delete it and run the same command again") from error
+    names = [storage.list_names(storage.join(output, folder)) for folder in (IMAGE_FOLDER, MASK_FOLDER)]
+    counts = [len(set(found_in) - {files.CLASSES}) for found_in in names]
+    return unpacked if same_archives and counts == [unpacked.pairs, unpacked.pairs] else None
 
 
 def fetch(url: str, cache: Path) -> None:
@@ -91,7 +101,7 @@ def fetch(url: str, cache: Path) -> None:
         download.fetch(f"{url.rstrip('/')}/{name}", cache / name, md5)
 
 
-def unpack(cache: Path, output: str) -> Found:
+def unpack(cache: Path, output: str) -> Unpacked:
     """Write every usable pair below `output`, then the lists, then `DONE_FILE`.
 
     Both archives are scanned before anything is written. Raises `JobError` if one cannot be unpacked or has a member
@@ -101,29 +111,30 @@ def unpack(cache: Path, output: str) -> Found:
     photos = _scan_archive(cache / "images.tar.gz", _PHOTO)
     _scan_archive(cache / "annotations.tar.gz", _TRIMAP)
     trimaps, lists = _read_annotations(cache / "annotations.tar.gz")
-    left_out = {name: "it has no trimap" for name in photos - trimaps.keys()}
-    left_out |= {name: "it has no photo" for name in trimaps.keys() - photos}
+    skipped = {name: "it has no trimap" for name in photos - trimaps.keys()}
+    skipped |= {name: "it has no photo" for name in trimaps.keys() - photos}
     paired = photos & trimaps.keys()
     if not paired:
         raise JobError(f"{cache}: no photo with a trimap in the archives; is this the dataset?")
     _require_no_other_files(output, paired)
     storage.remove_leftovers(output)
-    odd = {}
+    warnings = {}
     progress = Progress(len(paired), 0, 0, sys.stdout)
     try:
-        for name, refusal, oddity in _write_pairs(cache / "images.tar.gz", trimaps, output):
-            left_out |= {name: refusal} if refusal else {}
-            odd |= {name: oddity} if oddity else {}
-            progress.add(1, 1 if refusal else 0)
+        for name, reason, warning in _write_pairs(cache / "images.tar.gz", trimaps, output):
+            skipped |= {name: reason} if reason else {}
+            warnings |= {name: warning} if warning else {}
+            progress.add(1, 1 if reason else 0)
     finally:
         progress.close()
+    write_classes(storage.join(output, MASK_FOLDER), CLASSES)
     for name, content in lists.items():
         storage.write(storage.join(output, name), content, output)
-    unusable = len(paired & left_out.keys())
-    found = Found(len(paired) - unusable, dict(sorted(left_out.items())), dict(sorted(odd.items())))
-    done = {"pairs": found.pairs, "left_out": found.left_out, "odd": found.odd, "md5": MD5S}
+    unusable = len(paired & skipped.keys())
+    unpacked = Unpacked(len(paired) - unusable, dict(sorted(skipped.items())), dict(sorted(warnings.items())))
+    done = {"pairs": unpacked.pairs, "left_out": unpacked.skipped, "odd": unpacked.warnings, "md5": MD5S}
     storage.write(storage.join(output, DONE_FILE), (json.dumps(done, indent=2) + "\n").encode(), output)
-    return found
+    return unpacked
 
 
 def _read_annotations(archive: Path) -> tuple[dict[str, bytes], dict[str, bytes]]:
@@ -139,16 +150,15 @@ def _read_annotations(archive: Path) -> tuple[dict[str, bytes], dict[str, bytes]
 
 def _write_pairs(archive: Path, trimaps: dict[str, bytes], output: str) -> Iterator[tuple[str, str, str]]:
     """Check and write each pair of an archive. Yield (id, why it is left out, what is odd) in the archive's order."""
-    queued: deque[Future[tuple[str, str, str]]] = deque()
+    members = ((_match_id(_PHOTO, member), content) for member, content in _iter_members(archive))
+    photos = ((name, content.read()) for name, content in members if name in trimaps)
+
+    def write(named: tuple[str, bytes]) -> tuple[str, str, str]:
+        name, photo = named
+        return _write_pair(name, photo, trimaps[name], output)
+
     with ThreadPoolExecutor(_THREADS) as pool:
-        for member, content in _iter_members(archive):
-            name = _match_id(_PHOTO, member)
-            if name in trimaps:
-                queued.append(pool.submit(_write_pair, name, content.read(), trimaps[name], output))
-            while len(queued) > _MAX_QUEUED:
-                yield queued.popleft().result()
-        while queued:
-            yield queued.popleft().result()
+        yield from map_ahead(pool, write, photos, _MAX_QUEUED)
 
 
 def _write_pair(name: str, photo: bytes, mask: bytes, output: str) -> tuple[str, str, str]:
@@ -156,7 +166,7 @@ def _write_pair(name: str, photo: bytes, mask: bytes, output: str) -> tuple[str,
     mask_file = storage.join(output, MASK_FOLDER, f"{name}.png")
     try:
         kind = decode.content_format(photo)
-        label_map = LabelMap.parse("", 3)
+        label_map = LabelMap.parse(CLASSES.label_map, len(CLASSES.classes))
         _, class_ids = decode_pair(photo, mask, _CHECKED_AT, label_map, decode.MAX_TRAINING_PIXELS)
     except decode.DecodeError as error:
         for file in (photo_file, mask_file):  # an earlier version, which checked less, may have written it
@@ -165,17 +175,17 @@ def _write_pair(name: str, photo: bytes, mask: bytes, output: str) -> tuple[str,
     # The photo is written first: if the process is killed between the two, training reports a missing mask.
     storage.write(photo_file, photo, output)
     storage.write(mask_file, mask, output)
-    oddities = [f"its photo is a {kind}"] if kind != "JPEG" else []
+    warnings_found = [f"its photo is a {kind}"] if kind != "JPEG" else []
     if len(np.unique(class_ids)) == 1:
-        oddities.append("its mask is blank: one class everywhere")
-    return name, "", "; ".join(oddities)
+        warnings_found.append("its mask is blank: one class everywhere")
+    return name, "", "; ".join(warnings_found)
 
 
 def _require_no_other_files(output: str, names: set[str]) -> None:
     """Raise `InputError` if other files are in the two folders: they would be taken for the dataset's."""
     for folder, ending in ((IMAGE_FOLDER, ".jpg"), (MASK_FOLDER, ".png")):
         location = storage.join(output, folder)
-        ours = {name + ending for name in names}
+        ours = {name + ending for name in names} | {files.CLASSES}
         others = [name for name in storage.list_names(location) if name not in ours]
         if others:
             raise InputError(
@@ -186,9 +196,9 @@ def _require_no_other_files(output: str, names: set[str]) -> None:
 def _scan_archive(archive: Path, pattern: re.Pattern[str]) -> set[str]:
     """Return the ids of the members that match, after checking that all members are harmless and no id occurs twice."""
     names = sorted(name for member, _ in _iter_members(archive) if (name := _match_id(pattern, member)))
-    twice = [one for one, other in itertools.pairwise(names) if one == other]
-    if twice:
-        raise JobError(f"{archive}: {twice[0]} is there twice; is this the dataset?")
+    repeated = [one for one, other in itertools.pairwise(names) if one == other]
+    if repeated:
+        raise JobError(f"{archive}: {repeated[0]} occurs twice; is this the dataset?")
     return set(names)
 
 
@@ -199,14 +209,14 @@ def _iter_members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
         with tarfile.open(archive, "r|gz") as tar:
             for member in tar:
                 total += member.size
-                refusal = _rejection_reason(member, total)
-                if refusal:
-                    raise JobError(f"{archive}: {member.name!r} {refusal}; nothing is unpacked. Is this the dataset?")
+                reason = _rejection_reason(member, total)
+                if reason:
+                    raise JobError(f"{archive}: {member.name!r} {reason}; nothing is unpacked. Is this the dataset?")
                 content = tar.extractfile(member)
                 if content is not None:
                     yield member.name, content
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise JobError(f"{archive}: cannot be unpacked: {error}; delete it, and give the same command again") from error
+        raise JobError(f"{archive}: cannot be unpacked: {error}; delete it and run the same command again") from error
 
 
 def _rejection_reason(member: tarfile.TarInfo, total: int) -> str:
@@ -229,5 +239,5 @@ def _rejection_reason(member: tarfile.TarInfo, total: int) -> str:
 
 
 def _match_id(pattern: re.Pattern[str], member: str) -> str:
-    found = pattern.fullmatch(member)
-    return found[1] if found else ""
+    match = pattern.fullmatch(member)
+    return match[1] if match else ""

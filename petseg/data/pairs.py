@@ -115,16 +115,16 @@ def _class_ids(mask: ImageFile.ImageFile, stretch: int, label_map: LabelMap) -> 
         raw = _colours(mask)
         class_ids = label_map.table[raw]
         if (class_ids == labels.UNKNOWN_ID).any():
-            raise DecodeError(label_map.refusal(np.unique(raw[class_ids == labels.UNKNOWN_ID]).tolist()))
+            raise DecodeError(label_map.explain_unknown(np.unique(raw[class_ids == labels.UNKNOWN_ID]).tolist()))
         return Image.fromarray(class_ids)
     table = label_map.table
     if mask.mode in ("L", "P"):  # most masks: mapping and searching bytes takes a tenth of the time
         lookup = table[np.arange(256) // stretch].astype(np.uint8).tobytes()
         mapped = mask.tobytes().translate(lookup)
         if labels.UNKNOWN_ID in mapped:
-            found = np.unique(np.asarray(mask) // stretch)
-            unknown = found[table[found] == labels.UNKNOWN_ID]
-            raise DecodeError(label_map.refusal(unknown.tolist(), has_255=255 in found))
+            values = np.unique(np.asarray(mask) // stretch)
+            unknown = values[table[values] == labels.UNKNOWN_ID]
+            raise DecodeError(label_map.explain_unknown(unknown.tolist(), has_255=255 in values))
         return Image.frombytes("L", mask.size, mapped)
     raw = np.asarray(mask) // stretch if stretch > 1 else np.asarray(mask)
     if raw.ndim != 2 or raw.dtype.kind not in "bui":
@@ -138,7 +138,7 @@ def _class_ids(mask: ImageFile.ImageFile, stretch: int, label_map: LabelMap) -> 
     class_ids = table[np.clip(raw, 0, len(table) - 1) if np.any(unknown) else raw]
     unknown = unknown | (class_ids == labels.UNKNOWN_ID)
     if unknown.any():
-        raise DecodeError(label_map.refusal(np.unique(raw[unknown]).tolist(), has_255=bool((raw == 255).any())))
+        raise DecodeError(label_map.explain_unknown(np.unique(raw[unknown]).tolist(), has_255=bool((raw == 255).any())))
     return Image.fromarray(class_ids)
 
 
@@ -152,5 +152,5 @@ def _colours(mask: Image.Image) -> np.ndarray:
 
 def _example_label_map(mask: Image.Image) -> str:
     """Return an example of --label-map for a colour mask, with up to three of its colours."""
-    found = np.unique(_colours(mask)).tolist()[:3]
-    return f'"{",".join(f"#{raw:06x}:{i}" for i, raw in enumerate(found))},…"'
+    colours = np.unique(_colours(mask)).tolist()[:3]
+    return f'"{",".join(f"#{raw:06x}:{i}" for i, raw in enumerate(colours))},…"'

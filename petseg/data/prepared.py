@@ -9,26 +9,23 @@ import dataclasses
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from petseg import storage
+from petseg import files, storage
 from petseg.cli.invocation import program
-from petseg.config.base import DatasetConfig, from_json, to_json
-from petseg.errors import InputError, UnavailableError
-
-DATASET_FILE = "dataset.json"
-MANIFEST_FILE = "manifest.parquet"
-
+from petseg.config.base import from_json, to_json
+from petseg.config.dataset import DatasetConfig
+from petseg.errors import InputError
+from petseg.storage import sharded_output
+from petseg.storage.sharded_output import ShardedOutput
 
 FORMAT = 1
 """Version of the format. Increase it when the same settings would give other bytes than before."""
-
-SET_KEY = b"petseg.set"
-"""Key of the `Target.mark` in the footer of a shard."""
 
 REMEDY = "prepare the set again, in another folder"
 
@@ -53,21 +50,13 @@ def schema(image_size: tuple[int, int]) -> pa.Schema:
 
 
 @dataclass(frozen=True)
-class Target:
-    """The output folder and the settings of the shards. It is small enough to be sent to every task."""
+class Target(ShardedOutput):
+    """Output folder of a set, and the settings of its shards."""
 
-    output: str
-    num_shards: int
     settings: DatasetConfig
     """The set's settings, without the fields that are known only when all shards are written."""
 
-    def location(self, shard: int) -> str:
-        """Return the location of a shard's Parquet file."""
-        return storage.join(self.output, self.name(shard))
-
-    def name(self, shard: int) -> str:
-        """Return the name of a shard's Parquet file."""
-        return f"part-{shard:05d}-of-{self.num_shards:05d}.parquet"
+    mark_key: ClassVar[bytes] = b"petseg.set"
 
     def mark(self, shard: int) -> bytes:
         """Return the mark in the footer of a shard. It differs from all other shards', of this set and of any other."""
@@ -90,25 +79,20 @@ def open_set(location: str) -> Prepared:
     Raises `InputError`, naming the file and the remedy, if the set is not finished, or if a file of it was edited, is
     missing or belongs to another set.
     """
-    settings_file = storage.join(location, DATASET_FILE)
-    if DATASET_FILE not in storage.list_names(location):
+    settings_file = storage.join(location, files.DATASET)
+    if files.DATASET not in storage.list_names(location):
         raise InputError(
-            f"{location}: no {DATASET_FILE} in it; `{program('prepare')} shards` writes it last, so give that "
-            "command again, or another folder"
+            f"{location}: no {files.DATASET} in it; `{program('prepare')} shards` writes it last, so run that "
+            "command again, or give another folder"
         )
-    settings = from_json(DatasetConfig, _read_or_input_error(settings_file), settings_file)
+    settings = from_json(DatasetConfig, storage.read_input(settings_file), settings_file)
     if settings.format != FORMAT:
         raise InputError(f"{settings_file}: made by another version of petseg; {REMEDY}")
     if sum(settings.file_rows) != settings.rows or len(settings.file_rows) != len(settings.files):
         raise InputError(f"{settings_file}: its numbers of rows do not agree; was it edited? {REMEDY}")
-    target = Target(location, len(settings.files), unfinished(settings))
-    with ThreadPoolExecutor(_IO_THREADS) as pool:
-        expected = enumerate(zip(settings.files, settings.file_rows, strict=True))
-        for refusal in pool.map(lambda numbered: _shard_error(target, numbered[0], *numbered[1]), expected):
-            if refusal:
-                raise InputError(f"{refusal}; {REMEDY}")
-    manifest_file = storage.join(location, MANIFEST_FILE)
-    content = _read_or_input_error(manifest_file)
+    _require_shards(Target(location, len(settings.files), unfinished(settings)), settings)
+    manifest_file = storage.join(location, files.SET_MANIFEST)
+    content = storage.read_input(manifest_file)
     if hashlib.sha256(content).hexdigest() != settings.manifest_sha256:
         raise InputError(f"{manifest_file}: not the one that {settings_file} was written for; {REMEDY}")
     manifest = storage.parse_parquet(content)
@@ -121,9 +105,9 @@ def open_set(location: str) -> Prepared:
 
 def locate(prepared: Prepared, rows: pa.Table) -> pa.Table:
     """Return where rows of the set's manifest are stored: columns `file` (location of the shard) and `row` in it."""
-    found = pc.index_in(rows["id"], value_set=prepared.manifest["id"])  # pyright: ignore[reportAttributeAccessIssue]
-    assert not found.null_count
-    positions = found.to_numpy()
+    indices = pc.index_in(rows["id"], value_set=prepared.manifest["id"])  # pyright: ignore[reportAttributeAccessIssue]
+    assert not indices.null_count
+    positions = indices.to_numpy()
     ends = np.cumsum(prepared.settings.file_rows)
     numbers = np.searchsorted(ends, positions, side="right")
     starts = ends - prepared.settings.file_rows
@@ -148,22 +132,20 @@ def read_rows(located: pa.Table, image_size: tuple[int, int]) -> pa.Table:
                 # The page checksums find corruption that zstd does not notice.
                 shard = pq.ParquetFile(content, pre_buffer=True, page_checksum_verification=True)
                 return shard.read_row_groups(rows[positions[file]].tolist(), columns=wanted.names)
-        except UnavailableError:
-            raise
         except (OSError, pa.ArrowException) as error:
-            return f"{file}: cannot be read: {_reason(error)}"
+            return f"{file}: cannot be read: {storage.reason(error)}"
 
     with ThreadPoolExecutor(_IO_THREADS) as pool:
-        found = list(pool.map(read, positions))
-    parts = [wanted.empty_table(), *(part for part in found if isinstance(part, pa.Table))]
-    refusals = [part for part in found if isinstance(part, str)]
+        results = list(pool.map(read, positions))
+    parts = [wanted.empty_table(), *(part for part in results if isinstance(part, pa.Table))]
+    refusals = [part for part in results if isinstance(part, str)]
     if refusals:
         error = pa.array(["; ".join(refusals)] * located.num_rows)
         nulls = {name: pa.nulls(located.num_rows, kind) for name, kind in zip(wanted.names, wanted.types, strict=True)}
         return pa.table({**nulls, "error": error})
     order = np.argsort(np.concatenate([np.arange(0), *positions.values()]))
-    found = pa.concat_tables(parts).combine_chunks().take(pa.array(order))
-    return found.append_column("error", pa.nulls(found.num_rows, pa.string()))
+    pairs = pa.concat_tables(parts).combine_chunks().take(pa.array(order))
+    return pairs.append_column("error", pa.nulls(pairs.num_rows, pa.string()))
 
 
 def unfinished(settings: DatasetConfig) -> DatasetConfig:
@@ -172,45 +154,29 @@ def unfinished(settings: DatasetConfig) -> DatasetConfig:
     return DatasetConfig(**{name: getattr(settings, name) for name in without_default})
 
 
-def footer(location: str) -> tuple[pq.FileMetaData | None, str]:
-    """Return (footer of a Parquet file, ""), or (None, the reason) if it cannot be read.
+def _require_shards(target: Target, settings: DatasetConfig) -> None:
+    """Raise `InputError` unless every shard of a finished set is there and belongs to it."""
+    names = [target.name(shard) for shard in range(target.num_shards)]
+    other = [name for name, expected in zip(settings.files, names, strict=True) if name != expected]
+    if other:
+        raise InputError(
+            f"{storage.join(target.output, files.DATASET)}: it names a file {other[0]!r}; was it edited? {REMEDY}"
+        )
+    locations = [storage.join(target.output, name) for name in names]
+    for shard, footer in enumerate(sharded_output.read_footers(locations)):
+        error = _shard_error(target, shard, footer, settings.file_rows[shard])
+        if error:
+            raise InputError(f"{locations[shard]}: {error}; {REMEDY}")
 
-    Raises `UnavailableError` if storage does not answer.
-    """
-    try:
-        with storage.open_file(location) as file:
-            return pq.read_metadata(file), ""
-    except UnavailableError:
-        raise
-    except (OSError, pa.ArrowException) as error:
-        return None, _reason(error)
 
-
-def _shard_error(target: Target, shard: int, name: str, rows: int) -> str:
+def _shard_error(target: Target, shard: int, footer: pq.FileMetaData | Exception, rows: int) -> str:
     """Return what is wrong with a shard of a set; "" if it is as expected."""
-    location = target.location(shard)
-    if name != target.name(shard):
-        return f"{storage.join(target.output, DATASET_FILE)}: it names a file {name!r}; was it edited?"
-    metadata, error = footer(location)
-    if metadata is None:
-        return f"{location}: cannot be read: {error}"
-    if (metadata.metadata or {}).get(SET_KEY) != target.mark(shard):
-        return f"{location}: not written for this {DATASET_FILE}; was that edited, or the file replaced?"
-    if metadata.num_rows != rows or metadata.num_row_groups != rows:
-        return f"{location}: it has {metadata.num_rows} rows, not {rows}"
-    if not metadata.schema.to_arrow_schema().equals(schema(target.settings.image_size)):
-        return f"{location}: its columns are not those of a prepared set"
+    if isinstance(footer, Exception):
+        return f"cannot be read: {storage.reason(footer)}"
+    if target.summary(shard, footer) is None:
+        return f"not written for this {files.DATASET}; was that edited, or the file replaced?"
+    if footer.num_rows != rows or footer.num_row_groups != rows:
+        return f"it has {footer.num_rows} rows, not {rows}"
+    if not footer.schema.to_arrow_schema().equals(schema(target.settings.image_size)):
+        return "its columns are not those of a prepared set"
     return ""
-
-
-def _read_or_input_error(location: str) -> bytes:
-    try:
-        return storage.read(location)
-    except UnavailableError:
-        raise
-    except OSError as error:
-        raise InputError(f"{location}: cannot be read: {error.strerror or error}") from error
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(getattr(error, "strerror", None) or error).split())

@@ -1,34 +1,28 @@
 """Write a prepared set: assign pairs to shards, find finished shards, write a shard, finish. No Ray, no decoding.
 
-A shard is the unit of work, and its Parquet file is its commit. The file appears whole, and its footer names the set
-and the shard. So a second run keeps the shards that exist and writes the others, with the same bytes. `prepared`
-defines and reads sets.
+`storage/sharded_output.py` describes the protocol, and `prepared` defines and reads sets.
 """
 
 import dataclasses
 import hashlib
-import io
-import json
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from petseg import storage
-from petseg.config.base import DatasetConfig, to_json
+from petseg import files, storage
+from petseg.config.base import to_json
+from petseg.config.dataset import DatasetConfig
 from petseg.config.prepare import ShardsConfig
-from petseg.data import decode, labels, prepared
-from petseg.data.labels import LabelMap
+from petseg.data import decode, prepared
+from petseg.data.classes import Classes
 from petseg.data.manifest import SCHEMA, digest
-from petseg.data.prepared import DATASET_FILE, MANIFEST_FILE, SET_KEY, Prepared, Target
+from petseg.data.prepared import Prepared, Target
 from petseg.errors import InputError
-from petseg.storage import checks
+from petseg.storage import checks, sharded_output
 
-_IO_THREADS = 16
-_SUMMARY_KEY = b"petseg.summary"
+_PARQUET = {"compression": "zstd", "use_dictionary": False, "write_page_checksum": True}
 
 
 @dataclass(frozen=True)
@@ -37,13 +31,12 @@ class Summary:
 
     rows: int
     class_pixels: list[int]
-    left_out: dict[str, str]
+    skipped: dict[str, str]
     """Maps the id of each unusable pair to the file that is bad and the reason."""
 
 
-def make_target(manifest: pa.Table, config: ShardsConfig, label_map: LabelMap) -> Target:
+def make_target(manifest: pa.Table, config: ShardsConfig, classes: Classes) -> Target:
     """Return the target of these pairs: output, settings, number of shards. The locations in `config` are absolute."""
-    classes = labels.class_names(config.num_classes, config.classes)
     settings = DatasetConfig(
         format=prepared.FORMAT,
         images=config.images,
@@ -51,17 +44,12 @@ def make_target(manifest: pa.Table, config: ShardsConfig, label_map: LabelMap) -
         source_sha256=digest(manifest, ("id", "image", "mask")),
         image_size=config.image_size,
         resize=config.resize,
-        label_map=str(label_map),
-        class_names=classes,
-        palette=labels.palette(len(classes)),
+        label_map=str(classes.label_map),
+        class_names=classes.names,
+        palette=classes.palette,
         shard_size=config.pairs_per_shard,
     )
-    return Target(config.output, -(-manifest.num_rows // settings.shard_size), settings)
-
-
-def rows_of(manifest: pa.Table, shard: int, shard_size: int) -> pa.Table:
-    """Return the rows of the manifest that belong to a shard."""
-    return manifest.slice(shard * shard_size, shard_size)
+    return Target(config.output, sharded_output.count_shards(manifest, settings.shard_size), settings)
 
 
 def find_finished(target: Target) -> Prepared | None:
@@ -69,36 +57,37 @@ def find_finished(target: Target) -> Prepared | None:
 
     Raises `InputError`, naming what differs, if the folder holds another set.
     """
-    if DATASET_FILE not in storage.list_names(target.output):
+    if files.DATASET not in storage.list_names(target.output):
         return None
-    found = prepared.open_set(target.output)
-    before, now = (dataclasses.asdict(settings) for settings in (prepared.unfinished(found.settings), target.settings))
+    finished = prepared.open_set(target.output)
+    before, now = map(dataclasses.asdict, (prepared.unfinished(finished.settings), target.settings))
     differing = [f"{key} (was {before[key]}, now {now[key]})" for key in now if before[key] != now[key]]
     if differing:
         raise InputError(
             f"--output {target.output}: it holds a set with other settings: {', '.join(differing)}; choose another "
             "folder, or delete this one"
         )
-    return found
+    return finished
 
 
 def find_done(target: Target) -> dict[int, Summary]:
     """Return the shards that an earlier run wrote. Raises `InputError` if the folder holds shards of another set."""
     checks.require_writable(target.output, "--output")
     numbers = {target.name(shard): shard for shard in range(target.num_shards)}
-    names = [name for name in storage.list_names(target.output) if name.endswith(".parquet") and name != MANIFEST_FILE]
+    names = [
+        name for name in storage.list_names(target.output) if name.endswith(".parquet") and name != files.SET_MANIFEST
+    ]
     done = {}
-    with ThreadPoolExecutor(_IO_THREADS) as pool:
-        footers = pool.map(lambda name: prepared.footer(storage.join(target.output, name)), names)
-        for name, (metadata, _) in zip(names, footers, strict=True):
-            found = (metadata and metadata.metadata) or {}
-            if name not in numbers or found.get(SET_KEY) != target.mark(numbers[name]):
-                raise InputError(
-                    f"--output {target.output}: its {name} is of other pairs or settings; choose another folder, or "
-                    "delete this one"
-                )
-            assert metadata is not None
-            done[numbers[name]] = Summary(metadata.num_rows, *json.loads(found[_SUMMARY_KEY]))
+    footers = sharded_output.read_footers(storage.join(target.output, name) for name in names)
+    for name, footer in zip(names, footers, strict=True):
+        is_ours = name in numbers and not isinstance(footer, Exception)
+        summary = target.summary(numbers[name], footer) if is_ours else None
+        if isinstance(footer, Exception) or summary is None:
+            raise InputError(
+                f"--output {target.output}: its {name} is of other pairs or settings; choose another folder, or "
+                "delete this one"
+            )
+        done[numbers[name]] = Summary(footer.num_rows, *summary)
     return done
 
 
@@ -108,18 +97,17 @@ def summarise(decoded: pa.Table, target: Target) -> Summary:
     masks = decoded["mask"].drop_null()
     class_ids = decode.from_column(masks, (masks.type.byte_width,))
     class_pixels = np.bincount(class_ids.ravel(), minlength=256)[: len(target.settings.class_names)]
-    left_out = dict(zip(bad["id"].to_pylist(), bad["error"].to_pylist(), strict=True))
-    return Summary(decoded.num_rows - bad.num_rows, class_pixels.tolist(), left_out)
+    skipped = dict(zip(bad["id"].to_pylist(), bad["error"].to_pylist(), strict=True))
+    return Summary(decoded.num_rows - bad.num_rows, class_pixels.tolist(), skipped)
 
 
 def write_shard(decoded: pa.Table, summary: Summary, shard: int, target: Target) -> None:
-    """Write a shard, without the pairs that have an `error`. Raises `OSError` if it cannot be written."""
+    """Write a shard, without the pairs that have an `error`. Raises as `ShardedOutput.write_shard` does."""
     rows = decoded.filter(pc.field("error").is_null()).select(prepared.schema(target.settings.image_size).names)
-    metadata = {SET_KEY: target.mark(shard), _SUMMARY_KEY: json.dumps([summary.class_pixels, summary.left_out])}
     # There is one row group per pair, because a training batch takes its pairs from the whole set. Statistics of pixels
     # would be large and useless.
-    content = _to_parquet(rows.replace_schema_metadata(metadata), row_group_size=1, write_statistics=False)
-    storage.write(target.location(shard), content, target.output)
+    options = _PARQUET | {"row_group_size": 1, "write_statistics": False}
+    target.write_shard(shard, rows, [summary.class_pixels, summary.skipped], target.output, **options)
 
 
 def finish(target: Target, manifest: pa.Table, done: dict[int, Summary]) -> Prepared:
@@ -135,33 +123,20 @@ def finish(target: Target, manifest: pa.Table, done: dict[int, Summary]) -> Prep
             f"--masks {target.settings.masks}: every pixel is ignored, or no pair can be used; see --label-map (now "
             f"{target.settings.label_map})"
         )
-    left_out = {row_id: reason for summary in summaries for row_id, reason in summary.left_out.items()}
-    kept = manifest.filter(~pc.field("id").isin(pa.array(list(left_out), pa.string())))
-    content = _to_parquet(kept.cast(SCHEMA))
+    skipped = {row_id: reason for summary in summaries for row_id, reason in summary.skipped.items()}
+    kept = manifest.filter(~pc.field("id").isin(pa.array(list(skipped), pa.string())))
+    content = sharded_output.to_parquet(kept.cast(SCHEMA), **_PARQUET)
     settings = dataclasses.replace(
         target.settings,
         rows=kept.num_rows,
         class_pixels=tuple(class_pixels.tolist()),
-        left_out=tuple(left_out.values()),
+        left_out=tuple(skipped.values()),
         files=tuple(target.name(shard) for shard in range(target.num_shards)),
         file_rows=tuple(summary.rows for summary in summaries),
         manifest_sha256=hashlib.sha256(content).hexdigest(),
     )
     assert sum(settings.file_rows) == settings.rows
     storage.remove_leftovers(target.output)
-    storage.write(storage.join(target.output, MANIFEST_FILE), content)
-    storage.write(storage.join(target.output, DATASET_FILE), to_json(settings).encode())
+    storage.write(storage.join(target.output, files.SET_MANIFEST), content)
+    storage.write(storage.join(target.output, files.DATASET), to_json(settings).encode())
     return Prepared(target.output, settings, kept)
-
-
-def _to_parquet(rows: pa.Table, **options: int | bool) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(
-        rows,
-        buffer,
-        compression="zstd",
-        use_dictionary=False,
-        write_page_checksum=True,
-        **options,  # pyright: ignore[reportArgumentType]
-    )
-    return buffer.getvalue()

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from petseg import storage
-from petseg.config.base import InputError
 from petseg.data.manifest import IMAGE_ENDINGS
-from petseg.errors import UnavailableError
+from petseg.errors import InputError
 
-SIDES = ("train", "val", "test")
+NAMES = ("train", "val", "test")
 """Names of the splits."""
 
 _LIST_SCHEMA = pa.schema([("id", pa.string()), ("split", pa.string())])
@@ -39,24 +38,24 @@ def assign(manifest: pa.Table, files: tuple[str, ...]) -> tuple[dict[str, pa.Tab
     splits.
     """
     ids = set(manifest["id"].to_pylist())
-    side_of: dict[str, str] = {}
+    split_of: dict[str, str] = {}
     unknown = []
     for entry in files:
-        side, _, location = entry.partition("=")
-        if side not in SIDES or not location:
-            side, location = "", entry
-        listed = dict(_read_list(location, side, ids))
+        name, _, location = entry.partition("=")
+        if name not in NAMES or not location:
+            name, location = "", entry
+        listed = dict(_read_list(location, name, ids))
         if not listed.keys() & ids:
             raise InputError(
-                f"--split-file {location}: none of the ids in it is that of a pair, such as {manifest['id'][0]}; ids "
+                f"--split-file {location}: no id in it matches a pair, such as {manifest['id'][0]}; ids "
                 "are paths below the folder without an ending"
             )
-        for row_id, found in listed.items():
-            if side_of.setdefault(row_id, found) != found:
-                raise InputError(f"--split-file {location}: {row_id} is listed for {found} and for {side_of[row_id]}")
+        for row_id, name in listed.items():
+            if split_of.setdefault(row_id, name) != name:
+                raise InputError(f"--split-file {location}: {row_id} is listed for {name} and for {split_of[row_id]}")
         unknown += sorted(listed.keys() - ids)
-    sides = [side_of.get(row_id) for row_id in manifest["id"].to_pylist()]
-    return {side: manifest.filter(pa.array([of == side for of in sides])) for side in SIDES}, unknown
+    assigned = [split_of.get(row_id) for row_id in manifest["id"].to_pylist()]
+    return {name: manifest.filter(pa.array([split_name == name for split_name in assigned])) for name in NAMES}, unknown
 
 
 def divide(
@@ -67,29 +66,27 @@ def divide(
     Without validation pairs in the lists, some training pairs are held out: `val_count` of them, or the fraction
     `val_fraction`. Raises `InputError` as `assign` does.
     """
-    sides, warnings = {"train": pairs, "val": pairs.slice(0, 0), "test": pairs.slice(0, 0)}, []
+    parts, warnings = {"train": pairs, "val": pairs.slice(0, 0), "test": pairs.slice(0, 0)}, []
     if split_file:
-        sides, unknown = assign(pairs, split_file)
+        parts, unknown = assign(pairs, split_file)
         if unknown:
-            warnings.append(f"{len(unknown)} ids in --split-file are those of no pair: {', '.join(unknown[:5])}")
-        left = pairs.num_rows - sum(side.num_rows for side in sides.values())
+            warnings.append(f"{len(unknown)} ids in --split-file match no pair: {', '.join(unknown[:5])}")
+        left = pairs.num_rows - sum(part.num_rows for part in parts.values())
         if left:
-            warnings.append(f"{left} of {pairs.num_rows} pairs are in no list of --split-file, and left out")
-    listed, held_out = sides["train"].num_rows, 0
-    if not sides["val"].num_rows:
+            warnings.append(f"{left} of {pairs.num_rows} pairs are not listed in --split-file and are skipped")
+    listed, held_out = parts["train"].num_rows, 0
+    if not parts["val"].num_rows:
         held_out = min(listed, val_count or max(1, round((val_fraction or 0) * listed)))
-    to_train, to_validate = split(sides["train"], seed=seed, val_count=held_out)
-    return sides | {"train": to_train} | ({"val": to_validate} if held_out else {}), warnings
+    to_train, to_validate = split(parts["train"], seed=seed, val_count=held_out)
+    return parts | {"train": to_train} | ({"val": to_validate} if held_out else {}), warnings
 
 
-def _read_list(location: str, side: str, ids: set[str]) -> Iterator[tuple[str, str]]:
-    """Yield (id, split) for each line of a list. `side` is the split of all lines; "" if each line names its own."""
-    try:
-        content = storage.read(storage.absolute(location))
-    except UnavailableError:
-        raise
-    except OSError as error:
-        raise InputError(f"--split-file {location}: cannot be read: {error.strerror or error}") from error
+def _read_list(location: str, split_name: str, ids: set[str]) -> Iterator[tuple[str, str]]:
+    """Yield (id, split) for each line of a list.
+
+    `split_name` is the split of all lines; "" if each line names its own.
+    """
+    content = storage.read_input(storage.absolute(location), f"--split-file {location}")
     if content.startswith(b"PAR1"):
         try:
             rows = storage.parse_parquet(content, ["id", "split"]).cast(_LIST_SCHEMA).to_pylist()
@@ -102,13 +99,13 @@ def _read_list(location: str, side: str, ids: set[str]) -> Iterator[tuple[str, s
     for number, words in enumerate(lines, 1):
         if not words or words[0].startswith("#") or words[1:] == ["split"]:
             continue
-        found = side or (words[1] if len(words) > 1 else "")
-        if found not in SIDES:
+        name = split_name or (words[1] if len(words) > 1 else "")
+        if name not in NAMES:
             raise InputError(
-                f"--split-file {location}, line {number}: an id and one of {', '.join(SIDES)} are expected; for a "
-                "list that is all of one, give train=FILE"
+                f"--split-file {location}, line {number}: an id and one of {', '.join(NAMES)} are expected; for a "
+                "list of a single split, give train=FILE"
             )
-        yield _without_ending(words[0]), found
+        yield _without_ending(words[0]), name
 
 
 def _split_line(line: str, ids: set[str]) -> list[str]:

@@ -33,9 +33,9 @@ def preview(content: bytes, max_pixels: int) -> bytes:
 
 def overlay(preview_jpeg: bytes, mask_png: bytes) -> bytes:
     """Blend a mask from `encode_mask`, in its colours, half and half with the `preview` of its photo, as a JPEG."""
-    Image.MAX_IMAGE_PIXELS = None  # the photo was checked against our own limit
-    photo = Image.open(io.BytesIO(preview_jpeg), formats=("JPEG",))
-    mask = Image.open(io.BytesIO(mask_png), formats=("PNG",)).resize(photo.size, Image.Resampling.NEAREST)
+    with decode.lift_pillow_limit():  # the photo was checked against our own limit
+        photo = Image.open(io.BytesIO(preview_jpeg), formats=("JPEG",))
+        mask = Image.open(io.BytesIO(mask_png), formats=("PNG",)).resize(photo.size, Image.Resampling.NEAREST)
     return _to_jpeg(Image.blend(photo.convert("RGB"), mask.convert("RGB"), 0.5))
 
 

@@ -4,7 +4,6 @@ This runs in a plain process without Ray. Threads decode ahead of the network an
 numbers per pair, memory does not grow with the number of pairs. This module writes no files.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,25 +15,22 @@ import torch
 from torch import Tensor
 
 from petseg import storage
-from petseg.config.base import ModelConfig
+from petseg.config.model import ModelConfig
 from petseg.data import decode, manifest, visualize
 from petseg.data.decode import DecodeError, Photo
 from petseg.data.labels import IGNORE_ID, LabelMap
 from petseg.data.pairs import decode_pair_and_truth
 from petseg.evaluation import metrics
 from petseg.inference.predictor import Prediction, Predictor, enlarge, most_probable
+from petseg.lookahead import map_ahead
 
 WORST = 20
 """Maximum number of pairs to draw."""
-
-BORDER = "border"
-"""Name of the class that a second set of scores leaves out."""
 
 _PAIRS_AT_A_TIME = 256  # maximum number of pairs decoded before the network sees them
 _PIXELS_AT_A_TIME = 2**26  # limit on the pixels of their masks at the original size; larger masks mean fewer pairs
 
 T = TypeVar("T")
-ResultT = TypeVar("ResultT")
 
 ROWS = pa.schema(
     [
@@ -109,14 +105,20 @@ class Evaluator:
     """Scorer of a network on pairs. `predictor` must accept photos at the image size of `model`."""
 
     def __init__(
-        self, predictor: Predictor, model: ModelConfig, label_map: LabelMap, max_pixels: int, threads: int
+        self,
+        predictor: Predictor,
+        model: ModelConfig,
+        label_map: LabelMap,
+        max_pixels: int,
+        threads: int,
+        exclude_class: str = "",
     ) -> None:
         self._predictor = predictor
         self._model = model
         self._label_map = label_map
         self._max_pixels = max_pixels
         self._threads = threads
-        self._views = views(model.class_names)
+        self._views = views(model.class_names, exclude_class)
 
     def results(self, pairs: pa.Table) -> Iterator[Result]:
         """Yield one result for each row of a manifest, in order."""
@@ -130,8 +132,8 @@ class Evaluator:
         ahead = 2 * self._threads
         with ThreadPoolExecutor(self._threads) as pool:
             contents = manifest.read_pairs(pairs, decode.max_bytes(self._max_pixels))
-            decoded = _in_order(pool, self._decode, contents, ahead)
-            yield from _in_order(pool, finish, self._predict(decoded), ahead)
+            decoded = map_ahead(pool, self._decode, contents, ahead)
+            yield from map_ahead(pool, finish, self._predict(decoded), ahead)
 
     def _decode(self, pair: tuple[dict[str, str], bytes, bytes, str]) -> _Pair:
         row, photo_content, mask_content, error = pair
@@ -180,11 +182,14 @@ class Evaluator:
         return visualize.comparison(small, pair.truth, prediction.mask().class_ids, self._model.palette)
 
 
-def views(class_names: tuple[str, ...]) -> list[View]:
-    """Return the views to score: first all classes at the network's size, then the other views."""
+def views(class_names: tuple[str, ...], exclude_class: str = "") -> list[View]:
+    """Return the views to score: first all classes at the network's size, then the other views.
+
+    `exclude_class` is the name of a class without which both sizes are scored once more; "" for none.
+    """
     all_classes = tuple(range(len(class_names)))
-    inner = tuple(i for i in all_classes if class_names[i] != BORDER)
-    choices = [all_classes, inner] if 0 < len(inner) < len(all_classes) else [all_classes]
+    others = tuple(i for i in all_classes if class_names[i] != exclude_class)
+    choices = [all_classes] if others == all_classes else [all_classes, others]
     return [View(at_original_size, classes) for at_original_size in (False, True) for classes in choices]
 
 
@@ -234,21 +239,21 @@ def scores(counts: Counts, class_names: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def summary(totals: dict[View, Counts], class_names: tuple[str, ...]) -> dict[str, Any]:
+def summarise(totals: dict[View, Counts], class_names: tuple[str, ...]) -> dict[str, Any]:
     """Return `scores` at the network's size, with the scores of the other views nested under their names."""
 
     def at(original_size: bool) -> dict[str, Any]:
-        whole, *inner = (
-            scores(totals[view], [class_names[i] for i in view.classes])
-            for view in views(class_names)
+        whole, *excluding = (
+            scores(counts, [class_names[i] for i in view.classes])
+            for view, counts in totals.items()
             if view.at_original_size == original_size
         )
-        return whole | {"without_border": inner[0] if inner else None}
+        return whole | {"excluding_class": excluding[0] if excluding else None}
 
     return at(False) | {"original_size": at(True)}
 
 
-def worst(rows: pa.Table) -> list[int]:
+def worst_pairs(rows: pa.Table) -> list[int]:
     """Return the numbers of up to `WORST` rows with the highest cross-entropy, worst first.
 
     Ranked by cross-entropy, because mIoU weighs a ten-pixel class like any other.
@@ -268,16 +273,3 @@ def _groups(pairs: Iterable[_Pair]) -> Iterator[list[_Pair]]:
             yield group
             group, pixels = [], 0
     yield group
-
-
-def _in_order(
-    pool: ThreadPoolExecutor, work: Callable[[T], ResultT], items: Iterable[T], ahead: int
-) -> Iterator[ResultT]:
-    """Yield `work(item)` for each item, in order. Up to `ahead` items are processed ahead of the consumer."""
-    running = deque()
-    for item in items:
-        running.append(pool.submit(work, item))
-        if len(running) > ahead:
-            yield running.popleft().result()
-    while running:
-        yield running.popleft().result()

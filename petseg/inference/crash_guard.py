@@ -21,10 +21,10 @@ _TRIES = 3
 
 
 @contextlib.contextmanager
-def attempt(name: str) -> Iterator[bool]:
-    """Yield True if a process on this machine died during an earlier attempt named `name`, for any reason.
+def crash_marker(name: str) -> Iterator[bool]:
+    """Mark an attempt as running. Yield True if a process on this machine died in an earlier attempt of this `name`.
 
-    A marker file in the temporary folder exists while the attempt runs. `name` becomes part of its file name.
+    The marker is a file in the temporary folder. `name` becomes part of its file name.
     """
     marker = Path(tempfile.gettempdir()) / f"petseg-{os.getuid()}-{name}"
     died_before = False
@@ -41,7 +41,9 @@ def attempt(name: str) -> Iterator[bool]:
             marker.unlink()
 
 
-def each(work: Callable[[Argument], Result], arguments: Iterable[Argument], if_died: Result) -> Iterator[Result]:
+def map_in_subprocess(
+    work: Callable[[Argument], Result], arguments: Iterable[Argument], if_died: Result
+) -> Iterator[Result]:
     """Yield `work(argument)` for each argument, run in a subprocess.
 
     Yields `if_died` for an argument whose subprocess died `_TRIES` times. A single death may have another cause.

@@ -1,55 +1,37 @@
 """Manage the output folder of a prediction job: check its plan, find committed shards, start and finish the job.
 
-A shard is the unit of work. Its Parquet file is its commit: the file appears whole, after the other files of its rows.
-The plan follows from the manifest and the settings alone. A second start therefore makes the same plan, keeps the
-committed shards and processes the rest. `shard.py` processes a single shard. This module knows nothing of Ray or of
-pixels.
+`storage/sharded_output.py` describes the protocol. The plan follows from the manifest and the settings alone, so a
+second start makes the same plan. `shard.py` processes a single shard. This module knows nothing of Ray or of pixels.
 """
 
 import errno
-import io
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from petseg import files, storage
-from petseg.errors import InputError, UnavailableError
-from petseg.inference.plan import (
-    MANIFEST_FILE,
-    MASK_FOLDER,
-    OVERLAY_FOLDER,
-    PLAN_FILE,
-    SUCCESS_FILE,
-    Outputs,
-    Plan,
-    Summary,
-    Target,
-    fingerprint,
-)
-from petseg.storage import checks
-
-OF_PHOTO = ("id", "image", "height", "width", "error")
-"""Columns that do not come from a mask."""
+from petseg.errors import STORAGE_ERRORS, InputError
+from petseg.files import MASK_FOLDER, OVERLAY_FOLDER
+from petseg.inference.plan import Outputs, Plan, Summary, Target, fingerprint
+from petseg.storage import checks, sharded_output
 
 _SHARD_FILE = re.compile(r"part-\d{5,}-of-\d{5,}\.parquet")
 _IO_THREADS = 16
 _CHUNK = 10_000
 _NAMES_SHOWN = 5
-_PLAN_KEY, _SUMMARY_KEY = b"petseg.plan", b"petseg.summary"
 
 
 def require_plan(target: Target) -> None:
     """Raise `OSError` if another job has taken over the output folder while this one was running."""
-    location = storage.join(target.output, PLAN_FILE)
+    location = storage.join(target.output, files.PLAN)
     try:
         there = json.loads(storage.read(location))
     except FileNotFoundError as error:
-        raise OSError(errno.ENOENT, f"no {PLAN_FILE} there any more, or not on every machine") from error
+        raise OSError(errno.ENOENT, f"no {files.PLAN} there any more, or not on every machine") from error
     except ValueError:
         there = None
     if fingerprint(there) != target.fingerprint:
@@ -65,14 +47,14 @@ def find_done(plan: Plan, *, overwrite: bool = False) -> dict[int, Summary]:
     output = plan.target.output
     checks.require_writable(output, "--output")
     names = storage.list_names(output)
-    if PLAN_FILE not in names:
+    if files.PLAN not in names:
         folders = (MASK_FOLDER, OVERLAY_FOLDER)
-        ours = [name for name in names if name in (*folders, SUCCESS_FILE) or name.endswith(".parquet")]
-        ours = [name for name in ours if name != MANIFEST_FILE]  # the only file left by a start that was killed at once
+        ours = [name for name in names if name in (*folders, files.SUCCESS) or name.endswith(".parquet")]
+        ours = [
+            name for name in ours if name != files.PREDICTION_MANIFEST
+        ]  # the only file left by a start that was killed at once
         if ours:
-            raise InputError(
-                f"--output {output}: {ours[0]} is there already, but no {PLAN_FILE}; choose another folder"
-            )
+            raise InputError(f"--output {output}: {ours[0]} already exists, but no {files.PLAN}; choose another folder")
         return {}
     before = _read_plan(output)
     for folder in plan.target.outputs.files().keys() - _outputs_of(before).files().keys():
@@ -94,22 +76,34 @@ def _require_same_plan(plan: Plan, before: dict[str, Any]) -> None:
         if "manifest_sha256" in differing:
             changes += _changed_names(plan)
         raise InputError(
-            f"--output {plan.target.output}: begun with other settings: {', '.join(changes)}; choose another folder, "
+            f"--output {plan.target.output}: started with other settings: {', '.join(changes)}; choose another folder, "
             "or pass --overwrite to replace what is in this one"
         )
 
 
 def _find_committed(plan: Plan) -> dict[int, Summary]:
-    names = set(storage.list_names(plan.target.output))
-    there = [shard for shard in range(plan.target.num_shards) if plan.target.name(shard) in names]
-    with ThreadPoolExecutor(_IO_THREADS) as pool:
-        found = zip(there, pool.map(partial(_committed, plan), there), strict=True)
-        return {shard: summary for shard, summary in found if summary is not None}
+    """Return the summaries of the committed shards, by shard.
+
+    A shard that is truncated or of another plan is left out, and is written again.
+    """
+    target, names, committed = plan.target, set(storage.list_names(plan.target.output)), {}
+    shards = [shard for shard in range(target.num_shards) if target.name(shard) in names]
+    for shard, footer in zip(shards, sharded_output.read_footers(map(target.location, shards)), strict=True):
+        if isinstance(footer, Exception):
+            # For a broken footer, Arrow raises ArrowInvalid, or OSError without an errno.
+            if isinstance(footer, OSError) and footer.errno not in (None, errno.ENOENT):
+                raise footer
+            continue
+        summary = target.summary(shard, footer)
+        rows = min(plan.shard_size, plan.manifest.num_rows - shard * plan.shard_size)
+        if summary is not None and footer.num_rows == rows:
+            committed[shard] = Summary(rows, *summary)
+    return committed
 
 
 def is_finished(plan: Plan, done: dict[int, Summary]) -> bool:
     """Return True if nothing is left to do. `done` is the result of `find_done`."""
-    return len(done) == plan.target.num_shards and SUCCESS_FILE in storage.list_names(plan.target.output)
+    return len(done) == plan.target.num_shards and files.SUCCESS in storage.list_names(plan.target.output)
 
 
 def begin(plan: Plan, *, overwrite: bool = False) -> None:
@@ -122,8 +116,8 @@ def begin(plan: Plan, *, overwrite: bool = False) -> None:
     written.
     """
     output = plan.target.output
-    location = storage.join(output, PLAN_FILE)
-    before = _read_plan(output) if PLAN_FILE in storage.list_names(output) else None
+    location = storage.join(output, files.PLAN)
+    before = _read_plan(output) if files.PLAN in storage.list_names(output) else None
     if before is not None and not overwrite:
         _require_same_plan(plan, before)
     storage.remove_leftovers(output)
@@ -132,9 +126,8 @@ def begin(plan: Plan, *, overwrite: bool = False) -> None:
     content = (json.dumps(plan.description, indent=2) + "\n").encode()
     if before is None:
         storage.create(location, content, "--output")
-    buffer = io.BytesIO()
-    pq.write_table(plan.manifest.select(["id", "image"]), buffer, compression="zstd")
-    storage.write(storage.join(output, MANIFEST_FILE), buffer.getvalue())
+    manifest = sharded_output.to_parquet(plan.manifest.select(["id", "image"]), compression="zstd")
+    storage.write(storage.join(output, files.PREDICTION_MANIFEST), manifest)
     if before is not None and before != plan.description:
         storage.write(location, content)
 
@@ -147,11 +140,6 @@ def summarise(rows: pa.Table) -> Summary:
         if error is not None
     ]
     return Summary(rows.num_rows, len(errors), errors[:_NAMES_SHOWN])
-
-
-def footer(target: Target, summary: Summary) -> dict[bytes, str]:
-    """Return the metadata for the footer of a shard's Parquet file. It identifies the plan and holds the summary."""
-    return {_PLAN_KEY: target.fingerprint, _SUMMARY_KEY: json.dumps([summary.failed, summary.first_errors])}
 
 
 def finish(plan: Plan, done: dict[int, Summary]) -> Summary:
@@ -172,7 +160,7 @@ def finish(plan: Plan, done: dict[int, Summary]) -> Summary:
         "shards": len(done),
         "plan": plan.description,
     }
-    storage.write(storage.join(plan.target.output, SUCCESS_FILE), (json.dumps(content, indent=2) + "\n").encode())
+    storage.write(storage.join(plan.target.output, files.SUCCESS), (json.dumps(content, indent=2) + "\n").encode())
     return summary
 
 
@@ -185,7 +173,7 @@ def total(done: dict[int, Summary]) -> Summary:
 
 
 def _read_plan(output: str) -> dict[str, Any]:
-    location = storage.join(output, PLAN_FILE)
+    location = storage.join(output, files.PLAN)
     before = storage.read_json(location)
     if not isinstance(before, dict):
         raise InputError(f"{location}: an object with one key per setting is expected; was it edited?")
@@ -201,11 +189,11 @@ def _outputs_of(before: dict[str, Any]) -> Outputs:
 
 def _changed_names(plan: Plan) -> list[str]:
     """Describe the photos added and removed since the output was started; empty if its manifest is unreadable."""
-    location = storage.join(plan.target.output, MANIFEST_FILE)
+    location = storage.join(plan.target.output, files.PREDICTION_MANIFEST)
     try:
         with storage.open_file(location) as file:
             before = set(pq.read_table(file, columns=["image"])["image"].to_pylist())
-    except (OSError, pa.ArrowException):
+    except (*STORAGE_ERRORS, pa.ArrowException):
         return []
     now = set(plan.manifest["image"].to_pylist())
     changes = []
@@ -222,7 +210,7 @@ def _clear(output: str, before: dict[str, Any]) -> None:
     The plan is replaced last. If this process is killed, the next start can still identify the remaining files.
     """
     names = storage.list_names(output)
-    for name in (SUCCESS_FILE, files.REPORT):
+    for name in (files.SUCCESS, files.REPORT):
         storage.remove_file(storage.join(output, name))
     for name in names:
         if _SHARD_FILE.fullmatch(name):
@@ -230,12 +218,10 @@ def _clear(output: str, before: dict[str, Any]) -> None:
     folders = {folder: ending for folder, ending in _outputs_of(before).files().items() if folder in names}
     if not folders:
         return
-    location = storage.join(output, MANIFEST_FILE)
+    location = storage.join(output, files.PREDICTION_MANIFEST)
     try:
         with storage.open_file(location) as file:
             ids = pq.read_table(file, columns=["id"])["id"].to_pylist()
-    except UnavailableError:
-        raise
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{location}: cannot be read, so what to overwrite is not known; delete {output}") from error
     for folder, ending in folders.items():
@@ -244,24 +230,3 @@ def _clear(output: str, before: dict[str, Any]) -> None:
                 chunk = ids[start : start + _CHUNK]
                 list(pool.map(storage.remove_file, (storage.join(output, folder, row_id + ending) for row_id in chunk)))
         storage.remove_empty_folders(storage.join(output, folder))
-
-
-def _committed(plan: Plan, shard: int) -> Summary | None:
-    """Return the summary from a shard's footer, or None if the file is missing, incomplete or of another plan."""
-    location = plan.target.location(shard)
-    try:
-        with storage.open_file(location) as file:
-            metadata = pq.read_metadata(file)
-    except UnavailableError:
-        raise
-    except pa.ArrowInvalid:
-        return None  # truncated or overwritten by something else: write it again
-    except OSError as error:
-        if error.errno not in (None, errno.ENOENT):
-            raise
-        return None  # missing; or a broken footer, for which Arrow raises this type without an errno
-    found = metadata.metadata or {}
-    expected = min(plan.shard_size, plan.manifest.num_rows - shard * plan.shard_size)
-    if metadata.num_rows != expected or found.get(_PLAN_KEY) != plan.target.fingerprint.encode():
-        return None
-    return Summary(expected, *json.loads(found[_SUMMARY_KEY]))

@@ -4,18 +4,14 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from petseg import storage
 from petseg.data.manifest import digest
-
-MANIFEST_FILE = "_manifest.parquet"
-PLAN_FILE = "_plan.json"
-SUCCESS_FILE = "_SUCCESS.json"
-MASK_FOLDER = "masks"
-OVERLAY_FOLDER = "overlays"
+from petseg.files import MASK_FOLDER, OVERLAY_FOLDER
+from petseg.storage import sharded_output
+from petseg.storage.sharded_output import ShardedOutput
 
 _FORMAT = 3
 """Version of the output format. Increase it when the same settings would give different bytes than before.
@@ -66,22 +62,18 @@ def schema(outputs: Outputs) -> pa.Schema:
 
 
 @dataclass(frozen=True)
-class Target:
-    """Destination of a job's shards. It is small, so it can be sent to every task."""
+class Target(ShardedOutput):
+    """Output folder of a prediction, and what is written to it."""
 
-    output: str
-    num_shards: int
     fingerprint: str
     """SHA-256 of the plan. Every shard carries it, so that a shard of another job is never mistaken for one of this."""
     outputs: Outputs
 
-    def name(self, shard: int) -> str:
-        """Return the file name of a shard's Parquet file."""
-        return f"part-{shard:05d}-of-{self.num_shards:05d}.parquet"
+    mark_key: ClassVar[bytes] = b"petseg.plan"
 
-    def location(self, shard: int) -> str:
-        """Return the location of a shard's Parquet file."""
-        return storage.join(self.output, self.name(shard))
+    def mark(self, shard: int) -> bytes:
+        """Return the fingerprint. Within a job, the name of a file tells its shard."""
+        return self.fingerprint.encode()
 
 
 @dataclass(frozen=True)
@@ -105,9 +97,9 @@ class Summary:
     """Entries "id: reason" of the first failed photos."""
 
 
-def rows_of(manifest: pa.Table, shard: int, shard_size: int) -> pa.Table:
+def numbered_rows(manifest: pa.Table, shard: int, shard_size: int) -> pa.Table:
     """Return the manifest rows of a shard, with the column `shard` added."""
-    rows = manifest.slice(shard * shard_size, shard_size)
+    rows = sharded_output.rows_of(manifest, shard, shard_size)
     return rows.append_column("shard", pa.array([shard] * rows.num_rows, pa.int64()))
 
 
@@ -121,7 +113,8 @@ def make_plan(manifest: pa.Table, output: str, *, shard_size: int, outputs: Outp
         **dataclasses.asdict(outputs),
         **settings,
     }
-    target = Target(output, -(-manifest.num_rows // shard_size), fingerprint(description), outputs)
+    num_shards = sharded_output.count_shards(manifest, shard_size)
+    target = Target(output, num_shards, fingerprint(description), outputs)
     return Plan(manifest, shard_size, description, target)
 
 

@@ -5,8 +5,8 @@ its most probable class. A large photo may be cut into overlapping tiles. Each t
 results are blended.
 """
 
+import itertools
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from torch import Tensor
 from petseg.config.base import Precision, Resize
 from petseg.data import decode
 from petseg.data.decode import Photo
+from petseg.lookahead import map_ahead
 from petseg.models import precision
 from petseg.models.network import Network
 
@@ -80,7 +81,7 @@ class Predictor:
         device: torch.device,
         batch_size: int,
         size_hw: tuple[int, int],
-        arithmetic: Precision = "auto",
+        dtype: Precision = "auto",
         *,
         resize: Resize = "antialias",
         threads: int = 1,
@@ -92,7 +93,7 @@ class Predictor:
         self._batch_size = batch_size
         self._size_hw = size_hw
         self._resize: Resize = resize
-        self._arithmetic: Precision = precision.resolve(arithmetic, device)
+        self._dtype: Precision = precision.resolve(dtype, device)
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads)
         self._keep_probabilities = probabilities
@@ -150,18 +151,12 @@ class Predictor:
         Each callable in `pixels` returns one photo or tile. It is called only when its batch starts.
         """
         batches = (pixels[i : i + self._batch_size] for i in range(0, len(pixels), self._batch_size))
-        running = deque()
-        for batch in batches:
-            running.append(self._pool.submit(self._forward, batch))
-            if len(running) > self._threads:
-                yield from running.popleft().result()
-        while running:
-            yield from running.popleft().result()
+        return itertools.chain.from_iterable(map_ahead(self._pool, self._forward, batches, self._threads))
 
     @torch.inference_mode()
     def _forward(self, batch: Iterable[Callable[[], np.ndarray]]) -> Tensor:
         pixels = torch.from_numpy(np.stack([make() for make in batch])).to(self._device)
-        with precision.autocast(self._arithmetic, self._device):
+        with precision.autocast(self._dtype, self._device):
             logits = self._model(pixels.permute(0, 3, 1, 2))
         return logits.float().softmax(1)
 

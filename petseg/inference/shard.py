@@ -1,15 +1,14 @@
 """Process one shard: read its photos, predict their masks, write its rows and files. No Ray and no network code."""
 
-import io
-from collections import deque
+import itertools
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from petseg import storage
@@ -20,15 +19,15 @@ from petseg.data.decode import (
     Photo,
     decode_photo,
     decode_whole,
-    encode_grey,
-    encode_mask,
     from_column,
     max_bytes,
     upright_size,
 )
-from petseg.errors import UnavailableError
+from petseg.data.encode import encode_grey, encode_mask
+from petseg.files import OVERLAY_FOLDER
 from petseg.inference import crash_guard, output_folder, plan
 from petseg.inference.plan import Outputs, Summary, Target
+from petseg.lookahead import map_ahead
 
 _IO_THREADS = 16
 _KILLED = "the process that decoded it has died"
@@ -43,7 +42,7 @@ def read_shard(
     resize: Resize = "antialias",
     tile_hw: tuple[int, int] | None = None,
     previews: bool = False,
-    apart: bool = False,
+    in_subprocess: bool = False,
 ) -> pa.Table:
     """Read and decode the photos of a shard.
 
@@ -52,18 +51,18 @@ def read_shard(
 
     A photo that cannot be read or decoded has the reason in `error`, and null in the other added columns. A photo
     larger than a tile has null in `pixels`: reading it again is better than passing it on at its own size. With
-    `apart`, photos are decoded in a subprocess, and a photo that kills the subprocess gets an error, too.
+    `in_subprocess`, photos are decoded in a subprocess, and a photo that kills the subprocess gets an error, too.
 
     Raises `UnavailableError` if storage does not answer. That is not the photo's fault, so no row records it.
     """
     decode = partial(_decode, size_hw=size_hw, max_pixels=max_pixels, resize=resize, tile_hw=tile_hw)
     columns_of = partial(_columns_of, decode=decode, previews_of=max_pixels if previews else None)
     locations, at_most = rows["image"].to_pylist(), max_bytes(max_pixels)
-    if apart:
+    if in_subprocess:
         read = partial(_read_columns, at_most=at_most, columns_of=columns_of)
-        found = list(crash_guard.each(read, locations, if_died={"error": _KILLED}))
+        columns = list(crash_guard.map_in_subprocess(read, locations, if_died={"error": _KILLED}))
     else:
-        found = list(map(columns_of, storage.read_each(locations, at_most)))
+        columns = list(map(columns_of, storage.read_each(locations, at_most)))
     kinds = {
         "height": pa.int32(),
         "width": pa.int32(),
@@ -72,7 +71,7 @@ def read_shard(
         "preview": pa.binary(),
     }
     for name, kind in kinds.items():
-        rows = rows.append_column(name, pa.array([photo.get(name) for photo in found], kind))
+        rows = rows.append_column(name, pa.array([photo.get(name) for photo in columns], kind))
     return rows
 
 
@@ -85,38 +84,24 @@ def predict_shard(
     predict: Callable[[list[Photo]], Iterable[Any]],
     predict_tiled: Callable[[Image.Image], Any],
     pool: ThreadPoolExecutor,
-    apart: bool = False,
+    in_subprocess: bool = False,
 ) -> pa.Table:
     """Convert the rows of `read_shard` to rows of `plan.schema`, with the columns `shard` and `preview` added.
 
     `predict` yields a `predictor.Prediction` for each decoded photo, in order. `predict_tiled` returns a
-    `predictor.Mask` for a photo at its own size. With `apart`, photos at their own size are decoded in a subprocess, as
-    in `read_shard`.
+    `predictor.Mask` for a photo at its own size. With `in_subprocess`, photos at their own size are decoded in a
+    subprocess, as in `read_shard`.
     """
-    found = {name: rows[name].to_pylist() for name in ("height", "width", "error")}
-    masks = _Encoding(rows.num_rows, outputs, palette, pool)
-    pixels = from_column(rows["pixels"], (*size_hw, 3))
-    decoded = rows["pixels"].is_valid().to_pylist()
-    whole = [row for row in range(rows.num_rows) if decoded[row]]
-    photos = [Photo(pixels[row], found["height"][row], found["width"][row]) for row in whole]
-    for row, prediction in zip(whole, predict(photos), strict=True):
-        masks.put(row, prediction.height * prediction.width, prediction.mask)
-
-    large = [row for row in range(rows.num_rows) if not decoded[row] and found["error"][row] is None]
-    locations = rows["image"].to_pylist()
-    whole_pictures = _load_whole([locations[row] for row in large], max_pixels, apart)
-    for row in large:
-        picture = next(whole_pictures)
-        if isinstance(picture, str):
-            found["height"][row], found["width"][row], found["error"][row] = None, None, picture
-            continue
-        mask = predict_tiled(picture)
-        del picture
-        found["height"][row], found["width"][row] = mask.class_ids.shape
-        masks.put(row, mask.class_ids.size, lambda mask=mask: mask)
-        del mask
-    columns = {**{name: rows[name] for name in rows.column_names}, **found, **masks.columns()}
     schema = plan.schema(outputs)
+    columns = {name: [None] * rows.num_rows for name in schema.names}
+    columns |= {name: rows[name].to_pylist() for name in schema.names if name in rows.column_names}
+    pictures = _load_whole(rows, max_pixels, in_subprocess)
+    predicted = itertools.chain(_predict_decoded(rows, size_hw, predict), _predict_large(pictures, predict_tiled))
+    # Masks are computed and encoded in other threads, while the network works on the next photos.
+    encode = partial(_encode, outputs=outputs, palette=palette)
+    for row, values in map_ahead(pool, encode, predicted, _PIXELS_WAITING, weight=lambda item: item.num_pixels):
+        for name, value in values.items():
+            columns[name][row] = value
     table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
     return table.append_column("shard", rows["shard"]).append_column("preview", rows["preview"])
 
@@ -124,7 +109,8 @@ def predict_shard(
 def write_shard(rows: pa.Table, target: Target) -> Summary:
     """Write the files of a shard's rows and then, as the commit, its Parquet file. Repeating it gives the same bytes.
 
-    Raises `OSError` if the output cannot be written or a job with another plan has taken it over.
+    Raises `OSError` or `UnavailableError` if the output cannot be written, and `OSError` if a job with another plan has
+    taken it over.
     """
     shard = rows["shard"][0].as_py()
     output_folder.require_plan(target)
@@ -138,57 +124,69 @@ def write_shard(rows: pa.Table, target: Target) -> Summary:
         storage.flush_folders(storage.join(target.output, below) for below in used)
     rows = rows.drop_columns(["shard", "preview"])
     summary = output_folder.summarise(rows)
-    buffer = io.BytesIO()
-    pq.write_table(rows.replace_schema_metadata(output_folder.footer(target, summary)), buffer)
-    storage.write(target.location(shard), buffer.getvalue())
+    target.write_shard(shard, rows, [summary.failed, summary.first_errors])
     storage.flush_folders([target.output])
     return summary
 
 
-class _Encoding:
-    """Compute and encode the masks of a shard in other threads, while the network works on the next photos."""
+@dataclass(frozen=True)
+class _Predicted:
+    """Mask of a row that is still to be computed, or the reason why the row has none."""
 
-    def __init__(
-        self, num_rows: int, outputs: Outputs, palette: tuple[tuple[int, int, int], ...], pool: ThreadPoolExecutor
-    ) -> None:
-        self._encoded: list[dict[str, Any]] = [{} for _ in range(num_rows)]
-        self._outputs = outputs
-        self._palette = palette
-        self._pool = pool
-        self._waiting: deque[tuple[int, int, Future[dict[str, Any]]]] = deque()
-        self._pixels_waiting = 0
+    row: int
+    make_mask: Callable[[], Any] | None
+    num_pixels: int
+    """Pixels of the mask; 0 if there is none."""
+    error: str | None = None
 
-    def put(self, row: int, pixels: int, make_mask: Callable[[], Any]) -> None:
-        self._waiting.append((row, pixels, self._pool.submit(self._encode, make_mask)))
-        self._pixels_waiting += pixels
-        while self._pixels_waiting > _PIXELS_WAITING:
-            self._take()
 
-    def columns(self) -> dict[str, list[Any]]:
-        """Return the mask columns by name. A row without a mask has null."""
-        while self._waiting:
-            self._take()
-        of_mask = [name for name in plan.schema(self._outputs).names if name not in output_folder.OF_PHOTO]
-        return {name: [encoded.get(name) for encoded in self._encoded] for name in of_mask}
+def _predict_decoded(
+    rows: pa.Table, size_hw: tuple[int, int], predict: Callable[[list[Photo]], Iterable[Any]]
+) -> Iterator[_Predicted]:
+    """Yield the rows that have pixels, predicted at the network's size."""
+    pixels = from_column(rows["pixels"], (*size_hw, 3))
+    heights, widths = rows["height"].to_pylist(), rows["width"].to_pylist()
+    decoded = [row for row, valid in enumerate(rows["pixels"].is_valid().to_pylist()) if valid]
+    photos = [Photo(pixels[row], heights[row], widths[row]) for row in decoded]
+    for row, prediction in zip(decoded, predict(photos), strict=True):
+        yield _Predicted(row, prediction.mask, prediction.height * prediction.width)
 
-    def _take(self) -> None:
-        row, pixels, encoding = self._waiting.popleft()
-        self._encoded[row] = encoding.result()
-        self._pixels_waiting -= pixels
 
-    def _encode(self, make_mask: Callable[[], Any]) -> dict[str, Any]:
-        mask = make_mask()
-        encoded: dict[str, Any] = {
-            "mask_png": encode_mask(mask.class_ids, self._palette),
-            "class_pixels": mask.class_pixels,
-            "confidence": mask.confidence,
-        }
-        if self._outputs.probabilities:
-            encoded["probability_pngs"] = [encode_grey(of_class) for of_class in mask.probabilities]
-        if self._outputs.coco_rle:
-            counts = coco_rle.encode(mask.class_ids, len(self._palette))
-            encoded["coco_rle"] = [{"size": list(mask.class_ids.shape), "counts": of_class} for of_class in counts]
-        return encoded
+def _predict_large(
+    pictures: Iterator[tuple[int, Image.Image | str]], predict_tiled: Callable[[Image.Image], Any]
+) -> Iterator[_Predicted]:
+    """Yield the rows whose photos are larger than a tile. No reference to a photo or a mask is kept."""
+
+    def predict(row: int, picture: Image.Image | str) -> _Predicted:
+        if isinstance(picture, str):
+            return _Predicted(row, None, 0, picture)
+        mask = predict_tiled(picture)
+        return _Predicted(row, lambda: mask, mask.class_ids.size)
+
+    return itertools.starmap(predict, pictures)
+
+
+def _encode(
+    predicted: _Predicted, outputs: Outputs, palette: tuple[tuple[int, int, int], ...]
+) -> tuple[int, dict[str, Any]]:
+    """Return (row, its values by column name), computing its mask."""
+    if predicted.make_mask is None:
+        return predicted.row, {"height": None, "width": None, "error": predicted.error}
+    mask = predicted.make_mask()
+    height, width = mask.class_ids.shape
+    values: dict[str, Any] = {
+        "height": height,
+        "width": width,
+        "mask_png": encode_mask(mask.class_ids, palette),
+        "class_pixels": mask.class_pixels,
+        "confidence": mask.confidence,
+    }
+    if outputs.probabilities:
+        values["probability_pngs"] = [encode_grey(of_class) for of_class in mask.probabilities]
+    if outputs.coco_rle:
+        counts = coco_rle.encode(mask.class_ids, len(palette))
+        values["coco_rle"] = [{"size": [height, width], "counts": of_class} for of_class in counts]
+    return predicted.row, values
 
 
 def _read_columns(
@@ -208,39 +206,35 @@ def _columns_of(
     if isinstance(content, OSError):
         return {"error": _reason(content)}
     try:
-        found = decode(content)
+        columns = decode(content)
         if previews_of is not None:
-            found["preview"] = visualize.preview(content, previews_of)
+            columns["preview"] = visualize.preview(content, previews_of)
     except DecodeError as error:
         return {"error": _reason(error)}
-    return found
+    return columns
 
 
-def _load_whole(locations: list[str], max_pixels: int, apart: bool) -> Iterator[Image.Image | str]:
-    """Yield each photo at its own size, or the reason why it cannot be used.
+def _load_whole(rows: pa.Table, max_pixels: int, in_subprocess: bool) -> Iterator[tuple[int, Image.Image | str]]:
+    """Yield (row, photo at its own size, or the reason why it cannot be used) for each row without pixels and error.
 
-    Each photo is decoded while the one before is in use, so two are in memory at a time. No reference to a yielded
-    photo is kept here.
+    Each photo is decoded while the one before is in use, so two are in memory at a time.
     """
     read = partial(_read_whole, max_pixels=max_pixels)
 
-    def load(location: str) -> Image.Image | str:
+    def load(row: int) -> tuple[int, Image.Image | str]:
+        location = locations[row]
         try:
-            return next(crash_guard.each(read, [location], if_died=_KILLED)) if apart else read(location)
-        except UnavailableError:
-            raise
+            if in_subprocess:
+                return row, next(crash_guard.map_in_subprocess(read, [location], if_died=_KILLED))
+            return row, read(location)
         except (DecodeError, OSError) as error:
-            return _reason(error)
+            return row, _reason(error)
 
-    if not locations:
-        return
+    locations, errors = rows["image"].to_pylist(), rows["error"].to_pylist()
+    decoded = rows["pixels"].is_valid().to_pylist()
+    large = [row for row in range(rows.num_rows) if not decoded[row] and errors[row] is None]
     with ThreadPoolExecutor(1) as loader:
-        loading = deque([loader.submit(load, locations[0])])
-        for following in [*locations[1:], None]:
-            wait(loading)
-            if following is not None:
-                loading.append(loader.submit(load, following))
-            yield loading.popleft().result()
+        yield from map_ahead(loader, load, large, 1)
 
 
 def _read_whole(location: str, max_pixels: int) -> Image.Image:
@@ -263,7 +257,7 @@ def _write_file(target: Target, name: str, mask_png: bytes | None, preview: byte
     location = storage.join(target.output, name)
     if mask_png is None:
         storage.remove_file(location)  # left by an earlier, killed start that could still read the photo
-    elif name.startswith(f"{plan.OVERLAY_FOLDER}/"):
+    elif name.startswith(f"{OVERLAY_FOLDER}/"):
         assert preview is not None
         storage.write(location, visualize.overlay(preview, mask_png), scratch=target.output)
     else:
@@ -271,4 +265,4 @@ def _write_file(target: Target, name: str, mask_png: bytes | None, preview: byte
 
 
 def _reason(error: DecodeError | OSError) -> str:
-    return str(error) if isinstance(error, DecodeError) else f"cannot be read: {error.strerror or error}"
+    return str(error) if isinstance(error, DecodeError) else f"cannot be read: {storage.reason(error)}"

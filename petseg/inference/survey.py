@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +13,8 @@ import pyarrow.parquet as pq
 from petseg import storage
 from petseg.data import decode, visualize
 from petseg.data.decode import DecodeError
-from petseg.errors import UnavailableError
-from petseg.inference.plan import MASK_FOLDER, Plan
+from petseg.files import MASK_FOLDER
+from petseg.inference.plan import Plan
 
 SHARDS = 100
 """Maximum number of shards to read, spread evenly over all."""
@@ -24,7 +25,7 @@ _REASON_LETTERS = 80
 
 
 @dataclass(frozen=True)
-class Found:
+class Sample:
     """Counts over the sampled shards. `shards` is their number."""
 
     shards: int
@@ -36,8 +37,8 @@ class Found:
     """Number of failed photos by the first `_REASON_LETTERS` characters of the error."""
 
 
-def survey(plan: Plan, num_classes: int) -> Found:
-    """Read and count a sample of the shards. Raises `OSError` if storage does not answer."""
+def survey(plan: Plan, num_classes: int) -> Sample:
+    """Read and count a sample of the shards. Raises `OSError` or `UnavailableError` if one cannot be read."""
     total = plan.target.num_shards
     numbers = [index * total // min(SHARDS, total) for index in range(min(SHARDS, total))]
 
@@ -51,10 +52,10 @@ def survey(plan: Plan, num_classes: int) -> Found:
     of_masks = rows["class_pixels"].drop_null().combine_chunks()
     class_pixels = of_masks.flatten().to_numpy().reshape(-1, num_classes).sum(0)
     reasons = Counter(reason[:_REASON_LETTERS] for reason in rows["error"].drop_null().to_pylist())
-    return Found(len(numbers), rows.drop_columns(["class_pixels"]), class_pixels, reasons)
+    return Sample(len(numbers), rows.drop_columns(["class_pixels"]), class_pixels, reasons)
 
 
-def look(plan: Plan, rows: pa.Table, max_pixels: int) -> Iterator[tuple[dict[str, object], bytes]]:
+def render_previews(plan: Plan, rows: pa.Table, max_pixels: int) -> Iterator[tuple[dict[str, Any], bytes]]:
     """Yield (row, JPEG) for each of the given rows of `survey`. The JPEG shows the photo beside its overlay.
 
     Skips rows whose photo can no longer be read or has been replaced. Raises `UnavailableError` if storage does not
@@ -65,8 +66,6 @@ def look(plan: Plan, rows: pa.Table, max_pixels: int) -> Iterator[tuple[dict[str
             content = storage.read(row["image"], at_most=decode.max_bytes(max_pixels))
             preview = visualize.preview(content, max_pixels)
             yield row, visualize.side_by_side(preview, visualize.overlay(preview, _mask(plan, row["id"], row["shard"])))
-        except UnavailableError:
-            raise
         except (DecodeError, OSError):
             continue
 

@@ -1,10 +1,10 @@
-"""From settings to a network: the one place that knows which networks there are."""
+"""Build a network from its settings. Only this module knows which networks exist."""
 
 from collections.abc import Callable
 
 import torch
 
-from petseg.config.base import ModelConfig
+from petseg.config.model import ModelConfig
 from petseg.errors import InputError
 from petseg.models.network import Network
 from petseg.models.unet import UNet
@@ -15,13 +15,13 @@ def _unet(config: ModelConfig) -> Network:
 
 
 NETWORKS: dict[str, Callable[[ModelConfig], Network]] = {"unet": _unet}
-"""By the value of `ModelConfig.network`."""
+"""Functions that build a network, by the value of `ModelConfig.network`."""
 
 
 def build(config: ModelConfig) -> Network:
     """Return a network with random weights, on the CPU, in training mode.
 
-    Raises `InputError` where this version of petseg has no network of that name.
+    Raises `InputError` if this version of petseg has no network of that name.
     """
     if config.network not in NETWORKS:
         raise InputError(
@@ -31,7 +31,7 @@ def build(config: ModelConfig) -> Network:
 
 
 def build_seeded(config: ModelConfig, seed: int) -> Network:
-    """Return a network whose weights follow from `seed` alone; the global random state stays as it was."""
+    """Return a network whose random weights depend only on `seed`. Leaves the global random state unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build(config)

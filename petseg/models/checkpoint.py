@@ -1,10 +1,14 @@
-"""What a training run leaves: checkpoints on storage, written whole, and how a network comes back from them.
+"""Save and load the checkpoints of a training run.
 
-A checkpoint is a folder: `model.pt` (plain state dict), `train_state.pt` (optimizer; the weights that it moves, where
-`model.pt` has their average), `config.json` (`ModelConfig`) and `metrics.json` (the epochs so far; written last, so a
-folder without it is not a checkpoint). A run's folder holds `checkpoints/epoch-0001`, …: the best by validation loss
-and the last. One that was written on a notice of preemption is from within an epoch: `epoch-0001-step-000250` has the
-first epoch and 250 steps of the second.
+A checkpoint is a folder with four files:
+- `model.pt`: plain state dict of the weights.
+- `train_state.pt`: optimizer state. If `model.pt` has averaged weights, also the raw weights.
+- `config.json`: `ModelConfig`.
+- `metrics.json`: metrics of all finished epochs. It is written last, so a folder without it is not a checkpoint.
+
+A run's folder keeps the best checkpoint by validation loss and the last one, as `checkpoints/epoch-0001`, …. One that
+was written on a notice of preemption is from within an epoch: `epoch-0001-step-000250` has seen the first epoch and 250
+steps of the second.
 """
 
 import dataclasses
@@ -19,16 +23,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from petseg import storage
-from petseg.config.base import ModelConfig, from_json, to_json
-from petseg.errors import InputError, UnavailableError
+from petseg import files, storage
+from petseg.config.base import from_json, to_json
+from petseg.config.model import ModelConfig
+from petseg.errors import InputError
 from petseg.models.build import build
 from petseg.models.network import Network
 
 History = list[dict[str, Any]]
-"""One dictionary of metrics per epoch, in order; what `metrics.jsonl` has line by line."""
+"""One dictionary of metrics per epoch, in order. `metrics.jsonl` has the same, one line per epoch."""
 
 _COMMIT = "metrics.json"
+
+_RENAMED = {"moved": "raw_weights", "arithmetic": "dtype"}
+"""Map from field names in earlier checkpoints to the current names in `TrainState`."""
 
 
 @dataclass(frozen=True)
@@ -39,51 +47,50 @@ class Checkpoint:
     model: ModelConfig
     history: History
     step: int
-    """Steps of the following epoch that it has seen, too; 0 where it is from an epoch's end."""
+    """Steps seen of the next epoch; 0 for a checkpoint from the end of an epoch."""
 
     @property
     def epoch(self) -> int:
-        """The number of the last epoch it has seen, from 1."""
+        """Number of the last finished epoch, from 1."""
         return len(self.history)
 
     @property
     def val_loss(self) -> float:
-        """Validation loss after that epoch; infinite where it was not a number, so that it is never the best."""
+        """Validation loss of the last finished epoch. Infinite if it was not a number, so that it is never the best."""
         loss = self.history[-1]["val_loss"]
         return math.inf if loss is None else loss
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """What training goes on from, beside the weights that are validated."""
+    """State that is needed to resume training, in addition to the validated weights in `model.pt`."""
 
     optimizer: dict[str, Any]
     """State dict of the optimizer."""
-    moved: dict[str, Tensor] | None = None
-    """State dict of the network whose average `model.pt` is; None where there is no average."""
+    raw_weights: dict[str, Tensor] | None = None
+    """State dict of the weights that the optimizer updates, if `model.pt` holds their average; else None."""
     sums: tuple[float, float] = (0.0, 0.0)
-    """Within an epoch, of all ranks: the training loss, and the weight of the pixels it is of."""
-    arithmetic: str = ""
-    """What the network was trained in: "bf16" or "fp32"."""
+    """Within an epoch: the sum of the training loss, and the sum of the pixel weights, over all ranks."""
+    dtype: str = ""
+    """Numeric precision of the training: "bf16" or "fp32"."""
     epoch_steps: int = 0
-    """Within an epoch: the steps that it has in all."""
+    """Within an epoch: its total number of steps."""
 
 
 def save(run: str, model: Network, state: TrainState, config: ModelConfig, history: History, step: int = 0) -> None:
-    """Write the checkpoint of the last epoch of `history`, or of `step` steps more, then drop those that are neither
-    the best nor this one.
+    """Write the checkpoint after the last epoch of `history` and `step` more steps. Delete all others except the best.
 
-    The previous ones are deleted only after the new one is complete. Raises `OSError` where storage refuses.
+    They are deleted only after the new checkpoint is complete. Raises `OSError` if storage fails.
     """
-    files = {
+    contents = {
         "model.pt": _to_bytes(model.state_dict()),
-        "train_state.pt": _to_bytes({found.name: getattr(state, found.name) for found in dataclasses.fields(state)}),
-        "config.json": to_json(config).encode(),
+        "train_state.pt": _to_bytes({field.name: getattr(state, field.name) for field in dataclasses.fields(state)}),
+        files.CONFIG: to_json(config).encode(),
         _COMMIT: json.dumps(history).encode(),
     }
     location = _location(run, len(history), step)
-    storage.remove_folder(location)  # half a one, of a process that was killed
-    storage.write_folder(location, files)
+    storage.remove_folder(location)  # left incomplete by a killed process
+    storage.write_folder(location, contents)
     checkpoints = _complete(run)
     best = _best(checkpoints)
     for checkpoint in checkpoints:
@@ -92,12 +99,12 @@ def save(run: str, model: Network, state: TrainState, config: ModelConfig, histo
 
 
 def last(run: str) -> Checkpoint | None:
-    """The complete checkpoint of a run that has seen the most epochs."""
+    """Return the latest complete checkpoint of a run, or None."""
     return _last(_complete(run))
 
 
 def best(run: str) -> Checkpoint | None:
-    """The complete checkpoint of a run with the lowest validation loss, the earlier one of equals."""
+    """Return the complete checkpoint with the lowest validation loss, the earlier one of equals, or None."""
     return _best(_complete(run))
 
 
@@ -111,27 +118,27 @@ def _best(checkpoints: list[Checkpoint]) -> Checkpoint | None:
 
 
 def _complete(run: str) -> list[Checkpoint]:
-    folder = storage.join(run, "checkpoints")
-    found = []
+    folder = storage.join(run, files.CHECKPOINTS_FOLDER)
+    checkpoints = []
     for location in (storage.join(folder, name) for name in storage.list_names(folder)):
         if _COMMIT not in storage.list_names(location):
             continue
         try:
-            found.append(open_checkpoint(location))
+            checkpoints.append(open_checkpoint(location))
         except InputError:
             if _COMMIT in storage.list_names(location):
                 raise
-            # Else a training run that is going on has just deleted it.
-    return found
+            # Else a running training job has just deleted it.
+    return checkpoints
 
 
 def find(location: str, flag: str = "--checkpoint") -> Checkpoint:
-    """The checkpoint that `flag` names: the best of a run's folder, or the folder itself.
+    """Return the checkpoint at a location: the best one of a run's folder, or the checkpoint in this folder.
 
-    Raises `InputError` where it is neither.
+    Raises `InputError`, naming `flag`, if it is neither.
     """
     names = storage.list_names(location)
-    if "checkpoints" in names:
+    if files.CHECKPOINTS_FOLDER in names:
         checkpoint = best(location)
         if checkpoint is None:
             raise InputError(f"{flag} {location}: this run has not finished its first epoch yet")
@@ -145,9 +152,9 @@ def find(location: str, flag: str = "--checkpoint") -> Checkpoint:
 
 
 def open_checkpoint(location: str) -> Checkpoint:
-    """The settings and history of the checkpoint in this folder, without its weights."""
-    config_file, commit_file = storage.join(location, "config.json"), storage.join(location, _COMMIT)
-    model = from_json(ModelConfig, _read(config_file), config_file)
+    """Return the checkpoint in this folder, with its settings and history, but without its weights."""
+    config_file, commit_file = storage.join(location, files.CONFIG), storage.join(location, _COMMIT)
+    model = from_json(ModelConfig, storage.read_input(config_file), config_file)
     history = storage.read_json(commit_file)
     within = re.search(r"-step-(\d+)$", location)
     step = int(within[1]) if within else 0
@@ -157,12 +164,11 @@ def open_checkpoint(location: str) -> Checkpoint:
     return Checkpoint(location, model, epochs, step)
 
 
-def begin_from(location: str, config: ModelConfig) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """The weights of another run or checkpoint to begin a network with, and the network's settings: `config` with the
-    scaling of the input that those weights expect.
+def load_pretrained(location: str, config: ModelConfig) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Return (settings, weights) to start training from another run or checkpoint.
 
-    Where the classes are others, the last layer is not among the weights, which a line says.
-    Raises `InputError` as `find` and `build_model` do.
+    The settings are `config` with the input scaling that the weights expect. If the classes differ, the weights lack
+    the last layer, and a line says so. Raises `InputError` as `find` and `build_model` do.
     """
     other = find(location, "--init-from")
     state = load_model(other).state_dict()
@@ -170,36 +176,38 @@ def begin_from(location: str, config: ModelConfig) -> tuple[ModelConfig, dict[st
         for name in [name for name in state if name.startswith("head.")]:
             del state[name]
         print(
-            f"--init-from: {location} knows {', '.join(other.model.class_names)}, not "
-            f"{', '.join(config.class_names)}; the last layer is made anew"
+            f"--init-from: {location} has the classes {', '.join(other.model.class_names)}, not "
+            f"{', '.join(config.class_names)}; the last layer starts from random weights"
         )
     scaling = {"input_scale": other.model.input_scale, "input_offset": other.model.input_offset}
     return dataclasses.replace(config, **scaling), state
 
 
 def read_weights(checkpoint: Checkpoint) -> bytes:
-    """The content of `model.pt`, once it is known to fit: raises `InputError` as `build_model` does."""
-    content = _read(storage.join(checkpoint.location, "model.pt"))
+    """Return the content of `model.pt`. Raises `InputError` as `build_model` does if it does not fit the settings."""
+    content = storage.read_input(storage.join(checkpoint.location, "model.pt"))
     build_model(checkpoint.model, content, checkpoint.location)
     return content
 
 
 def load_model(checkpoint: Checkpoint) -> Network:
-    """The network with its weights, on the CPU, in training mode. Raises `InputError` as `build_model` does."""
-    return build_model(checkpoint.model, _read(storage.join(checkpoint.location, "model.pt")), checkpoint.location)
+    """Return the network with its weights, on the CPU, in training mode. Raises `InputError` as `build_model` does."""
+    return build_model(
+        checkpoint.model, storage.read_input(storage.join(checkpoint.location, "model.pt")), checkpoint.location
+    )
 
 
 def fingerprint(checkpoint: Checkpoint, weights: bytes) -> str:
-    """Return the SHA-256 of all that a prediction follows from: the weights and the model's settings."""
-    # A prediction that began before checkpoints named their network must go on: the first network stays unnamed.
+    """Return the SHA-256 of the weights and the model's settings, which determine a prediction."""
+    # Leave out the name of the first network, so that predictions started before networks had names can continue.
     model = to_json(checkpoint.model).replace(',\n  "network": "unet"', "")
     return hashlib.sha256(model.encode() + weights).hexdigest()
 
 
 def build_model(config: ModelConfig, weights: bytes, source: str) -> Network:
-    """The network of `config` with the weights of a `model.pt`, on the CPU, in training mode.
+    """Return the network of `config` with the weights of a `model.pt`, on the CPU, in training mode.
 
-    Raises `InputError`, naming `source`, the parameter and both shapes, where the weights are another network's.
+    Raises `InputError`, naming `source`, the parameter and both shapes, if the weights are of another network.
     """
     model = build(config)
     state = _from_bytes(weights, f"{source}/model.pt")
@@ -209,10 +217,11 @@ def build_model(config: ModelConfig, weights: bytes, source: str) -> Network:
 
 
 def load_train_state(checkpoint: Checkpoint) -> TrainState:
-    """What `save` was given. Raises `InputError` where the file is broken."""
+    """Return the state that was passed to `save`. Raises `InputError` if the file is broken."""
     location = storage.join(checkpoint.location, "train_state.pt")
-    state = _from_bytes(_read(location), location)
-    if set(state) != {found.name for found in dataclasses.fields(TrainState)}:
+    state = _from_bytes(storage.read_input(location), location)
+    state = {_RENAMED.get(name, name): value for name, value in state.items()}
+    if set(state) != {field.name for field in dataclasses.fields(TrainState)}:
         raise InputError(f"{location}: it has {', '.join(sorted(state))}; was it written by another petseg?")
     return TrainState(**state)
 
@@ -228,11 +237,11 @@ def _refuse_misfit(state: dict[str, Tensor], wanted: dict[str, Tensor], source: 
             )
     extra = sorted(set(state) - set(wanted))
     if extra:
-        raise InputError(f"{source}: model.pt has a parameter {extra[0]} that this network does not know")
+        raise InputError(f"{source}: model.pt has a parameter {extra[0]} that this network does not have")
 
 
 def _location(run: str, epoch: int, step: int) -> str:
-    return storage.join(run, "checkpoints", f"epoch-{epoch:04d}" + (f"-step-{step:06d}" if step else ""))
+    return storage.join(run, files.CHECKPOINTS_FOLDER, f"epoch-{epoch:04d}" + (f"-step-{step:06d}" if step else ""))
 
 
 def _to_bytes(state: dict[str, Any]) -> bytes:
@@ -242,7 +251,7 @@ def _to_bytes(state: dict[str, Any]) -> bytes:
 
 
 def _from_bytes(content: bytes, source: str) -> dict[str, Any]:
-    """Unpickle tensors and nothing else (`weights_only`): storage is not trusted to run code."""
+    """Unpickle tensors only (`weights_only`), because files on storage must not run code."""
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError, … on broken files
@@ -251,12 +260,3 @@ def _from_bytes(content: bytes, source: str) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise InputError(f"{source}: a dictionary of parameters is expected, not {type(state).__name__}")
     return state
-
-
-def _read(location: str) -> bytes:
-    try:
-        return storage.read(location)
-    except UnavailableError:
-        raise
-    except OSError as error:
-        raise InputError(f"{location}: cannot be read: {error.strerror or error}") from error

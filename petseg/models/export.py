@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from petseg.config.predict import ExportFormat
+from petseg.config.export import ExportFormat
 from petseg.errors import InputError, JobError
 from petseg.models.network import Network
 
@@ -119,9 +119,9 @@ def _difference(run: Run, model: Network, name: str) -> float:
     largest = 0.0
     for count, height, width in CHECKED:
         pixels = torch.randint(0, 256, (count, 3, height, width), generator=generator, dtype=torch.uint8)
-        found, expected = run(pixels), model(pixels).softmax(1)
-        assert found.shape == expected.shape and found.dtype == torch.float32
-        difference = (found - expected).abs().max().item()
+        actual, expected = run(pixels), model(pixels).softmax(1)
+        assert actual.shape == expected.shape and actual.dtype == torch.float32
+        difference = (actual - expected).abs().max().item()
         if not difference <= TOLERANCE:
             raise JobError(
                 f"{name}: at {count} × {height} × {width} a probability differs from PyTorch's by {difference:.1e}, "

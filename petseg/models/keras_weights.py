@@ -1,4 +1,4 @@
-"""Weights of the Keras example's network, as Keras keeps them, for the same network here."""
+"""Convert the weights of the Keras example's network to the same network here."""
 
 import numpy as np
 import torch
@@ -9,18 +9,19 @@ from petseg.models.unet import UNet
 
 
 def from_keras(weights: list[np.ndarray], network: UNet) -> dict[str, Tensor]:
-    """Return a state dict for `network` from what `keras.Model.get_weights()` gives for the Keras example's network.
+    """Return a state dict for `network` from the `keras.Model.get_weights()` of the Keras example's network.
 
     Keras's layouts: convolution (kh, kw, in, out), depthwise (kh, kw, in, 1), transposed (kh, kw, out, in).
-    Raises `InputError` where the number of arrays, or the shape of one of them, is another network's.
+    Raises `InputError` if the number of arrays or one of their shapes does not fit `network`.
     """
     wanted = network.state_dict()
-    counters = {name: wanted.pop(name) for name in list(wanted) if name.endswith("num_batches_tracked")}  # not Keras's
+    # Keras has no batch counters.
+    counters = {name: wanted.pop(name) for name in list(wanted) if name.endswith("num_batches_tracked")}
     if len(weights) != len(wanted):
         raise InputError(f"from_keras: {len(weights)} arrays given, the network has {len(wanted)}")
     state = {}
     for (name, tensor_here), array in zip(wanted.items(), weights, strict=True):
-        # Copied, since PyTorch takes no negative strides and must not share memory with the caller's arrays.
+        # Copy, because PyTorch supports no negative strides and must not share memory with the caller's arrays.
         tensor = torch.from_numpy(np.array(_from_keras_layout(name, np.asarray(array, np.float32)), order="C"))
         if tensor.shape != tensor_here.shape:
             raise InputError(
@@ -36,6 +37,6 @@ def _from_keras_layout(name: str, array: np.ndarray) -> np.ndarray:
     if name.endswith("depthwise.weight"):
         return array.transpose(2, 3, 0, 1)
     if name.startswith("up.") and ".conv" in name:
-        # A transposed convolution of stride 1, as the ordinary one that UNet has in its place.
+        # A transposed convolution of stride 1 equals the ordinary convolution in UNet with its kernel flipped.
         return array[::-1, ::-1].transpose(2, 3, 0, 1)
     return array.transpose(3, 2, 0, 1)

@@ -1,4 +1,4 @@
-"""What the rest of petseg asks of a network. Another network is a subclass, named in `build.NETWORKS`."""
+"""Interface between a network and the rest of petseg. To add a network, subclass it and add it to `build.NETWORKS`."""
 
 import copy
 
@@ -6,14 +6,14 @@ from torch import Tensor, nn
 
 
 class Network(nn.Module):
-    """Pixels (N, 3, H, W), 0..255 of any dtype, to logits (N, num_classes, H, W), for any height and width."""
+    """Network from pixels (N, 3, H, W), 0..255 of any dtype, to logits (N, num_classes, H, W), for any H and W."""
 
     num_classes: int
 
     def forward(self, pixels_nchw: Tensor) -> Tensor:
-        """(N, 3, H, W) → (N, num_classes, H, W)."""
+        """Return logits (N, num_classes, H, W) for pixels (N, 3, H, W)."""
         raise NotImplementedError
 
     def for_inference(self) -> nn.Module:
-        """Return a copy that computes the same within rounding, and faster where the network knows how."""
+        """Return a copy that gives the same output within rounding. A subclass may return a faster one."""
         return copy.deepcopy(self).eval()

@@ -16,7 +16,6 @@ import ray
 import ray.data
 import ray.exceptions
 
-from petseg.cluster import connect
 from petseg.config.base import Resize
 from petseg.data import manifest, prepared
 from petseg.data.decode import MAX_TRAINING_PIXELS, DecodeError, from_column, max_bytes
@@ -24,6 +23,7 @@ from petseg.data.labels import LabelMap
 from petseg.data.pairs import decode_pair
 from petseg.data.prepared import Prepared
 from petseg.errors import InputError, JobError, UnavailableError
+from petseg.pipelines.datasets import WHOLE_BLOCKS, catch_unavailable, data_context, unavailable_reason
 
 BLOCK_BYTES = 8 * 2**20
 """Size of a block in bytes: 81 pairs of 160 × 160, decoded in a quarter of a second. The data order depends on it."""
@@ -74,7 +74,7 @@ def load(dataset: Prepared, manifests: list[pa.Table]) -> list[Decoded]:
 
 
 def _bad_pairs_error(failures: list[str]) -> InputError:
-    return manifest.refuse_bad(failures, "Mend or remove them")
+    return manifest.refuse_bad(failures, "Fix or remove them")
 
 
 def _unreadable_error(failures: list[str]) -> InputError:
@@ -101,17 +101,12 @@ def _in_blocks(
     """
     block_rows = max(1, BLOCK_BYTES // row_bytes(image_size))
     pieces = [[rows.slice(i, block_rows) for i in range(0, rows.num_rows, block_rows)] for rows in parts]
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.target_max_block_size = None  # one piece becomes one block, even if a pair is large
     # Reservation would keep cores for consumers of the blocks: of two cores only one worked.
-    context.op_resource_reservation_enabled = False
-    decoded = ray.data.from_arrow([piece for of_part in pieces for piece in of_part]).map_batches(
-        functools.partial(_read_or_unavailable, read=read),
-        batch_format="pyarrow",
-        batch_size=None,
-        zero_copy_batch=True,
-    )
+    with data_context(op_resource_reservation_enabled=False) as context:
+        context.execution_options.preserve_order = True
+        decoded = ray.data.from_arrow([piece for of_part in pieces for piece in of_part]).map_batches(
+            functools.partial(_read_or_unavailable, read=read), **WHOLE_BLOCKS
+        )
     blocks: list[Any] = decoded.materialize().to_arrow_refs()
     assert len(blocks) == sum(map(len, pieces))
     try:
@@ -120,7 +115,7 @@ def _in_blocks(
         if isinstance(error.cause, UnavailableError):
             raise JobError(str(error.cause)) from error
         raise
-    failures = [failure for found, _ in block_counts for failure in found]
+    failures = [failure for errors, _ in block_counts for failure in errors]
     if failures:
         raise to_error(failures)
     result, following = [], iter(zip(blocks, block_counts, strict=True))
@@ -171,14 +166,14 @@ def _decode_pair(
 
 
 def _read_or_unavailable(rows: pa.Table, read: Callable[[pa.Table], pa.Table]) -> pa.Table:
-    return connect.or_refusal(lambda: read(rows))
+    return catch_unavailable(lambda: read(rows))
 
 
 @ray.remote
 def _count_block(block: pa.Table) -> tuple[list[str], np.ndarray]:
     """Return the errors of a block, and the number of pixels of each class id, 0 to 255, in its good rows."""
-    if refusal := connect.refusal(block):
-        raise UnavailableError(refusal)
+    if reason := unavailable_reason(block):
+        raise UnavailableError(reason)
     masks = block.filter(pc.field("error").is_null())["mask"]
     class_ids = from_column(masks, (masks.type.byte_width,))
     return block["error"].drop_null().to_pylist(), np.bincount(class_ids.ravel(), minlength=256)

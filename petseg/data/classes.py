@@ -1,0 +1,80 @@
+"""Classes of a set of masks: from the flags, or from the `classes.json` in the folder of the masks."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from petseg import files, storage
+from petseg.config.base import from_json, to_json
+from petseg.config.classes import ClassesConfig
+from petseg.data import labels
+from petseg.data.labels import LabelMap
+from petseg.errors import InputError
+
+
+class ClassFlags(Protocol):
+    """The flags about classes, which several jobs have."""
+
+    @property
+    def classes(self) -> str: ...  # noqa: D102
+    @property
+    def num_classes(self) -> int | None: ...  # noqa: D102
+    @property
+    def label_map(self) -> str: ...  # noqa: D102
+    @property
+    def ignore_label(self) -> str: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Names and colours of the classes, and the map from raw mask values to their ids."""
+
+    names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    """One RGB colour, 0..255, per class id."""
+    label_map: LabelMap
+
+
+def resolve_classes(flags: ClassFlags, masks: str) -> Classes:
+    """Return the classes of the masks in a folder (an absolute location).
+
+    They come from `classes.json` in the folder, unless --classes, --num-classes or --label-map is given; then a line
+    says that the file is not used. Raises `InputError`, naming the flag or the file, if they are invalid.
+    """
+    described = read_classes(masks)
+    given = [name for name in ("classes", "num_classes", "label_map") if getattr(flags, name)]
+    if described is not None and not given:
+        try:
+            names = labels.class_names(len(described.classes), ",".join(described.classes))
+            ignored = flags.ignore_label or described.ignore_label
+            label_map = LabelMap.parse(described.label_map, len(names), names, ignored)
+        except InputError as error:
+            raise InputError(f"{storage.join(masks, files.CLASSES)}: {error}") from error
+        return Classes(names, described.palette or labels.palette(len(names)), label_map)
+    if described is not None:
+        flag = given[0].replace("_", "-")
+        print(f"note: {storage.join(masks, files.CLASSES)} is not used, because --{flag} is given")
+    names = labels.class_names(flags.num_classes, flags.classes)
+    label_map = LabelMap.parse(flags.label_map, len(names), names, flags.ignore_label)
+    return Classes(names, labels.palette(len(names)), label_map)
+
+
+def read_classes(masks: str) -> ClassesConfig | None:
+    """Return the content of `classes.json` in a folder of masks; None if there is no such file.
+
+    Raises `InputError` if it cannot be read or is invalid.
+    """
+    location = storage.join(masks, files.CLASSES)
+    try:
+        content = storage.read(location)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except PermissionError:
+        if storage.is_local(location):
+            raise
+        return None  # S3 denies access to a missing object if its folder may not be listed
+    return from_json(ClassesConfig, content, location)
+
+
+def write_classes(masks: str, classes: ClassesConfig) -> None:
+    """Write `classes.json` to a folder of masks. Raises `OSError` or `UnavailableError` if it cannot be written."""
+    storage.write(storage.join(masks, files.CLASSES), to_json(classes).encode())

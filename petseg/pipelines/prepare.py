@@ -1,0 +1,54 @@
+"""Decode and write the missing shards of a prepared set with Ray Data: one task per shard."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+
+from petseg.data import prepared_writer
+from petseg.data.labels import LabelMap
+from petseg.data.prepared import Target
+from petseg.data.prepared_writer import Summary
+from petseg.errors import JobError, UnavailableError
+from petseg.pipelines.datasets import WHOLE_BLOCKS, data_context
+from petseg.pipelines.decode import decode_rows
+from petseg.pipelines.shards import iter_shards, report_shard
+from petseg.storage import checks, sharded_output
+
+
+def prepare_shards(
+    target: Target, pairs: pa.Table, done: dict[int, Summary], label_map: LabelMap, skip_bad: bool
+) -> Iterator[tuple[int, Summary]]:
+    """Yield each shard that is not in `done`, once it is finished, in any order.
+
+    A shard with bad pairs is written only with `skip_bad`. Raises `JobError` if a shard cannot be written or storage
+    does not answer.
+    """
+    # The manifest travels once to each machine, not once per shard.
+    work = partial(_write, pairs=ray.put(pairs), target=target, label_map=label_map, skip_bad=skip_bad)
+    missing = [pa.table({"shard": [shard]}) for shard in range(target.num_shards) if shard not in done]
+    # Reservation would keep cores for consumers of the blocks: of two cores only one worked.
+    with data_context(op_resource_reservation_enabled=False):
+        written = ray.data.from_arrow(missing).map_batches(work, **WHOLE_BLOCKS)
+    return iter_shards(written, Summary)
+
+
+def _write(numbers: pa.Table, pairs: Any, target: Target, label_map: LabelMap, skip_bad: bool) -> pa.Table:
+    shard, settings = numbers["shard"][0].as_py(), target.settings
+
+    def write() -> Summary:
+        rows = sharded_output.rows_of(ray.get(pairs), shard, settings.shard_size)
+        try:
+            decoded = decode_rows(rows, settings.image_size, label_map, settings.resize)
+        except UnavailableError as error:
+            raise JobError(f"{error}; {checks.RERUN}") from error
+        summary = prepared_writer.summarise(decoded, target)
+        if skip_bad or not summary.skipped:
+            with checks.translate_write_errors(target.output):
+                prepared_writer.write_shard(decoded, summary, shard, target)
+        return summary
+
+    return report_shard(shard, write)

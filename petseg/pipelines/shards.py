@@ -1,0 +1,73 @@
+"""Run the missing shards of a resumable job on the cluster: the driver's loop, and what a task tells the driver.
+
+A task returns a row per shard: its number and its summary, or the storage error for which it has none. An exception
+would reach the driver as a traceback of many lines.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import ray.data
+
+from petseg.errors import JobError
+from petseg.progress import Progress
+
+Summary = TypeVar("Summary")
+
+_RESULT = pa.schema([("shard", pa.int64()), ("summary", pa.string()), ("error", pa.string())])
+
+
+def report_shard(shard: int, finish: Callable[[], Any]) -> pa.Table:
+    """Return the row of a shard. `finish` writes it and returns its summary, a dataclass of JSON values.
+
+    A `JobError` of `finish` becomes the row's error.
+    """
+    try:
+        values = {"shard": [shard], "summary": [json.dumps(dataclasses.asdict(finish()))], "error": [None]}
+    except JobError as error:
+        values = {"shard": [shard], "summary": [None], "error": [str(error)]}
+    return pa.table(values, schema=_RESULT)
+
+
+def iter_shards(reported: ray.data.Dataset, make: Callable[..., Summary]) -> Iterator[tuple[int, Summary]]:
+    """Run the tasks, and yield (shard, summary) for each shard as soon as it is finished, in any order.
+
+    `make` is the class of the summaries. Raises the `JobError` of the first row that has an error.
+    """
+    for row in reported.iter_rows():
+        if row["error"] is not None:
+            raise JobError(row["error"])
+        yield row["shard"], make(**json.loads(row["summary"]))
+
+
+def run_shards(
+    shards: Iterator[tuple[int, Summary]],
+    done: dict[int, Summary],
+    total: int,
+    count: Callable[[Summary], tuple[int, int]],
+    unit: str,
+) -> str:
+    """Put every shard of `shards` into `done` once it is finished, and show the progress of the job.
+
+    `count` returns (rows, failed rows) of a summary, and `total` is the number of rows of all shards. Returns a line
+    about the speed, in which `unit` names the rows.
+    """
+    before = [count(summary) for summary in done.values()]
+    rows_before = sum(rows for rows, _ in before)
+    started, finished = time.perf_counter(), 0
+    progress = Progress(total, rows_before, sum(failed for _, failed in before), sys.stdout)
+    try:
+        for shard, summary in shards:
+            done[shard] = summary
+            rows, failed = count(summary)
+            finished += rows
+            progress.add(rows, failed)
+    finally:
+        progress.close()
+    seconds = time.perf_counter() - started
+    return f"{finished} {unit} in {seconds:.1f} s, {finished / seconds:.1f} {unit}/s"
