@@ -1,1 +1,1 @@
-"""One module per command: `main` parses, builds, runs and reports."""
+"""Implementation of the commands, one module each. `main` parses the flags, runs the job and prints a summary."""

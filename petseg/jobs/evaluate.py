@@ -1,4 +1,4 @@
-"""Score a network on photos and their masks, and draw those on which it is worst.
+"""Score a network on photos and their masks, and draw the pairs where it is worst.
 
 python jobs/evaluate.py --checkpoint runs/first --images photos --masks masks --output scores
 """
@@ -15,23 +15,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from petseg import cli, files, storage
-from petseg.config.predict import EvaluateConfig
+from petseg.config.evaluate import EvaluateConfig
 from petseg.data import labels, manifest
-from petseg.errors import InputError, JobError
+from petseg.data.classes import read_classes
+from petseg.errors import InputError
 from petseg.progress import Clock, Progress
-from petseg.reports import jobs as reports
+from petseg.reports import sections
+from petseg.reports.evaluate import EvaluationReport, evaluation_page
 from petseg.storage import checks
 from petseg.training.run_folder import score
 
 if TYPE_CHECKING:
+    from petseg.config.model import ModelConfig
     from petseg.evaluation.evaluator import Counts, Evaluator, View
     from petseg.models.checkpoint import Checkpoint
 
-METRICS_FILE = "metrics.json"
-ROWS_FILE = "per_image.parquet"
-WORST_FOLDER = "worst"
 REPORTED_FAILURES = 100
-"""That the report lists, at most."""
+"""Maximum number of failed pairs that the report lists."""
 
 
 def main() -> None:
@@ -39,45 +39,67 @@ def main() -> None:
     config = cli.parse("evaluate", EvaluateConfig, about=__doc__)
     images, masks = storage.absolute(config.images), storage.absolute(config.masks)
     output = storage.absolute(config.output)
-    checks.refuse_overlap(output, {"--images": images, "--masks": masks}, [WORST_FOLDER])
+    checks.require_no_overlap(output, {"--images": images, "--masks": masks}, [files.WORST_FOLDER])
     checks.require_writable(output, "--output")
-    if METRICS_FILE in storage.list_names(output) and not config.overwrite:
+    if files.METRICS in storage.list_names(output) and not config.overwrite:
         raise InputError(
-            f"--output {output}: it has a {METRICS_FILE} already; choose another folder, or pass --overwrite"
+            f"--output {output}: it already has a {files.METRICS}; choose another folder, or pass --overwrite"
         )
     clock = Clock()
     pairs = manifest.discover(images, masks)
     if config.limit is not None:
         pairs = manifest.sample(pairs, config.limit)
 
-    # torch takes seconds to load: only once the flags and folders are known to be good.
-    from petseg.evaluation import evaluator as evaluate
+    # Importing torch takes seconds. Check the flags and folders first.
+    from petseg.evaluation.evaluator import ROWS, summarise
     from petseg.models import checkpoint
 
-    found = checkpoint.find(storage.absolute(config.checkpoint))
-    label_map = labels.LabelMap.parse(config.label_map or found.model.label_map, found.model.num_classes)
-    evaluator, origin = _load(found, label_map, config)
+    trained = checkpoint.find(storage.absolute(config.checkpoint))
+    _require_excludable(config.exclude_class, trained.model.class_names)
+    label_map = _label_map(config.label_map, masks, trained.model)
+    evaluator, origin = _load(trained, label_map, config)
     clock.lap("listing, imports, the network")
     rows, totals = _score(evaluator, pairs)
     clock.lap("scoring")
     if not totals:
         errors = "; ".join(_first_errors(rows))
         raise InputError(f"--images {images}: none of the {len(rows)} pairs can be used: {errors}")
-    per_image = pa.Table.from_pylist(rows, evaluate.ROWS)
+    per_image = pa.Table.from_pylist(rows, ROWS)
     worst, pictures = _draw_worst(evaluator, pairs, per_image)
     metrics = {"pairs": len(rows), "failed": sum(row["error"] is not None for row in rows)}
-    metrics |= evaluate.summary(totals, found.model.class_names) | {"worst": worst} | origin
+    metrics |= summarise(totals, trained.model.class_names) | {"worst": worst} | origin
     samples = _draw_samples(evaluator, pairs, per_image)
     clock.lap("drawing")
-    page = reports.of_evaluation(metrics=metrics, failures=_failures(rows), samples=samples, seconds=clock.laps)
-    _write(output, pictures | {files.REPORT: page, cli.CONFIG_FILE: cli.as_file(config)}, per_image, metrics)
+    report = EvaluationReport(metrics=metrics, failures=_failures(rows), samples=samples, seconds=clock.laps)
+    pages = {files.REPORT: evaluation_page(report), files.CONFIG: cli.as_file(config)}
+    _write(output, pictures | pages, per_image, metrics)
     _report(output, rows, metrics)
 
 
+def _require_excludable(name: str, class_names: tuple[str, ...]) -> None:
+    if name and (name not in class_names or len(class_names) == 2):
+        raise InputError(
+            f"--exclude-class {name}: give one of the classes {', '.join(class_names)}; two or more must remain"
+        )
+
+
+def _label_map(text: str, masks: str, model: "ModelConfig") -> labels.LabelMap:
+    """Return the map of --label-map, else that of the masks' classes.json if it has the network's classes, else the map
+    the network was trained with.
+    """
+    described = None if text else read_classes(masks)
+    if described is not None and described.classes == model.class_names:
+        return labels.LabelMap.parse(described.label_map, model.num_classes, model.class_names, described.ignore_label)
+    if described is not None:
+        location = storage.join(masks, files.CLASSES)
+        print(f"note: {location} is not used: its classes are {', '.join(described.classes)}, not the network's")
+    return labels.LabelMap.parse(text or model.label_map, model.num_classes)
+
+
 def _load(
-    found: "Checkpoint", label_map: labels.LabelMap, config: EvaluateConfig
+    trained: "Checkpoint", label_map: labels.LabelMap, config: EvaluateConfig
 ) -> tuple["Evaluator", dict[str, Any]]:
-    """The network, ready to be scored, and what `metrics.json` says of where its scores come from."""
+    """Return the evaluator of the network, and the entries of `metrics.json` on the checkpoint and the settings."""
     import torch
 
     from petseg.evaluation.evaluator import Evaluator
@@ -87,29 +109,29 @@ def _load(
     if config.use_gpu and not torch.cuda.is_available():
         raise InputError("--use-gpu: torch finds no GPU on this machine; leave it out")
     device = torch.device("cuda" if config.use_gpu else "cpu")
-    arithmetic = precision.resolve(config.precision, device)
-    weights = checkpoint.read_weights(found)
+    dtype = precision.resolve(config.precision, device)
+    weights = checkpoint.read_weights(trained)
     threads = len(os.sched_getaffinity(0))
-    torch.set_num_threads(1)  # of each of the predictor's threads, and of those that count
+    torch.set_num_threads(1)  # per thread: the predictor and the scorer run several
     predictor = Predictor(
-        checkpoint.build_model(found.model, weights, found.location),
+        checkpoint.build_model(trained.model, weights, trained.location),
         device,
         config.photos_per_pass,
-        found.model.image_size,
-        arithmetic,
+        trained.model.image_size,
+        dtype,
         threads=1 if config.use_gpu else threads,
     )
-    resolved = dataclasses.replace(config, label_map=str(label_map), precision=arithmetic)
-    sha256 = checkpoint.fingerprint(found, weights)
+    resolved = dataclasses.replace(config, label_map=str(label_map), precision=dtype)
+    sha256 = checkpoint.fingerprint(trained, weights)
     origin = {
-        "checkpoint": {"location": found.location, "epoch": found.epoch, "sha256": sha256},
+        "checkpoint": {"location": trained.location, "epoch": trained.epoch, "sha256": sha256},
         "settings": dataclasses.asdict(resolved),
     }
-    return Evaluator(predictor, found.model, label_map, config.max_pixels, threads), origin
+    return Evaluator(predictor, trained.model, label_map, config.max_pixels, threads, config.exclude_class), origin
 
 
 def _score(evaluator: "Evaluator", pairs: pa.Table) -> tuple[list[dict[str, Any]], "dict[View, Counts]"]:
-    """A row for each pair, and the sums over those that could be decoded."""
+    """Return a row for each pair, and the sums over all pairs that could be decoded."""
     rows, totals = [], {}
     progress = Progress(pairs.num_rows, 0, 0, sys.stdout)
     try:
@@ -126,26 +148,26 @@ def _score(evaluator: "Evaluator", pairs: pa.Table) -> tuple[list[dict[str, Any]
 def _draw_worst(
     evaluator: "Evaluator", pairs: pa.Table, per_image: pa.Table
 ) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
-    """What `metrics.json` says of the worst pairs, and their pictures by name."""
-    from petseg.evaluation import evaluator as evaluate
+    """Return the entries of `metrics.json` on the worst pairs, and their pictures by file name."""
+    from petseg.evaluation.evaluator import worst_pairs
 
-    numbers = evaluate.worst(per_image)
+    numbers = worst_pairs(per_image)
     worst, pictures = [], {}
     rows = per_image.select(["id", "cross_entropy", "miou"]).take(numbers).to_pylist()
     for rank, (row, picture) in enumerate(zip(rows, evaluator.pictures(pairs.take(numbers)), strict=True), 1):
-        name = None  # where the photo is gone meanwhile
+        name = None  # if the photo was deleted meanwhile
         if picture is not None:
-            # Of a long path the end: a file's name has at most 255 bytes.
-            name = f"{WORST_FOLDER}/{rank:02}-{row['id'][-60:].replace('/', '_')}.jpg"
+            # Keep the end of a long path: a file name has at most 255 bytes.
+            name = f"{files.WORST_FOLDER}/{rank:02}-{row['id'][-60:].replace('/', '_')}.jpg"
             pictures[name] = picture
         worst.append(row | {"picture": name})
     return worst, pictures
 
 
 def _draw_samples(evaluator: "Evaluator", pairs: pa.Table, per_image: pa.Table) -> dict[str, list[dict[str, Any]]]:
-    """What the report shows of the pairs, by the title of the sheet."""
+    """Return the pairs that the report shows, by the title of their sheet."""
     sheets = {}
-    for title, numbers in reports.choose(per_image["cross_entropy"].to_pylist()).items():
+    for title, numbers in sections.pick_samples(per_image["cross_entropy"].to_pylist()).items():
         rows = per_image.select(["id", "cross_entropy", "miou"]).take(numbers).to_pylist()
         drawn = zip(rows, evaluator.pictures(pairs.take(numbers)), strict=True)
         sheets[title] = [row | {"picture": picture} for row, picture in drawn if picture is not None]
@@ -153,23 +175,21 @@ def _draw_samples(evaluator: "Evaluator", pairs: pa.Table, per_image: pa.Table) 
 
 
 def _write(output: str, pictures: dict[str, bytes], per_image: pa.Table, metrics: dict[str, Any]) -> None:
-    """`metrics.json` goes first and comes last: where it is, the other files are those that belong to it."""
+    """Write all files. Delete `metrics.json` first and write it last: if it exists, all other files belong to it."""
     buffer = io.BytesIO()
     pq.write_table(per_image, buffer)
-    files = pictures | {ROWS_FILE: buffer.getvalue(), METRICS_FILE: json.dumps(metrics, indent=2).encode() + b"\n"}
-    folder = storage.join(output, WORST_FOLDER)
-    try:
-        storage.remove_file(storage.join(output, METRICS_FILE))
+    contents = pictures | {
+        files.SCORES: buffer.getvalue(),
+        files.METRICS: json.dumps(metrics, indent=2).encode() + b"\n",
+    }
+    folder = storage.join(output, files.WORST_FOLDER)
+    with checks.translate_write_errors(output, remedy="fix this and run the same command again"):
+        storage.remove_file(storage.join(output, files.METRICS))
         for name in storage.list_names(folder):
-            if re.fullmatch(r"\d\d-.+\.jpg", name):  # of a job before, and nothing else
+            if re.fullmatch(r"\d\d-.+\.jpg", name):  # written by an earlier job; keep other files
                 storage.remove_file(storage.join(folder, name))
-        for name, content in files.items():
+        for name, content in contents.items():
             storage.write(storage.join(output, name), content, scratch=output)
-    except OSError as error:
-        reason = error.strerror or error
-        raise JobError(
-            f"--output {output}: cannot be written: {reason}; mend that, and give the command again"
-        ) from error
 
 
 def _failures(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -181,16 +201,16 @@ def _first_errors(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _report(output: str, rows: list[dict[str, Any]], metrics: dict[str, Any]) -> None:
-    print(f"{metrics['pairs']} pairs, {metrics['failed']} failed: {output}/{METRICS_FILE}")
+    print(f"{metrics['pairs']} pairs, {metrics['failed']} failed: {output}/{files.METRICS}")
     first_errors = _first_errors(rows)
     for error in first_errors:
         print(f"  failed: {error}")
     if metrics["failed"] > len(first_errors):
-        print(f"  … the rest is in the column `error` of {output}/{ROWS_FILE}")
+        print(f"  … all are in the column `error` of {output}/{files.SCORES}")
     for title, of_size in (("the network's size", metrics), ("original size", metrics["original_size"])):
         print(_line(title, of_size))
-        if of_size["without_border"] is not None:
-            print(_line("  without border", of_size["without_border"]))
+        if of_size["excluding_class"] is not None:
+            print(_line(f"  without {metrics['settings']['exclude_class']}", of_size["excluding_class"]))
     print(f"report: {output}/{files.REPORT}")
     for row in metrics["worst"][:1]:
         print(f"worst: {row['id']}, cross-entropy {score(row['cross_entropy'])}: {output}/{row['picture']}")

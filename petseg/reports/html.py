@@ -5,6 +5,7 @@ come from the page's style sheet, so that they follow the reader's light or dark
 """
 
 import base64
+import contextlib
 import importlib.metadata
 import math
 import platform
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import jinja2
 
+import petseg
 from petseg.cli.invocation import command_line
 
 MAX_PICTURES = 60
@@ -26,7 +28,7 @@ MAX_PICTURE_BYTES = 200_000
 COLOURS = 8
 """Number of line colours in the style sheet. A ninth line reuses the first colour with another dash pattern."""
 
-_PACKAGES = ("petseg", "torch", "torchvision", "ray", "pyarrow", "pillow", "numpy", "boto3")
+_PACKAGES = ("torch", "torchvision", "ray", "pyarrow", "pillow", "numpy", "boto3")
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 290, 60, 16, 12, 50
 _DASHES = ("", "6 3", "2 3", "8 3 2 3")
 
@@ -130,11 +132,13 @@ def page(*, title: str, summary: Sequence[tuple[str, str]], sections: Sequence[S
 
 
 def versions() -> Facts:
-    """Return the versions of the packages, Python and the system, without importing any of the packages."""
-    found = [(name, importlib.metadata.version(name)) for name in _PACKAGES]
-    return Facts(
-        title="Versions", rows=[("Python", platform.python_version()), *found, ("system", platform.platform())]
-    )
+    """Return the versions of Python, petseg, the installed packages it uses, and the system. Imports no package."""
+    rows = [("Python", platform.python_version()), ("petseg", petseg.__version__)]
+    for name in _PACKAGES:
+        # A package may be missing: a Ray head that only has the uploaded code needs no torchvision, for example.
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            rows.append((name, importlib.metadata.version(name)))
+    return Facts(title="Versions", rows=[*rows, ("system", platform.platform())])
 
 
 def rerun(job: str) -> Command:

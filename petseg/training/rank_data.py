@@ -14,9 +14,10 @@ import ray
 import torch
 from torch import Tensor
 
-from petseg.cluster import connect
 from petseg.data import decode
 from petseg.errors import UnavailableError
+from petseg.lookahead import map_ahead
+from petseg.pipelines.datasets import unavailable_reason
 from petseg.pipelines.decode import Decoded, row_bytes
 
 WINDOW_BYTES = 2**30
@@ -26,7 +27,7 @@ Batch = tuple[Tensor, Tensor]
 """Photos, uint8 (n, 3, H, W), channels last in memory, and class ids, uint8 (n, H, W), on the worker's device."""
 
 
-class Share:
+class RankData:
     """The rows of one rank, as batches on its device.
 
     `rank` of `world_size` owns the rows from `rank * n // world_size` up to the first row of the next rank. Rows of up
@@ -51,21 +52,21 @@ class Share:
             self._resident = photos.to(device), masks.to(device)
 
     def train_batches(
-        self, batch_size: int, seed: int, epoch: int, *, skip: int = 0, keep_batches: bool = False
+        self, batch_size: int, seed: int, epoch: int, *, skip: int = 0, fixed_batches: bool = False
     ) -> Iterator[Batch]:
         """Yield `smallest // batch_size` batches of `batch_size` rows, without the first `skip` of them.
 
         Every rank therefore yields the same number of batches. The order depends on `epoch`. The rows at its end that
-        do not fill a batch are skipped in this epoch. With `keep_batches` each batch holds neighbouring rows and is the
-        same in all epochs; only the order of the batches differs.
+        do not fill a batch are skipped in this epoch. With `fixed_batches` each batch holds neighbouring rows and is
+        the same in all epochs; only the order of the batches differs.
         """
         generator = np.random.default_rng((seed, self._rank, epoch))
-        windows = self._windows(generator, batch_size if keep_batches else None)
+        windows = self._windows(generator, batch_size if fixed_batches else None)
         steps = self.smallest // batch_size - skip
         for _, batch in zip(range(steps), self._batches(_after(windows, skip * batch_size), batch_size), strict=False):
             yield batch
 
-    def some(self, rows: np.ndarray) -> Batch:
+    def take_rows(self, rows: np.ndarray) -> Batch:
         """Return the rows with the given numbers, in that order."""
         return self._to_device(*self._load(rows))
 
@@ -107,12 +108,13 @@ class Share:
                 yield photos[rows].permute(0, 3, 1, 2), masks[rows]
             return
         left = self._load(np.arange(0))
-        for photos, masks in self._loaded_ahead(windows):
-            photos, masks = torch.cat([left[0], photos]), torch.cat([left[1], masks])
-            whole = len(photos) // batch_size * batch_size
-            for start in range(0, whole, batch_size):
-                yield self._to_device(photos[start : start + batch_size], masks[start : start + batch_size])
-            left = photos[whole:], masks[whole:]
+        with ThreadPoolExecutor(1) as loader:
+            for photos, masks in map_ahead(loader, self._load, windows, 1):
+                photos, masks = torch.cat([left[0], photos]), torch.cat([left[1], masks])
+                whole = len(photos) // batch_size * batch_size
+                for start in range(0, whole, batch_size):
+                    yield self._to_device(photos[start : start + batch_size], masks[start : start + batch_size])
+                left = photos[whole:], masks[whole:]
         if len(left[0]):
             yield self._to_device(*left)
 
@@ -122,16 +124,6 @@ class Share:
         photos_nhwc = photos_nhwc.to(self._device, non_blocking=True)
         return photos_nhwc.permute(0, 3, 1, 2), masks.to(self._device, non_blocking=True)
 
-    def _loaded_ahead(self, windows: list[np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the rows of each window. A thread loads the next window while one is used."""
-        with ThreadPoolExecutor(1) as loader:
-            coming = loader.submit(self._load, windows[0]) if windows else None
-            for following in [*windows[1:], None]:
-                assert coming is not None
-                loaded = coming.result()
-                coming = loader.submit(self._load, following) if following is not None else None
-                yield loaded
-
     def _load(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return rows of this rank in the given order: uint8 (n, H, W, 3) and (n, H, W), on the CPU."""
         height, width = self._decoded.image_size
@@ -140,7 +132,7 @@ class Share:
         block_of_row = np.searchsorted(self._starts, rows + self._first, side="right") - 1
         for number in np.unique(block_of_row):
             block: pa.Table = ray.get(self._decoded.blocks[number])
-            if reason := connect.refusal(block):  # lost with its node, then decoded again while storage was unavailable
+            if reason := unavailable_reason(block):  # lost with its node, decoded again while storage was unavailable
                 raise UnavailableError(reason)
             indices = np.flatnonzero(block_of_row == number)
             inside = rows[indices] + self._first - self._starts[number]

@@ -25,7 +25,7 @@ class Recipe:
     """Use RMSprop at a constant rate, as Keras computes it; otherwise AdamW with a warm-up and a cosine schedule."""
     batch_norm_momentum: float = 0.1
     """Fraction of a batch's statistics in the running ones. A short memory suffices if the weights are averaged."""
-    keep_batches: bool = False
+    fixed_batches: bool = False
     """Keep the pairs of each batch the same in all epochs and shuffle only the batches, as Keras's Sequence does."""
     average_epochs: float | None = None
     """Memory, in epochs, of the moving average of the weights, which is then validated and saved.
@@ -46,7 +46,7 @@ RECIPES: dict[RecipeName, Recipe] = {
         input_offset=0.0,
         keras_rmsprop=True,
         batch_norm_momentum=0.01,
-        keep_batches=True,
+        fixed_batches=True,
     ),
     "best": Recipe(batch_size=8, learning_rate=2e-3, augment=True, average_epochs=1.0),
 }

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from petseg import storage
+from petseg import files, storage
 from petseg.config.base import from_json, to_json
 from petseg.config.train import TrainConfig
 from petseg.data import splits
@@ -41,6 +41,9 @@ MAY_CHANGE = {
 }
 """Settings that may change when a run is resumed. Other settings, or other pairs by name, would make it another run."""
 
+RESUME = "the last checkpoint is complete: fix this and continue with --resume"
+"""Remedy of a run that could not write to its folder."""
+
 
 def folder(config: TrainConfig) -> str:
     """Return the location of a run."""
@@ -54,9 +57,9 @@ def first_settings(storage_location: str, name: str) -> TrainConfig:
     """
     absolute = storage.absolute(storage_location)
     run = storage.join(absolute, name)
-    if "config.json" not in storage.list_names(run):
+    if files.CONFIG not in storage.list_names(run):
         raise InputError(f"--resume --name {name}: there is no run in {run}")
-    location = storage.join(run, "config.json")
+    location = storage.join(run, files.CONFIG)
     first = from_json(TrainConfig, storage.read(location), location)
     return dataclasses.replace(first, storage=absolute, name=name, resume=True)
 
@@ -81,8 +84,8 @@ def resolve(config: TrainConfig, first: TrainConfig | None) -> TrainConfig:
     if first is None:
         names = storage.list_names(run)
         if names:
-            remedy = "--resume goes on with it" if "config.json" in names else "it holds other files"
-            raise InputError(f"--name {config.name}: {run} is there already; choose another name ({remedy})")
+            remedy = "--resume continues it" if files.CONFIG in names else "it holds other files"
+            raise InputError(f"--name {config.name}: {run} already exists; choose another name ({remedy})")
         return config
     changed = [
         f"--{field.name.replace('_', '-')} (was {getattr(first, field.name)}, now {getattr(config, field.name)})"
@@ -99,27 +102,27 @@ def _absolute_list(entry: str) -> str:
     split_name, equals, location = entry.partition("=")
     return (
         f"{split_name}={storage.absolute(location)}"
-        if equals and split_name in splits.SIDES
+        if equals and split_name in splits.NAMES
         else storage.absolute(entry)
     )
 
 
-def begin(config: TrainConfig, sides: dict[str, pa.Table]) -> None:
+def begin(config: TrainConfig, parts: dict[str, pa.Table]) -> None:
     """Write the settings and the pairs of each split. For a resumed run, check first that the pairs are the same.
 
     Raises `InputError` if they are not: the order of the data could not continue where it stopped. Raises it also if
     the folder cannot be written, or if another job has just taken the name.
     """
     run = folder(config)
-    settings, location = storage.join(run, "config.json"), storage.join(run, "manifest.parquet")
+    settings, location = storage.join(run, files.CONFIG), storage.join(run, files.RUN_MANIFEST)
     content = to_json(dataclasses.replace(config, resume=False)).encode()
-    split = pa.array([split_name for split_name, pairs in sides.items() for _ in range(pairs.num_rows)], pa.string())
-    pairs = pa.concat_tables(sides.values()).append_column("split", split)
+    split = pa.array([split_name for split_name, pairs in parts.items() for _ in range(pairs.num_rows)], pa.string())
+    pairs = pa.concat_tables(parts.values()).append_column("split", split)
     if not config.resume:
         storage.create(settings, content, "--name")
-    elif "manifest.parquet" in storage.list_names(run):
+    elif files.RUN_MANIFEST in storage.list_names(run):
         storage.remove_leftovers(run)
-        storage.remove_leftovers(storage.join(run, "checkpoints"))
+        storage.remove_leftovers(storage.join(run, files.CHECKPOINTS_FOLDER))
         # Locations are not compared: the folders may have been moved.
         before = storage.parse_parquet(storage.read(location), ["id", "split"])
         if before != pairs.select(["id", "split"]):
@@ -137,9 +140,9 @@ def begin(config: TrainConfig, sides: dict[str, pa.Table]) -> None:
 def read_metrics(run: str) -> list[dict[str, Any]]:
     """Return the metrics of the finished epochs from `metrics.jsonl`; an empty list if the file does not exist yet."""
     # List first: with access to a prefix only, a missing file gives "access denied" instead of "not found".
-    if "metrics.jsonl" not in storage.list_names(run):
+    if files.RUN_METRICS not in storage.list_names(run):
         return []
-    location = storage.join(run, "metrics.jsonl")
+    location = storage.join(run, files.RUN_METRICS)
     try:
         return [json.loads(line) for line in storage.read(location).splitlines()]
     except ValueError as error:
@@ -149,7 +152,7 @@ def read_metrics(run: str) -> list[dict[str, Any]]:
 def write_metrics(run: str, history: list[dict[str, Any]]) -> None:
     """Write the whole of `metrics.jsonl`, one object per epoch: an object store cannot append."""
     lines = "".join(json.dumps(epoch) + "\n" for epoch in history)
-    storage.write(storage.join(run, "metrics.jsonl"), lines.encode())
+    storage.write(storage.join(run, files.RUN_METRICS), lines.encode())
 
 
 def describe(epoch: dict[str, Any], epochs: int, pace_s: float) -> str:

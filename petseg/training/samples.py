@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from petseg.config.base import ModelConfig
+from petseg.config.model import ModelConfig
 from petseg.data import visualize
 from petseg.data.decode import Photo
 from petseg.evaluation import evaluator
@@ -20,7 +20,7 @@ from petseg.evaluation.evaluator import Counts
 from petseg.inference.predictor import Predictor
 from petseg.models.network import Network
 from petseg.pipelines.decode import Decoded
-from petseg.training.rank_data import Share
+from petseg.training.rank_data import RankData
 
 MOST = 256
 """Maximum number of pairs to predict, spread evenly over all. It takes seconds on two cores."""
@@ -38,12 +38,14 @@ class Sample:
     """JPEG from `visualize.comparison`."""
 
 
-def look(network: Network, model: ModelConfig, val: Decoded, ids: pa.ChunkedArray) -> tuple[list[Sample], Counts]:
+def predict_samples(
+    network: Network, model: ModelConfig, val: Decoded, ids: pa.ChunkedArray
+) -> tuple[list[Sample], Counts]:
     """Return up to `MOST` validation pairs, in order, and the counts over them. `ids` holds the ids of all pairs."""
     total = val.num_rows
     numbers = np.arange(min(MOST, total)) * total // min(MOST, total)
-    rank_data = Share(val, 0, 1, torch.device("cpu"), budget_bytes=0)
-    photos, masks = rank_data.some(numbers)
+    rank_data = RankData(val, 0, 1, torch.device("cpu"), budget_bytes=0)
+    photos, masks = rank_data.take_rows(numbers)
     pixels = photos.permute(0, 2, 3, 1).numpy()
     threads = len(os.sched_getaffinity(0))
     predictor = Predictor(network, torch.device("cpu"), 8, model.image_size, threads=threads)

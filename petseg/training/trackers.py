@@ -117,7 +117,7 @@ def _tracking(flag: str) -> Iterator[None]:
         yield
     except Exception as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise JobError(f"--{flag}: it cannot log: {reason}; --resume goes on, with --no-{flag} without it") from error
+        raise JobError(f"--{flag}: it cannot log: {reason}; --resume continues, with --no-{flag} without it") from error
 
 
 def _event_file(step: int, scalars: dict[str, float], sheet: np.ndarray | None) -> bytes:

@@ -1,4 +1,4 @@
-"""One worker's network and all that moves it: a step at a time, from a batch on the device. No Ray, no files."""
+"""One worker's network and everything that changes it, a step at a time. No Ray, no files."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from petseg.config.base import ModelConfig, Precision
+from petseg.config.base import Precision
+from petseg.config.model import ModelConfig
 from petseg.config.train import TrainConfig
 from petseg.evaluation import metrics
 from petseg.models import precision
@@ -21,10 +22,11 @@ from petseg.training.augment import augment
 from petseg.training.recipes import RECIPES
 
 
-class Learner:
-    """The network, its optimizer and the average of its weights; equal on all ranks, but for what `join` says.
+class Trainer:
+    """Network, optimizer and moving average of the weights.
 
-    `config` has the recipe's settings in it, as `recipes.resolve` gives it; `arithmetic` is resolved, too.
+    Identical on all ranks except batch-norm statistics (see `sync_batch_norm_stats`). `config` has the recipe's values
+    filled in by `recipes.resolve`, and `dtype` is resolved.
     """
 
     def __init__(
@@ -32,7 +34,7 @@ class Learner:
         config: TrainConfig,
         model: ModelConfig,
         device: torch.device,
-        arithmetic: Precision,
+        dtype: Precision,
         class_weights: Tensor | None = None,
     ) -> None:
         assert config.learning_rate is not None and config.augment != "auto"
@@ -40,7 +42,7 @@ class Learner:
         self._config = config
         self._learning_rate = config.learning_rate
         self._device = device
-        self.arithmetic: Precision = arithmetic
+        self.dtype: Precision = dtype
         self.model = build_seeded(model, config.seed)
         for module in self.model.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -50,89 +52,73 @@ class Learner:
         self._optimizer = optim.build(self._recipe, self.model, config.learning_rate)
         self._class_weights = None if class_weights is None else class_weights.to(device)
         self._generator = torch.Generator(device)
-        self._sums = torch.zeros(2, dtype=torch.float64, device=device)  # of the loss, of the weight of its pixels
+        self._sums = torch.zeros(2, dtype=torch.float64, device=device)  # of the loss, and of its pixels' weights
         self._parallel: nn.Module = self.model
         self._world_size = 1
 
     @property
-    def judged(self) -> Network:
-        """The network that is validated and kept: the average, where there is one."""
+    def eval_model(self) -> Network:
+        """Network that is validated and saved: the average of the weights, if the recipe has one."""
         return self.model if self._average is None else self._average.model
 
-    def restore(self, judged: Network, state: TrainState) -> None:
-        """Go on from the network that `judged` was when `state` was taken."""
-        self.judged.load_state_dict(judged.state_dict())
-        if state.moved is not None:
-            self.model.load_state_dict(state.moved)
+    def restore(self, eval_model: Network, state: TrainState) -> None:
+        """Continue from a checkpoint: its network, and the `state` that was saved with it."""
+        self.eval_model.load_state_dict(eval_model.state_dict())
+        if state.raw_weights is not None:
+            self.model.load_state_dict(state.raw_weights)
         self._optimizer.load_state_dict(state.optimizer)
-        if self._is_first():
+        if self._is_first_rank():
             self._sums += torch.tensor(state.sums, dtype=torch.float64, device=self._device)
 
     def state(self) -> TrainState:
-        """What `restore` wants, beside the weights of `judged`."""
-        moved = None if self._average is None else self.model.state_dict()
-        return TrainState(self._optimizer.state_dict(), moved, tuple(self._sums.tolist()), self.arithmetic)
+        """Return what `restore` needs, in addition to the weights of `eval_model`."""
+        raw_weights = None if self._average is None else self.model.state_dict()
+        return TrainState(self._optimizer.state_dict(), raw_weights, tuple(self._sums.tolist()), self.dtype)
 
-    def begin_from(self, weights: dict[str, Tensor]) -> None:
-        """Begin with these weights, which may lack some of the network's; those stay as they are."""
+    def load_pretrained(self, weights: dict[str, Tensor]) -> None:
+        """Start from these weights. Parameters that are missing in them keep their random values."""
         self.model.load_state_dict(weights, strict=False)
-        self.judged.load_state_dict(weights, strict=False)
+        self.eval_model.load_state_dict(weights, strict=False)
 
-    def join(self, parallel: nn.Module, world_size: int) -> None:
-        """Train with `world_size` ranks, through the module that has wrapped `model` for that (DDP).
-
-        Each rank keeps running statistics of its own; `agree` makes them equal.
-        """
+    def wrap_ddp(self, parallel: nn.Module, world_size: int) -> None:
+        """Train with `world_size` ranks, through `parallel`, the module (DDP) that wraps `model` for that."""
         self._parallel, self._world_size = parallel, world_size
 
-    def step(self, photos: Tensor, masks: Tensor, done: int, epoch_steps: int, draws: tuple[int, ...]) -> None:
-        """Learn from a batch of this rank: photos uint8 (n, 3, H, W), class ids uint8 (n, H, W), on the device.
+    def train_step(self, photos: Tensor, masks: Tensor, step: int, epoch_steps: int, seeds: tuple[int, ...]) -> None:
+        """Train on a batch of this rank: photos uint8 (n, 3, H, W), class ids uint8 (n, H, W), on the device.
 
-        `done` steps were before it, of `epoch_steps` in each epoch; what is done to the pairs at random follows from
-        `draws`. The host waits for nothing.
+        `step` counts from 0 over all epochs of `epoch_steps` each. `seeds` determines the augmentation. The host waits
+        for nothing.
         """
-        share = optim.schedule(self._recipe, done, self._config.epochs * epoch_steps)
-        optim.set_learning_rate(self._optimizer, self._learning_rate * share)
+        factor = optim.schedule(self._recipe, step, self._config.epochs * epoch_steps)
+        optim.set_learning_rate(self._optimizer, self._learning_rate * factor)
         if self._config.augment == "on":
-            self._generator.manual_seed(int(np.random.SeedSequence(draws).generate_state(1, np.uint64)[0]))
+            self._generator.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]))
             photos, masks = augment(photos, masks, self._generator)
-        weight = losses.total_weight(masks, self._class_weights)
-        total = weight.clone()
-        all_reduce(total)
         self.model.train()
         self._optimizer.zero_grad()
-        count = min(self._config.accumulate, len(photos))
-        parts = list(zip(photos.tensor_split(count), masks.tensor_split(count), strict=True))
-        loss = torch.zeros_like(weight)
-        for number, (some_photos, some_masks) in enumerate(parts, 1):
-            with self._alone() if number < len(parts) else contextlib.nullcontext():
-                with precision.autocast(self.arithmetic, self._device):
-                    logits = self._parallel(some_photos)
-                part = losses.cross_entropy_sum(logits, some_masks, self._class_weights)
-                # DDP takes the mean of the ranks' gradients; what is wanted is the mean over the pixels of all of them.
-                (part * self._world_size / total.clamp(min=1)).backward()
-            loss += part.detach()
+        self._sums += self._backward(photos, masks)
         if self._config.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self._config.clip_norm)
         self._optimizer.step()
         if self._average is not None:
             assert self._recipe.average_epochs is not None
-            self._average.update(done, self._recipe.average_epochs * epoch_steps)
-        self._sums += torch.stack([loss, weight])
+            self._average.update(step, self._recipe.average_epochs * epoch_steps)
 
     def mean_loss(self) -> float:
-        """Training loss in nats per pixel over all ranks since this was last asked; the same on each."""
+        """Return the training loss in nats per pixel since the last call, over all ranks; the same on each rank."""
         all_reduce(self._sums)
         loss = (self._sums[0] / self._sums[1].clamp(min=1)).item()
         self._sums.zero_()
         return loss
 
-    def agree(self) -> None:
-        """Replace each rank's running statistics by the mean over the ranks, and leave the sums of the loss to the
-        first: what `state` gives there is then all there is to keep.
+    def sync_batch_norm_stats(self) -> None:
+        """Replace each rank's running statistics by their mean over the ranks.
+
+        The sums of the loss move to the first rank, so that its `state` is complete.
         """
         all_reduce(self._sums)
-        if not self._is_first():
+        if not self._is_first_rank():
             self._sums.zero_()
         for module in (*self.model.modules(), *(self._average.model.modules() if self._average else ())):
             if isinstance(module, nn.BatchNorm2d):
@@ -141,18 +127,36 @@ class Learner:
                     all_reduce(statistic)
                     statistic /= self._world_size
 
-    def _is_first(self) -> bool:
+    def _backward(self, photos: Tensor, masks: Tensor) -> Tensor:
+        """Add the gradients of a batch, in `accumulate` parts; return (sum of the loss, sum of the pixels' weights)."""
+        weight = losses.total_weight(masks, self._class_weights)
+        total_weight = weight.clone()
+        all_reduce(total_weight)
+        count = min(self._config.accumulate, len(photos))
+        parts = list(zip(photos.tensor_split(count), masks.tensor_split(count), strict=True))
+        loss = torch.zeros_like(weight)
+        for index, (part_photos, part_masks) in enumerate(parts):
+            with self._no_sync() if index < len(parts) - 1 else contextlib.nullcontext():
+                with precision.autocast(self.dtype, self._device):
+                    logits_nchw = self._parallel(part_photos)
+                part_loss = losses.cross_entropy_sum(logits_nchw, part_masks, self._class_weights)
+                # DDP averages the gradients of the ranks. What is wanted is the mean over the pixels of all ranks.
+                (part_loss * self._world_size / total_weight.clamp(min=1)).backward()
+            loss += part_loss.detach()
+        return torch.stack([loss, weight])
+
+    def _is_first_rank(self) -> bool:
         return not dist.is_initialized() or dist.get_rank() == 0
 
-    def _alone(self) -> Any:
-        """The context in which gradients stay with their rank."""
+    def _no_sync(self) -> Any:
+        """Return the context in which gradients are not exchanged between the ranks."""
         parallel = self._parallel
         is_ddp = isinstance(parallel, nn.parallel.DistributedDataParallel)
         return parallel.no_sync() if is_ddp else contextlib.nullcontext()
 
 
 def all_reduce(tensor: Tensor) -> None:
-    """Sum over the ranks, in place; on one rank alone it is the sum already."""
+    """Sum a tensor over the ranks, in place. With one rank it stays as it is."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(tensor)
 
@@ -161,22 +165,22 @@ def validate(
     model: Network,
     batches: Iterator[tuple[Tensor, Tensor]],
     config: ModelConfig,
-    arithmetic: Precision,
+    dtype: Precision,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Loss and scores over the rows of all ranks together, each row once; equal on every rank.
+    """Return the loss and the scores over the rows of all ranks, each row counted once; the same on every rank.
 
-    A score that is not defined, such as the IoU of a class that nowhere occurs, is None.
+    An undefined score, such as the IoU of a class that never occurs, is None.
     """
     confusion = torch.zeros((config.num_classes, config.num_classes), dtype=torch.int64, device=device)
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     model.eval()
     with torch.inference_mode():
         for photos, masks in batches:
-            with precision.autocast(arithmetic, device):
-                logits = model(photos)
-            loss_sum += losses.cross_entropy_sum(logits, masks)
-            confusion += metrics.confusion_matrix(logits.argmax(1), masks, config.num_classes)
+            with precision.autocast(dtype, device):
+                logits_nchw = model(photos)
+            loss_sum += losses.cross_entropy_sum(logits_nchw, masks)
+            confusion += metrics.confusion_matrix(logits_nchw.argmax(1), masks, config.num_classes)
     all_reduce(confusion)
     all_reduce(loss_sum)
     return {

@@ -1,0 +1,82 @@
+"""Build the report page of an evaluation from values. `html.py` renders it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from petseg.reports import html, sections
+from petseg.reports.html import Facts, Section, Table
+from petseg.training.run_folder import score
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationReport:
+    """Content of the report page of an evaluation."""
+
+    metrics: Mapping[str, Any]
+    """Content of `metrics.json`."""
+    failures: Sequence[tuple[str, str]]
+    """(id, reason) of the first failed pairs."""
+    samples: Mapping[str, Sequence[Mapping[str, Any]]]
+    """Samples by the title of their sheet, as `sections.sample_sheet` takes them."""
+    seconds: Mapping[str, float]
+    """Seconds of each phase of the job. The phase "scoring" gives the pairs per second."""
+
+
+def evaluation_page(report: EvaluationReport) -> bytes:
+    """Return the page of an evaluation."""
+    metrics = report.metrics
+    shown: list[Section | None] = [
+        _scores_table(metrics),
+        sections.score_bars("IoU by class", metrics["iou"], "At the network's size."),
+        sections.score_bars("Boundary IoU by class", metrics["boundary_iou"], "Of the pixels near a contour."),
+        sections.confusion_matrix(list(metrics["iou"]), metrics["confusion"], "all pairs"),
+        *(sections.sample_sheet(title, samples) for title, samples in report.samples.items()),
+        _failures_table(report),
+        sections.time_chart(report.seconds),
+        _checkpoint_facts(metrics),
+        sections.facts("Settings", metrics["settings"]),
+        html.versions(),
+        html.rerun("evaluate"),
+    ]
+    return html.page(
+        title="Evaluation", summary=_summary(report), sections=[section for section in shown if section is not None]
+    )
+
+
+def _summary(report: EvaluationReport) -> list[tuple[str, str]]:
+    metrics = report.metrics
+    scored = metrics["pairs"] - metrics["failed"]
+    return [
+        ("pairs", f"{metrics['pairs']:,}"),
+        ("failed", f"{metrics['failed']:,}"),
+        ("cross-entropy", score(metrics["cross_entropy"])),
+        ("mIoU", score(metrics["miou"])),
+        ("pixel accuracy", score(metrics["pixel_accuracy"])),
+        ("pairs/s", f"{scored / max(1e-9, report.seconds['scoring']):.0f}"),
+    ]
+
+
+def _scores_table(metrics: Mapping[str, Any]) -> Table:
+    """Return the scores at both sizes, each with all classes and, if --exclude-class is given, without that class."""
+    keys = ("cross_entropy", "pixel_accuracy", "miou", "boundary_miou")
+    rows = []
+    for size, scores in {"the network's size": metrics, "original size": metrics["original_size"]}.items():
+        excluded = f"{size}, without {metrics['settings']['exclude_class']}"
+        for label, view in ((size, scores), (excluded, scores["excluding_class"])):
+            if view is not None:
+                rows.append([label, *(score(view[key]) for key in keys)])
+    heads = ["at", "cross-entropy", "pixel accuracy", "mIoU", "boundary mIoU"]
+    return Table(title="Scores", heads=heads, rows=rows, note="Pixels are counted over all pairs, and divided once.")
+
+
+def _failures_table(report: EvaluationReport) -> Table | None:
+    if not report.failures:
+        return None
+    left = report.metrics["failed"] - len(report.failures)
+    note = f"… and {left:,} more: the column error of per_image.parquet." if left else ""
+    return Table(title="Pairs that failed", heads=["id", "reason"], rows=report.failures, note=note, text=True)
+
+
+def _checkpoint_facts(metrics: Mapping[str, Any]) -> Facts:
+    return sections.facts("Checkpoint", {name: metrics["checkpoint"][name] for name in ("location", "epoch", "sha256")})

@@ -1,0 +1,104 @@
+"""Build the report page of a finished prediction from its files. `html.py` renders it."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from petseg.config.model import ModelConfig
+from petseg.data import visualize
+from petseg.inference.plan import Plan, Summary
+from petseg.inference.survey import Sample, render_previews, survey
+from petseg.reports import html, sections
+from petseg.reports.html import Bars, Picture, Section, Sheet, Table
+from petseg.training.run_folder import score
+
+_BY_DOUBT = ("Least sure", "Surest", "Some of the others")
+_CONFIDENCE = "Of a photo: the mean, over its pixels, of the probability of the class that won. High is not right."
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionReport:
+    """Content of the report page of a prediction, beside what its files hold."""
+
+    plan: Plan
+    """Plan of the prediction, whose shards are all written."""
+    model: ModelConfig
+    """Settings of the network."""
+    max_pixels: int
+    """Maximum number of pixels of a photo that is read again for its picture."""
+    summary: Summary
+    """Counts over all shards."""
+    seconds: Mapping[str, float]
+    """Seconds of each phase of the start that finished the job. That start may have had little left to do."""
+    status: str
+    """Status line of that start."""
+
+
+def prediction_page(report: PredictionReport) -> bytes:
+    """Return the page of a finished prediction. Raises `OSError` if storage does not answer."""
+    sample = survey(report.plan, report.model.num_classes)
+    note = f"Counted in {sample.shards:,} of {report.plan.target.num_shards:,} shards, {sample.rows.num_rows:,} photos."
+    shown: list[Section | None] = [
+        sections.class_shares(report.model.class_names, sample.class_pixels, note),
+        _confidence_histogram(sample, note),
+        *_sheets(report, sample),
+        _failures_table(sample, note),
+        sections.time_chart(report.seconds) if report.seconds else None,
+        sections.facts("Settings", report.plan.description),
+        html.versions(),
+        html.rerun("predict"),
+    ]
+    return html.page(
+        title="Prediction",
+        summary=_summary(report, sample),
+        sections=[section for section in shown if section is not None],
+    )
+
+
+def _summary(report: PredictionReport, sample: Sample) -> list[tuple[str, str]]:
+    confidence = _confidence(sample)
+    return [
+        ("photos", f"{report.summary.rows:,}"),
+        ("failed", f"{report.summary.failed:,}"),
+        ("mean confidence", score(float(confidence.mean()) if len(confidence) else None)),
+        ("the last start", report.status),
+    ]
+
+
+def _confidence(sample: Sample) -> np.ndarray:
+    """Return the confidence of each photo that did not fail: float (N,)."""
+    return sample.rows["confidence"].drop_null().to_numpy()
+
+
+def _confidence_histogram(sample: Sample, note: str) -> Bars:
+    counts, edges = np.histogram(_confidence(sample), bins=10, range=(0.0, 1.0))
+    histogram = {f"{low:.1f} to {low + 0.1:.1f}": int(count) for low, count in zip(edges, counts, strict=False)}
+    return Bars(title="Confidence", values=histogram, unit=" photos", note=f"{_CONFIDENCE} {note}")
+
+
+def _sheets(report: PredictionReport, sample: Sample) -> Iterator[Sheet]:
+    """Yield a sheet for the least sure photos, the surest and some others, unless none of its photos can be read."""
+    doubt = [None if value is None else -value for value in sample.rows["confidence"].to_pylist()]
+    for title, indices in sections.pick_samples(doubt, _BY_DOUBT).items():
+        sheet = _mask_sheet(title, report, sample.rows.take(indices))
+        if sheet.pictures:
+            yield sheet
+
+
+def _mask_sheet(title: str, report: PredictionReport, rows: pa.Table) -> Sheet:
+    pictures = []
+    for row, picture in render_previews(report.plan, rows, report.max_pixels):
+        alt = f"{row['id']}: photo, and the photo under its mask"
+        caption = f"{row['id']}: confidence {score(row['confidence'])}"
+        pictures.append(Picture(content=visualize.for_report(picture), caption=caption, alt=alt))
+    return Sheet(title=title, pictures=pictures, note="The photo, and the photo under its mask.")
+
+
+def _failures_table(sample: Sample, note: str) -> Table | None:
+    if not sample.reasons:
+        return None
+    rows = [[reason, f"{count:,}"] for reason, count in sample.reasons.most_common(sections.SHOWN)]
+    note = f"{note} All are in the column error of part-*.parquet."
+    return Table(title="Photos that failed", heads=["reason", "photos"], rows=rows, note=note)

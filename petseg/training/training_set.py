@@ -1,0 +1,80 @@
+"""Find the pairs to train on: in folders, in a prepared set, or the generated pets. No network and no Ray."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from petseg import storage
+from petseg.config.base import Resize
+from petseg.config.train import TrainConfig
+from petseg.data import demo, manifest, prepared, splits
+from petseg.data.classes import Classes, resolve_classes
+from petseg.data.labels import LabelMap
+from petseg.data.prepared import Prepared
+from petseg.errors import InputError
+from petseg.training.recipes import RECIPES
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Pairs of a training run, and how to read them."""
+
+    images: str
+    """Location of the folder of the photos."""
+    parts: dict[str, pa.Table]
+    """Manifest of each split: "train", "val" and "test"."""
+    classes: Classes
+    image_size: tuple[int, int]
+    """Height and width in pixels to which photos and masks are resized."""
+    resize: Resize
+    dataset: Prepared | None = None
+    """The prepared set that holds the decoded pairs, or None."""
+
+
+def find_pairs(config: TrainConfig) -> TrainingSet:
+    """Return the pairs that the flags name. Without --images and --data, generate the demo set.
+
+    Raises `InputError` if a flag, a file or the split is invalid.
+    """
+    if config.data is not None:
+        return _open_prepared(config, config.data)
+    images, masks = config.images, config.masks
+    if images is None or masks is None:
+        print(f"no --images given: drawing {demo.COUNT} pets", flush=True)
+        images, masks = demo.draw_set(storage.join(config.storage, "petseg-demo"))
+    classes = resolve_classes(config, masks)
+    parts = _split(config, manifest.discover(images, masks), images)
+    count = sum(part.num_rows for part in parts.values())
+    print(f"decoding {count} pairs to {config.image_size[0]} × {config.image_size[1]}", flush=True)
+    return TrainingSet(images, parts, classes, config.image_size, RECIPES[config.recipe].resize)
+
+
+def _open_prepared(config: TrainConfig, location: str) -> TrainingSet:
+    """Return the pairs of a prepared set. Raises `InputError` if flags ask for what the set has already fixed."""
+    dataset = prepared.open_set(location)
+    settings = dataset.settings
+    for setting in ("classes", "num_classes", "label_map", "ignore_label", "image_size"):
+        if getattr(config, setting) != getattr(TrainConfig(), setting):
+            flag = f"--{setting.replace('_', '-')}"
+            raise InputError(f"{flag}: {location} has its own; leave {flag} out, or prepare the set again with it")
+    if settings.resize != RECIPES[config.recipe].resize:
+        print(f"note: the photos of {location} were resized with {settings.resize}, unlike --recipe {config.recipe}")
+    label_map = LabelMap.parse(settings.label_map, len(settings.class_names))
+    classes = Classes(settings.class_names, settings.palette, label_map)
+    parts = _split(config, dataset.manifest, location)
+    return TrainingSet(settings.images, parts, classes, settings.image_size, settings.resize, dataset)
+
+
+def _split(config: TrainConfig, pairs: pa.Table, source: str) -> dict[str, pa.Table]:
+    """Return the manifest of each split. Raises `InputError` if the training pairs do not fill a batch."""
+    held_out = {"val_count": config.val_count, "val_fraction": config.val_fraction}
+    parts, warnings = splits.divide(pairs, config.split_file, seed=config.seed, **held_out)
+    for warning in warnings:
+        print(warning)
+    batch_size = config.batch_size or 1
+    if parts["train"].num_rows < batch_size:
+        raise InputError(
+            f"{source}: {parts['train'].num_rows} training pairs, beside {parts['val'].num_rows} for validation, do "
+            f"not fill one batch of {batch_size}; add pairs, or lower --val-count, --val-fraction or --batch-size"
+        )
+    return parts
