@@ -1,4 +1,4 @@
-"""What all benchmarks share: programs run beside one another, and the table of what they did."""
+"""Run programs, keep environments of peer programs, and format tables. All benchmarks use this module."""
 
 import importlib.metadata
 import json
@@ -16,13 +16,13 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 PEERS = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "petseg"
-"""Where the environments of peers are kept from one run to the next."""
+"""Folder of the peers' virtual environments, which are kept between runs."""
 
 KERAS_NEEDS = ["tensorflow-cpu", "pillow"]
 
 
 def about(*more: str) -> str:
-    """The command, the day, the machine and the versions: what stands above a table."""
+    """Return the line above a table: the command, the date, the machine and the versions."""
     info = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.partition(":")[2].strip() for line in info if line.startswith("model name")), platform.machine())
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -36,12 +36,12 @@ def about(*more: str) -> str:
 
 
 def cores() -> list[int]:
-    """The cores that this process and what it starts may use."""
+    """Return the cores that this process and its children may use."""
     return sorted(os.sched_getaffinity(0))
 
 
 def quiet_ray() -> None:
-    """Let every Ray that is started from here be one of its own, that asks for no token and tells nobody."""
+    """Make every job that is started from here start its own Ray, without a token and without usage reports."""
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     os.environ.pop("RAY_ADDRESS", None)
 
@@ -51,34 +51,34 @@ def line(cells: Sequence[str]) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """Return a table in Markdown."""
     return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])
 
 
 def cell(values: Sequence[float], digits: int = 0) -> str:
-    """Median (lowest to highest)."""
+    """Return "median (lowest to highest)"."""
     median, low, high = statistics.median(values), min(values), max(values)
     return f"{median:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
 
 
 def ratio(ours: Sequence[float], peer: Sequence[float]) -> str:
-    """Ours ÷ the peer's, round by round."""
+    """Return the ratios ours ÷ peer of each round, as a cell."""
     return cell([a / b for a, b in zip(ours, peer, strict=True)], 2)
 
 
 def peer_python(name: str, needs: Sequence[str]) -> Path:
-    """The Python of an environment that has what a peer needs and petseg has not, made where there is none."""
+    """Return the Python of a virtual environment with the packages in `needs`. Create it if it does not exist."""
     env = PEERS / name
     python = env / "bin" / "python"
     if not python.exists():
         print(f"making {env}: {', '.join(needs)}", flush=True)
         venv.create(env, with_pip=True)
-    run([str(python), "-m", "pip", "install", "--quiet", *needs])  # no network is asked where they are there
+    run([str(python), "-m", "pip", "install", "--quiet", *needs])  # needs no network if they are installed
     return python
 
 
 def run(command: Sequence[str]) -> str:
-    """What a program prints; where it fails, that and its errors are shown, and this one ends, too."""
+    """Run a program and return its standard output. If it fails, print its output and errors, and exit."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{shlex.join(command)}\n{done.stdout}{done.stderr}")
@@ -86,5 +86,5 @@ def run(command: Sequence[str]) -> str:
 
 
 def answer(command: Sequence[str]) -> Any:
-    """The JSON that a program prints as its last line."""
+    """Run a program and return the JSON in the last line of its output."""
     return json.loads(run(command).splitlines()[-1])

@@ -1,21 +1,21 @@
-"""What the benchmarks run on where nothing else is given: drawn photos, and a network that has learnt nothing."""
+"""Default inputs of the benchmarks: drawn photos and an untrained network."""
 
 from pathlib import Path
 
 from PIL import Image
 
-from petseg.config.base import ModelConfig
+from petseg.config.model import ModelConfig
 from petseg.data import demo, labels
 from petseg.models import checkpoint
 from petseg.models.build import build_seeded
 
 
 def untrained(folder: Path, image_size: tuple[int, int] = (64, 64)) -> Path:
-    """A run's folder with one checkpoint; what it predicts is of no use, and takes as long as any other."""
+    """Write a run's folder with one checkpoint of an untrained network. It is as fast as a trained one."""
     config = ModelConfig(
         num_classes=3,
         image_size=image_size,
-        class_names=labels.class_names(3),
+        class_names=("pet", "background", "border"),
         palette=labels.palette(3),
         label_map="",
     )
@@ -25,13 +25,13 @@ def untrained(folder: Path, image_size: tuple[int, int] = (64, 64)) -> Path:
 
 
 def photos(folder: Path, count: int) -> Path:
-    """A folder of so many drawn photos, small ones."""
+    """Draw `count` small photos and return their folder."""
     images, _ = demo.draw_set(str(folder / "drawn"), count=count, seed=1)
     return Path(images)
 
 
 def repeated(folder: Path, source: Path, count: int, size: tuple[int, int] | None = None) -> Path:
-    """A folder of `count` photos: those of `source` over and over, as links; at another (width, height) if given."""
+    """Return a folder of `count` links to the photos of `source`, repeated, and resized to `size` (width, height)."""
     originals = sorted(path for path in source.iterdir() if path.is_file())
     if size is not None:
         (folder / "resized").mkdir(parents=True)

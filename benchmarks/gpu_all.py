@@ -1,12 +1,12 @@
-"""Everything worth knowing about petseg on a GPU, most important first, in one command of eight minutes.
+"""Run all important measurements of petseg on a GPU, most important first, in one command of eight minutes.
 
 python benchmarks/gpu_all.py --output results                        an H100 or H200
 python benchmarks/gpu_all.py --device cpu --tiny --output results    the same on a CPU, to try the script
 
 Sections: a parity with the CPU, b the training step, c a whole training run, d a prediction by stage, e a run with one
-rank through Ray Train, killed and resumed. Each result is a line of results.jsonl and of the output as soon as it is
-known. A section that fails is a result with its error, and the next one runs. What the time does not allow is a result,
-too. Exit code 1 if anything failed.
+rank through Ray Train, killed and resumed. Each result is printed and added to results.jsonl as soon as it is known. A
+section that fails gives a result with its error, and the next section runs. A section that is skipped for lack of time
+also gives a result. Exit code 1 if anything failed.
 """
 
 import argparse
@@ -31,24 +31,25 @@ import torch
 import train_gpu
 from PIL import Image
 
-from petseg.config.base import ModelConfig, Precision
+from petseg.config.base import Precision
+from petseg.config.model import ModelConfig
 from petseg.config.train import RecipeName, TrainConfig
-from petseg.data import decode, demo, labels
+from petseg.data import decode, demo, encode, labels
 from petseg.models import precision
 from petseg.models.build import build
 from petseg.training import recipes, run_folder
-from petseg.training.rank_data import Share
-from petseg.training.trainer import Learner
+from petseg.training.rank_data import RankData
+from petseg.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 STEPS = 5
-"""Training steps of the parity: rounding grows with each, so a few say more than many."""
+"""Training steps of the parity check. Rounding errors grow with each step, so a few steps are better than many."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """Sizes of what is measured."""
+    """Sizes and numbers of the measurements."""
 
     image_size: tuple[int, int] = (160, 160)
     batches: tuple[int, ...] = (32, 128, 512)
@@ -60,14 +61,14 @@ class Scale:
     photo_wh: tuple[int, int] = (500, 375)
     resumed_epochs: int = 6
     backend: str = "inductor"
-    """Of torch.compile; on two cores it takes minutes, so a trial takes "eager", which traces and compiles nothing."""
+    """Backend of torch.compile. Compiling takes minutes on two cores; "eager" traces, but does not compile."""
 
 
-TINY = Scale((32, 32), (4,), 2, 16, 4, 1, 6, (50, 37), 3, "eager")
+TINY = Scale((32, 32), (4,), 1, 16, 4, 1, 6, (50, 37), 3, "eager")
 
 
 class Results:
-    """Results in a file and on the terminal, one line each, and the time that is left."""
+    """Writer of results, one line each, to a file and to the terminal. Also keeps the remaining time."""
 
     def __init__(self, output: Path, seconds: float) -> None:
         output.mkdir(parents=True, exist_ok=True)
@@ -86,7 +87,7 @@ class Results:
 
     @contextlib.contextmanager
     def guard(self, section: str, what: str) -> Iterator[None]:
-        """Turn an error into a result."""
+        """Turn an error in the block into a result."""
         try:
             yield
         except Exception as error:
@@ -100,34 +101,34 @@ def model_config(recipe: RecipeName, size: tuple[int, int]) -> ModelConfig:
     return dataclasses.replace(train_gpu.MODEL, image_size=size, **scaling)
 
 
-def learner_on(device: torch.device, dtype: Precision, scale: Scale, recipe: RecipeName = "keras") -> Learner:
+def trainer_on(device: torch.device, dtype: Precision, scale: Scale, recipe: RecipeName = "keras") -> Trainer:
     settings = TrainConfig(recipe=recipe, batch_size=scale.batches[0], augment="off", use_gpu=device.type == "cuda")
-    return Learner(recipes.resolve(settings), model_config(recipe, scale.image_size), device, dtype)
+    return Trainer(recipes.resolve(settings), model_config(recipe, scale.image_size), device, dtype)
 
 
 def parity(results: Results, device: torch.device, scale: Scale, folder: Path) -> None:
-    """Losses of some steps, and probabilities after them, beside those of fp32 on the CPU."""
+    """Compare the losses of some steps, and the probabilities, with those of fp32 on the CPU."""
     generator = torch.Generator().manual_seed(0)
     photos = torch.randint(0, 256, (8, 3, *scale.image_size), dtype=torch.uint8, generator=generator)
-    masks = (photos.float().mean(1) / 86).to(torch.uint8)  # 0 to 2, and to be learnt from the pixels
+    masks = (photos.float().mean(1) / 86).to(torch.uint8)  # 0 to 2, and learnable from the pixels
 
-    # Every variant predicts with the same weights: those that the CPU has learnt.
-    reference = learner_on(CPU, "fp32", scale)
+    # Every variant predicts with the same weights, which were trained on the CPU.
+    reference = trainer_on(CPU, "fp32", scale)
     for number in range(STEPS):
-        reference.step(photos, masks, number, STEPS, (0, number))
+        reference.train_step(photos, masks, number, STEPS, (0, number))
     weights = reference.model.state_dict()
 
     def run(device: torch.device, dtype: Precision, compiled: bool) -> tuple[list[float], torch.Tensor]:
-        learner = learner_on(device, dtype, scale)
+        trainer = trainer_on(device, dtype, scale)
         network = build(model_config("keras", scale.image_size)).to(device)
         network.load_state_dict(weights)
         if compiled:
-            learner.model.compile(backend=scale.backend)
+            trainer.model.compile(backend=scale.backend)
             network.compile(backend=scale.backend)
         losses = []
         for number in range(STEPS):
-            learner.step(photos.to(device), masks.to(device), number, STEPS, (0, number))
-            losses.append(learner.mean_loss())
+            trainer.train_step(photos.to(device), masks.to(device), number, STEPS, (0, number))
+            losses.append(trainer.mean_loss())
         with torch.inference_mode(), precision.autocast(dtype, device):
             probabilities = network(photos.to(device)).float().softmax(1).cpu()
         return losses, probabilities
@@ -153,15 +154,15 @@ def parity(results: Results, device: torch.device, scale: Scale, folder: Path) -
 
 
 def training_step(results: Results, device: torch.device, scale: Scale, folder: Path) -> None:
-    """Images per second of a step: alone, with the resident feed, with the streamed one."""
+    """Measure images per second of a step: alone, with the resident feed, with the streamed feed."""
     import ray
 
     from petseg.cluster import connect
 
     connect.connect()
     decoded = train_gpu.random_pairs(scale.pairs, scale.image_size)
-    resident = Share(decoded, 0, 1, device, budget_bytes=float("inf"))
-    streamed = Share(decoded, 0, 1, device, budget_bytes=0)
+    resident = RankData(decoded, 0, 1, device, budget_bytes=float("inf"))
+    streamed = RankData(decoded, 0, 1, device, budget_bytes=0)
     modes: dict[str, dict[str, Any] | None] = {
         "eager": None,
         "compiled": {"backend": scale.backend},
@@ -188,21 +189,21 @@ def step_rates(
     recipe: RecipeName,
     batch_size: int,
     mode: dict[str, Any] | None,
-    shares: dict[str, Share],
+    shares: dict[str, RankData],
     scale: Scale,
 ) -> dict[str, float]:
     settings = TrainConfig(recipe=recipe, batch_size=batch_size, use_gpu=device.type == "cuda")
     dtype = precision.resolve("auto", device)
-    learner = Learner(recipes.resolve(settings), model_config(recipe, scale.image_size), device, dtype)
+    trainer = Trainer(recipes.resolve(settings), model_config(recipe, scale.image_size), device, dtype)
     if mode is not None:
-        learner.model.compile(**mode)
+        trainer.model.compile(**mode)
     batch = next(shares["resident"].eval_batches(batch_size))
     ways: dict[str, Callable[[], Iterator[Any]]] = {"alone": lambda: iter(lambda: batch, None)}
     ways |= {name: partial(train_gpu.endless, share, batch_size) for name, share in shares.items()}
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     found = {
-        f"{name}_images_per_s": scale.steps * batch_size / train_gpu.seconds(learner, batches(), scale.steps, device)
+        f"{name}_images_per_s": scale.steps * batch_size / train_gpu.seconds(trainer, batches(), scale.steps, device)
         for name, batches in ways.items()
     }
     if device.type == "cuda":
@@ -211,7 +212,7 @@ def step_rates(
 
 
 def whole_run(results: Results, device: torch.device, scale: Scale, folder: Path) -> None:
-    """A training job from its command to its end."""
+    """Time a training job from its command to its end."""
     flags = [*train_flags(folder, scale, device), "--name", "whole", "--epochs", str(scale.epochs)]
     taken_s = job("train", flags, folder, results.left_s())
     history = run_folder.read_metrics(str(folder / "runs" / "whole"))
@@ -226,7 +227,7 @@ def whole_run(results: Results, device: torch.device, scale: Scale, folder: Path
 
 
 def prediction(results: Results, device: torch.device, scale: Scale, folder: Path) -> None:
-    """A prediction job from its command to its end, and each stage of it alone, on one thread."""
+    """Time a prediction job from its command to its end, and each of its stages alone, on one thread."""
     run = folder / "runs" / "whole"
     if not run.exists():
         import drawn
@@ -250,7 +251,7 @@ def prediction(results: Results, device: torch.device, scale: Scale, folder: Pat
 
 
 def stages(device: torch.device, run: Path, contents: list[bytes], scale: Scale) -> dict[str, float]:
-    """Images per second of each stage over the same photos."""
+    """Return images per second of each stage on the same photos."""
     from petseg.inference.predictor import Predictor
     from petseg.models import checkpoint
 
@@ -274,13 +275,13 @@ def stages(device: torch.device, run: Path, contents: list[bytes], scale: Scale)
     masks = [prediction.mask() for prediction in predictions]
     lap("masks at the photo's size")
     for mask in masks:
-        decode.encode_mask(mask.class_ids, labels.palette(3))
+        encode.encode_mask(mask.class_ids, labels.palette(3))
     lap("PNG")
     return rates
 
 
 def resumed(results: Results, device: torch.device, scale: Scale, folder: Path) -> None:
-    """A run with one rank that is killed and resumed, beside one that is not: the loss of the last epoch of each."""
+    """Compare the last loss of a run with one rank that is killed and resumed with that of an undisturbed run."""
     common = train_flags(folder, dataclasses.replace(scale, pairs=min(scale.pairs, 256)), device)
     common += ["--epochs", str(scale.resumed_epochs), "--precision", "fp32", "--num-workers", "1"]
     job("train", [*common, "--name", "undisturbed"], folder, results.left_s())
@@ -297,7 +298,7 @@ def epochs_of(run: Path) -> list[dict[str, Any]]:
 
 
 def train_flags(folder: Path, scale: Scale, device: torch.device) -> list[str]:
-    """Flags of a training job on `scale.pairs` drawn pairs, which are links to a few hundred."""
+    """Return the flags of a training job on `scale.pairs` drawn pairs, which are links to a few hundred."""
     total = scale.pairs + scale.val_pairs
     images, trimaps = folder / f"images-{total}", folder / f"trimaps-{total}"
     if not images.exists():
@@ -323,12 +324,11 @@ def draw_photo(folder: Path, size_wh: tuple[int, int], number: int) -> None:
 def job(
     name: str, flags: list[str], folder: Path, limit_s: float, kill_when: Callable[[], bool] | None = None
 ) -> float:
-    """Run a job with a Ray of its own; return its seconds. Kill it, and all it started, at the limit or `kill_when`."""
+    """Run a job and return its seconds. Kill it and its children at the limit, or when `kill_when` is true."""
     command = [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *flags]
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     started = time.monotonic()
     with (folder / f"{name}.log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         while process.poll() is None and time.monotonic() - started < limit_s and not (kill_when and kill_when()):
             time.sleep(0.05)
         if process.poll() is None:
@@ -336,7 +336,7 @@ def job(
             process.wait()
             if kill_when and kill_when():
                 return time.monotonic() - started
-            raise TimeoutError(f"jobs/{name}.py was not done after {limit_s:.0f} s")
+            raise TimeoutError(f"jobs/{name}.py was not finished after {limit_s:.0f} s")
     if process.returncode:
         raise RuntimeError(f"jobs/{name}.py: {(folder / f'{name}.log').read_text()[-600:]}")
     return time.monotonic() - started
@@ -344,18 +344,20 @@ def job(
 
 SECTIONS = {"a": parity, "b": training_step, "c": whole_run, "d": prediction, "e": resumed}
 WANTED_S = {"a": 60, "b": 20, "c": 60, "d": 60, "e": 60}
-"""Seconds below which a section is not begun."""
+"""Minimum remaining seconds to start a section."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", default="cuda", help="torch device")
     parser.add_argument("--seconds", type=float, default=480, help="time for all sections")
     parser.add_argument("--only", default="a,b,c,d,e", help="sections to run, such as a,c")
-    parser.add_argument("--tiny", action="store_true", help="sizes to try the script with")
+    parser.add_argument("--tiny", action="store_true", help="use tiny sizes, to try the script")
     given = parser.parse_args()
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    if not given.tiny:  # a trial may join a running Ray; a measurement starts its own
+        os.environ.pop("RAY_ADDRESS", None)
     device, scale = torch.device(given.device), TINY if given.tiny else Scale()
     results = Results(given.output, given.seconds)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

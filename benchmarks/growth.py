@@ -1,25 +1,26 @@
-"""What grows with the number of photos, pairs and workers, and what does not.
+"""Measure what grows with the number of photos, pairs and workers, and what does not.
 
 python benchmarks/growth.py --parts predict train workers
 
-predict: a job on each of --counts photos, once each. Its rate is that between the commit of its first shard and of its
-last; before is start-up. Peaks of memory are private (RssAnon), of the largest process of each kind, seen every half a
-second; the object store is what the machine's shared memory has more of than before, so other jobs would count there.
-And what a shard costs: the same photos in a few shards and in many. They differ in nothing else, so the difference of
-the whole times, finding what there is and finishing included, over that of the shards is the cost of one, times the
-cores. Between the first commit and the last would not do: of few shards, most are nearly done by the first commit.
+predict: one job on each of --counts photos, run once. The rate is that between the commits of the first and the last
+shard; the time before is start-up. Peaks of memory are private memory (RssAnon) of the largest process of each kind,
+sampled every half a second. The object store is the increase of the machine's shared memory, so other jobs would be
+counted too. This part also measures the cost of a shard: the same photos in few shards and in many. The runs differ in
+nothing else, so the difference of the total times (including listing and finishing), divided by the difference of the
+numbers of shards and multiplied by the number of cores, is the cost of one shard. The time between the first and the
+last commit would not do: of few shards, most are nearly done at the first commit.
 
-train: a job on each of --pairs pairs, always with as many to validate on, once each. An epoch is the time from one
-writing of `metrics.jsonl` to the next. What of it is in neither the steps nor the validation (both as the job counts
-them) goes to samples, logs, the checkpoint and Ray's report. A worker holds its decoded pairs, so its memory grows, by
-0.1 MB a pair at 160 × 160, up to --feed-budget-gb.
+train: one job on each of --pairs pairs, always with the same number of validation pairs, run once. An epoch is the time
+between two writes of `metrics.jsonl`. The part of it that is neither in the steps nor in the validation (both as the
+job reports them) is spent on samples, logs, the checkpoint and Ray's report. A worker holds its decoded pairs, so its
+memory grows by 0.1 MB per pair at 160 × 160, up to --feed-budget-gb.
 
-workers: the same run by one process and by two (DDP). Their losses are not the same numbers, as each worker draws from
-its own half of the pairs and its batch norms see its half of a batch. That the arithmetic is the same is shown below
-Ray: two processes with half of a batch each, beside one that takes the halves as two parts (`--accumulate 2`), in fp32
-and, where rounding is half a billionth of that, in fp64. Batch norm's running statistics are not compared: the one
-process moves them twice a step, of the two each does once. Waiting for one another is timed beside the same two
-processes on the same cores that do not.
+workers: the same run with one process and with two (DDP). Their losses differ, because each worker draws from its own
+half of the pairs, and its batch norms see its half of a batch. A comparison without Ray shows that the computation is
+the same: two processes with half a batch each, and one process that takes the halves as two parts (`--accumulate 2`),
+in fp32 and in fp64, where rounding is half a billionth of that. The running statistics of batch norm are not compared:
+the single process updates them twice per step, each of the two processes once. The cost of waiting for each other is
+measured against the same two processes on the same cores without DDP.
 """
 
 import argparse
@@ -48,17 +49,17 @@ from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
-from petseg.config.base import ModelConfig
+from petseg.config.model import ModelConfig
 from petseg.config.train import TrainConfig
 from petseg.data import demo, labels
 from petseg.training import recipes, run_folder
-from petseg.training.trainer import Learner
+from petseg.training.trainer import Trainer
 
 VAL_COUNT = 32
 BATCH = 32
 SIZE = (160, 160)
 WORKER = "RayTrainWorker"
-"""What the command line of a training process has in it."""
+"""Part of the command line of a training process."""
 
 Pairs = tuple[Tensor, Tensor]
 
@@ -66,21 +67,21 @@ Pairs = tuple[Tensor, Tensor]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = {"predict": predicting, "train": training, "workers": working}
-    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts), help="default: all")
-    parser.add_argument("--counts", type=int, nargs="+", default=[500, 5000, 50_000], help="photos to predict")
-    parser.add_argument("--shard-size", type=int, default=256, help="of the jobs on --counts, and the larger one below")
-    parser.add_argument("--small-shard", type=int, default=4, help="the size whose shards are many")
-    parser.add_argument("--shard-photos", type=int, default=1024, help="photos in shards of both sizes")
-    parser.add_argument("--pairs", type=int, nargs="+", default=[160, 320, 640], help="to train on; workers: the last")
-    parser.add_argument("--epochs", type=int, default=3, help="of each training run, at least 2")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="runs could choose differently")
-    parser.add_argument("--steps", type=int, default=5, help="of the comparison of one process and two")
-    parser.add_argument("--rounds", type=int, default=3, help="of what a shard and what waiting costs")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts), help="parts to run. Default: all")
+    parser.add_argument("--counts", type=int, nargs="+", default=[500, 5000, 50_000], help="photos of each job")
+    parser.add_argument("--shard-size", type=int, default=256, help="photos per shard, except in small shards")
+    parser.add_argument("--small-shard", type=int, default=4, help="photos per small shard, for the cost of a shard")
+    parser.add_argument("--shard-photos", type=int, default=1024, help="photos, for the cost of a shard")
+    parser.add_argument("--pairs", type=int, nargs="+", default=[160, 320, 640], help="pairs; workers: the last")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs of each training run, at least 2")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="the same for all runs")
+    parser.add_argument("--steps", type=int, default=5, help="training steps in the comparison of one process and two")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds for the cost of a shard and of waiting")
     given = parser.parse_args()
     if given.epochs < 2:
-        parser.error("--epochs: later ones than the first are measured, so give at least 2")
+        parser.error("--epochs: give at least 2; the epochs after the first are measured")
     if any(count % BATCH for count in given.pairs):
-        parser.error(f"--pairs: give multiples of {BATCH}, a batch")
+        parser.error(f"--pairs: give multiples of the batch size {BATCH}")
     beside.quiet_ray()
     print(beside.about())
     for part in given.parts:
@@ -145,14 +146,14 @@ def training(given: argparse.Namespace, folder: Path) -> None:
 def train(
     given: argparse.Namespace, count: int, folder: Path, name: str, flags: Sequence[str]
 ) -> tuple[list[dict[str, Any]], list[float], dict[str, float], float]:
-    """A run of the keras recipe: its epochs, when each was written, peaks of memory, seconds."""
+    """Train with the keras recipe. Return its epochs, the time when each was written, peaks of memory, and seconds."""
     images, masks = link_pairs(folder, count + VAL_COUNT)
     command = [sys.executable, str(beside.ROOT / "jobs" / "train.py"), "--images", images, "--masks", masks]
     command += ["--recipe", "keras", "--val-count", str(VAL_COUNT), "--epochs", str(given.epochs), "--precision"]
     command += [given.precision, "--storage", str(folder / "runs"), "--name", name, *flags]
     metrics, written = folder / "runs" / name / "metrics.jsonl", set()
     peaks = dict.fromkeys(["worker", "driver", "object store"], 0.0)
-    before = {pid for pid, _ in predict_memory.processes()}  # of other Rays on this machine, if there are any
+    before = {pid for pid, _ in predict_memory.processes()}  # processes of other Rays on this machine
     shared_before = shutil.disk_usage(predict_memory.SHARED_MEMORY).used
     started = time.time()
     job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -175,7 +176,7 @@ def train(
 
 
 def link_pairs(folder: Path, count: int) -> tuple[str, str]:
-    """Folders of so many photos and masks: drawn ones, beyond 480 over and over, as links."""
+    """Return folders of `count` drawn photos and masks. Beyond 480 they are repeated as links."""
     drawn_count, target = min(480, count), folder / f"pairs-{count}"
     if not target.exists():
         demo.draw_set(str(folder / f"drawn-{drawn_count}"), drawn_count)
@@ -209,7 +210,7 @@ def working(given: argparse.Namespace, folder: Path) -> None:
             apart = (torch.linalg.vector_norm(ours - theirs) / torch.linalg.vector_norm(theirs)).item()
             rows.append([str(dtype).removeprefix("torch."), str(steps), f"{loss:.1e}", f"{apart:.1e}"])
     torch.set_num_threads(threads)
-    print(f"\na batch of {BATCH}: two processes with half of it each, beside one that takes the halves as two parts\n")
+    print(f"\na batch of {BATCH}: two processes with half of it each, and one that takes the halves as two parts\n")
     heads = ["", "steps", "largest relative difference of a loss", "relative difference of the weights (2-norm)"]
     print(beside.table(heads, rows), flush=True)
 
@@ -222,28 +223,28 @@ def working(given: argparse.Namespace, folder: Path) -> None:
     costs = [b - a for a, b in zip(apart_ms, joined_ms, strict=True)]
     rows = [[*(beside.cell(values) for values in (apart_ms, joined_ms, costs)), beside.ratio(costs, joined_ms)]]
     print(f"\na step of two processes, half a batch and a thread each: {given.rounds} rounds of {given.steps}\n")
-    print(beside.table(["apart, ms", "joined by DDP, ms", "what joining costs, ms", "÷ the joined step"], rows))
+    print(beside.table(["without DDP, ms", "with DDP, ms", "cost of DDP, ms", "÷ the step with DDP"], rows))
 
 
-def make(accumulate: int, dtype: torch.dtype = torch.float32) -> Learner:
+def make(accumulate: int, dtype: torch.dtype = torch.float32) -> Trainer:
     recipe = recipes.RECIPES["keras"]
     model = ModelConfig(
         num_classes=3,
         image_size=SIZE,
-        class_names=labels.class_names(3),
+        class_names=("pet", "background", "border"),
         palette=labels.palette(3),
         label_map="",
         input_scale=recipe.input_scale,
         input_offset=recipe.input_offset,
     )
     config = recipes.resolve(TrainConfig(recipe="keras", batch_size=BATCH, accumulate=accumulate))
-    learner = Learner(config, model, torch.device("cpu"), "fp32")
-    learner.model.to(dtype)
-    return learner
+    trainer = Trainer(config, model, torch.device("cpu"), "fp32")
+    trainer.model.to(dtype)
+    return trainer
 
 
 def draw_batch() -> Pairs:
-    """Drawn pairs, as `feed` gives them."""
+    """Return a batch of drawn pairs, as the training feed returns them."""
     both = [demo.draw_pair(number) for number in range(BATCH)]
     photos = np.stack([np.asarray(photo.resize(SIZE)) for photo, _ in both])
     masks = np.stack([np.asarray(mask.resize(SIZE, Image.Resampling.NEAREST)) for _, mask in both])
@@ -255,48 +256,48 @@ def draw_half(rank: int) -> Pairs:
     return photos, masks
 
 
-def learned(learner: Learner, batch: Pairs, steps: int) -> list[tuple[float, Tensor]]:
-    """The loss of every step on the same batch, and all weights after it."""
+def learned(trainer: Trainer, batch: Pairs, steps: int) -> list[tuple[float, Tensor]]:
+    """Return the loss and all weights after each step on the same batch."""
     found = []
     for number in range(steps):
-        learner.step(*batch, number, steps, (0, number))
-        weights = [weight.detach().ravel() for weight in learner.model.parameters()]
-        found.append((learner.mean_loss(), torch.cat(weights)))
+        trainer.train_step(*batch, number, steps, (0, number))
+        weights = [weight.detach().ravel() for weight in trainer.model.parameters()]
+        found.append((trainer.mean_loss(), torch.cat(weights)))
     return found
 
 
-def join(learner: Learner, rank: int, store: Path) -> None:
-    """As `petseg.train` joins it to the others."""
+def join(trainer: Trainer, rank: int, store: Path) -> None:
+    """Join the process group and wrap the model in DDP, as `petseg.training` does."""
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    warnings.simplefilter("ignore", FutureWarning)  # of `broadcast_buffers`, which has no successor as yet
-    learner.join(DistributedDataParallel(learner.model, broadcast_buffers=False), 2)
+    warnings.simplefilter("ignore", FutureWarning)  # `broadcast_buffers` has no successor yet
+    trainer.wrap_ddp(DistributedDataParallel(trainer.model, broadcast_buffers=False), 2)
 
 
 def joined(rank: int, folder: Path, steps: int, dtype: torch.dtype) -> None:
-    """One of two processes: what both have learned goes to a file."""
+    """Train as one of two processes. Rank 0 writes the result to a file."""
     torch.set_num_threads(1)
-    learner = make(1, dtype)
-    join(learner, rank, folder / f"store-{dtype}")
-    found = learned(learner, draw_half(rank), steps)
+    trainer = make(1, dtype)
+    join(trainer, rank, folder / f"store-{dtype}")
+    found = learned(trainer, draw_half(rank), steps)
     if rank == 0:
         torch.save(found, folder / f"{dtype}.pt")
     dist.destroy_process_group()
 
 
 def waiting(rank: int, folder: Path, steps: int, rounds: int, barrier: Any, results: Any) -> None:
-    """One of two processes: milliseconds a step of every round, apart and joined, of the first."""
+    """Time the steps of one of two processes. Rank 0 returns milliseconds per step, without DDP and with it."""
     torch.set_num_threads(1)
     batch, taken = draw_half(rank), ([], [])
     for number in range(rounds):
         for is_joined, times in enumerate(taken):
-            learner = make(1)
+            trainer = make(1)
             if is_joined:
-                join(learner, rank, folder / f"round-{number}")
-            learner.step(*batch, 0, steps, (0, 0))  # after its first, DDP sends in another order
+                join(trainer, rank, folder / f"round-{number}")
+            trainer.train_step(*batch, 0, steps, (0, 0))  # DDP changes the order of its buckets after the first step
             barrier.wait()
             started = time.perf_counter()
             for step in range(steps):
-                learner.step(*batch, step, steps, (0, step))
+                trainer.train_step(*batch, step, steps, (0, step))
             times.append(1000 * (time.perf_counter() - started) / steps)
             barrier.wait()
             if is_joined:

@@ -1,27 +1,33 @@
-"""Ingest: pairs per second from files to batches in the training worker, beside what else brings them there.
+"""Measure ingest: pairs per second from files to batches in the training worker, compared with other ways.
 
 python benchmarks/ingest.py --images FOLDER --masks FOLDER
 
-Each round runs every way in a process of its own, in turns (ours, peers; then peers, ours), on photos of two sizes, to
-batches of 32 pairs of 160 × 160, uint8, on the CPU. Medians of the rounds (lowest to highest), ratios round by round.
+Each round runs every way in its own process, in alternating order (ours, peers; then peers, ours), on photos of two
+sizes, to batches of 32 pairs of 160 × 160, uint8, on the CPU. Figures are medians of the rounds (lowest to highest).
+Ratios are taken round by round.
 
-- ours: `feed.decode`, then the batches of `share.Share`, in the driver, which is on the worker's machine. The first
-  epoch is the decoding, the making of the share and the batches; later ones are batches alone. Photos are decoded 81 at
-  a time, so a few hundred keep a few cores busy, and not many.
-- DataLoader: torch's, a persistent worker per core, four batches ahead each. Its pairs are decoded by our
-  `labelled.decode_pair`, so what differs is the way that they take. It decodes again in every epoch.
-- DataLoader, torchvision: the same with torchvision's decoders and resizing, as one may write it who has not ours. It
-  decodes JPEGs whole and checks nothing: not the EXIF orientation, the sizes, nor what values a mask has.
-- read_images: Ray Data's own, with two tasks per core (by default it takes one for each file or few, and is several
-  times slower). It pairs no masks, so it does half of the work: photos alone, unshuffled, read again in every epoch.
+- ours: `decode`, then the batches of `rank_data.RankData`, in the driver, which is on the worker's machine. The first
+  epoch is the decoding, the creation of the rank's data and the batches; later epochs are batches alone. Photos are
+  decoded in blocks of 81, so a few hundred photos keep only a few cores busy.
+- DataLoader: torch's, with one persistent worker per core, each four batches ahead. Its pairs are decoded by our
+  `pairs.decode_pair`, so that only the data path differs. It decodes again in every epoch.
+- DataLoader, torchvision: the same with torchvision's decoders and resizing, as one would write it without petseg. It
+  decodes JPEGs at full size and checks nothing: not the EXIF orientation, the sizes, or the values of a mask.
+- read_images: Ray Data's own reader, with two tasks per core (its default is one task per file or few files, which is
+  several times slower). It does not pair masks, so it does half of the work: photos alone, unshuffled, read again in
+  every epoch.
 
-The best peer is the one with the highest median in the row. Whoever takes the batches has torch's own number of
-threads, as a training worker has.
+The best peer is the one with the highest median in the row. The process that takes the batches has torch's default
+number of threads, as a training worker has.
 
-Not measured: start-up. Ray, all workers and what they import are there before the clock starts, since a few pairs went
-through each way before, and so is the list of the files. Nor disks: the files are links to a few originals, soon in
-memory. Nor a network that trains meanwhile: from that, who decodes in every epoch takes the cores away. Small photos
-enlarged to 2000 × 1500 are smoother than a camera's, and have fewer bytes.
+Not measured:
+
+- start-up. Ray and all workers have started and imported their modules before the clock starts, because a few pairs
+  went through each way before. The list of files is read before, too.
+- disks. The files are links to a few originals, which are soon in memory.
+- the competition with a network that trains at the same time. A way that decodes in every epoch takes cores from it.
+
+Small photos enlarged to 2000 × 1500 are smoother than a camera's, and have fewer bytes.
 """
 
 import argparse
@@ -50,13 +56,13 @@ from petseg.data.decode import MAX_TRAINING_PIXELS
 from petseg.data.pairs import decode_pair
 
 SIZES = {(500, 375): 1, (2000, 1500): 16}
-"""(width, height) of the photos; of the second a sixteenth as many, since one takes so much longer."""
+"""(width, height) of the photos, and the divisor of their number. A large photo takes much longer than a small one."""
 
 ORIGINALS = 32
-"""Photos that differ, of each size; all others are links to them."""
+"""Number of different photos of each size. All others are links to them."""
 
 GRAIN = 13.0
-"""Standard deviation of what is added to drawn photos, of 255: JPEGs of 85 kB at 500 × 375, about as real ones have."""
+"""Standard deviation of the noise on drawn photos (0..255). JPEGs then have 85 kB at 500 × 375, as real ones."""
 
 IMAGE_SIZE = (160, 160)
 BATCH = 32
@@ -64,19 +70,19 @@ LABEL_MAP = labels.LabelMap.parse("", 3)
 FIRST, LATER = "first epoch, pairs/s", "later epochs, pairs/s"
 
 Decode = Callable[[str, str], tuple[Tensor, Tensor]]
-"""The files of a photo and of its mask, as pixels and class ids."""
+"""Function from the files of a photo and its mask to pixels and class ids."""
 
 Epoch = Callable[[int], Iterable[Sequence[Tensor]]]
-"""The batches of an epoch, by its number: photos, then masks where there are any."""
+"""Function from the number of an epoch to its batches: photos, then masks if there are any."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, help="photos, resized to the two sizes; default: drawn ones")
-    parser.add_argument("--masks", type=Path, help="trimaps of the photos: 1 pet, 2 background, 3 border")
-    parser.add_argument("--pairs", type=int, default=2560, help="how many of 500 × 375; of 2000 × 1500 a sixteenth")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each way is measured")
-    parser.add_argument("--epochs", type=int, default=4, help="of each way in each round; the first counts apart")
+    parser.add_argument("--images", type=Path, help="folder of photos, resized to the two sizes. Default: drawn photos")
+    parser.add_argument("--masks", type=Path, help="folder of their trimaps: 1 pet, 2 background, 3 border")
+    parser.add_argument("--pairs", type=int, default=2560, help="pairs of 500 × 375; a sixteenth for 2000 × 1500")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each way")
+    parser.add_argument("--epochs", type=int, default=4, help="epochs of each way in each round")
     parser.add_argument("--loader-workers", type=int, default=len(beside.cores()), help="default: one per core")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -86,7 +92,7 @@ def main() -> None:
         print(json.dumps(measure(WAYS[given.way](pairs, given.loader_workers), pairs.num_rows, given.epochs)))
         return
     if (given.images is None) != (given.masks is None):
-        parser.error("--images and --masks belong together: give both, or neither")
+        parser.error("--images and --masks: give both or neither")
     if given.epochs < 2 or given.pairs < max(SIZES.values()):
         parser.error("give at least --epochs 2 and --pairs 16")
     beside.quiet_ray()
@@ -94,7 +100,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="petseg-ingest-") as name:
         for size, divisor in SIZES.items():
             count = given.pairs // divisor
-            count -= count % min(BATCH, count)  # not every way gives out what fills no batch
+            count -= count % min(BATCH, count)  # some ways drop the last, incomplete batch
             kept = min(count, ORIGINALS)
             originals = opened(given.images, given.masks, kept) if given.images else drawn(kept, size)
             folder = Path(name) / f"{size[0]}x{size[1]}"
@@ -105,7 +111,7 @@ def main() -> None:
 
 
 def one_round(folder: Path, number: int, given: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Every way once: its rates by row of the table."""
+    """Run every way once. Return its rates by row of the table."""
     command = [sys.executable, __file__, "--folder", str(folder), "--epochs", str(given.epochs)]
     command += ["--loader-workers", str(given.loader_workers), "--way"]
     order = list(WAYS) if number % 2 == 0 else list(reversed(WAYS))
@@ -124,7 +130,7 @@ def table(rounds: list[dict[str, dict[str, float]]]) -> str:
 
 
 def measure(epoch: Epoch, count: int, epochs: int) -> dict[str, float]:
-    """Pairs per second of the first epoch and, in the median, of later ones."""
+    """Return pairs per second of the first epoch, and the median of the later ones."""
     rates = []
     for number in range(epochs):
         started = time.perf_counter()
@@ -136,16 +142,16 @@ def measure(epoch: Epoch, count: int, epochs: int) -> dict[str, float]:
 
 def ours(pairs: pa.Table, _workers: int) -> Epoch:
     from petseg.cluster import connect
-    from petseg.pipelines import decode as feed
-    from petseg.training.rank_data import Share
+    from petseg.pipelines.decode import decode
+    from petseg.training.rank_data import RankData
 
     connect.connect()
-    decode = functools.partial(feed.decode, image_size=IMAGE_SIZE, label_map=LABEL_MAP)
-    decode(few(pairs))
+    decode_part = functools.partial(decode, image_size=IMAGE_SIZE, label_map=LABEL_MAP)
+    decode_part(few(pairs))
 
     @functools.cache
-    def whole() -> Share:
-        return Share(decode([pairs])[0], 0, 1, torch.device("cpu"), float("inf"))
+    def whole() -> RankData:
+        return RankData(decode_part([pairs])[0], 0, 1, torch.device("cpu"), float("inf"))
 
     return lambda number: whole().train_batches(batch_size(pairs), seed=0, epoch=number)
 
@@ -168,7 +174,7 @@ def batch_size(pairs: pa.Table) -> int:
 
 
 def few(pairs: pa.Table) -> list[pa.Table]:
-    """Two pairs for each core, one by one: while one of Ray's workers imports, the others get theirs."""
+    """Return two single pairs per core. While one of Ray's workers imports, the others get a pair too."""
     return [pairs.slice(number % pairs.num_rows, 1) for number in range(2 * len(beside.cores()))]
 
 
@@ -194,7 +200,7 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
 
 
 class WarmedBatches(Sampler[list[int]]):
-    """All pairs in random order; but the first time one for each worker, so that they have started and imported."""
+    """Sampler of all pairs in random order. Its first pass has one pair per worker, to start the workers."""
 
     def __init__(self, pairs: pa.Table, workers: int) -> None:
         self._count, self._batch, self._cold_workers = pairs.num_rows, batch_size(pairs), workers
@@ -230,7 +236,7 @@ WAYS: dict[str, Callable[[pa.Table, int], Epoch]] = {
 def write_pairs(
     folder: Path, size: tuple[int, int], count: int, originals: Iterable[tuple[Image.Image, Image.Image]]
 ) -> float:
-    """`count` photos and masks of a (width, height) below a folder; the kilobytes of a photo, in the mean."""
+    """Write `count` photos and masks of `size` (width, height) to a folder. Return the mean kilobytes of a photo."""
     (folder / "images").mkdir(parents=True)
     (folder / "masks").mkdir()
     files: list[tuple[Path, Path]] = []
@@ -247,11 +253,11 @@ def write_pairs(
 def opened(photos: Path, masks: Path, count: int) -> Iterator[tuple[Image.Image, Image.Image]]:
     for pair in manifest.sample(manifest.discover(str(photos), str(masks)), count).to_pylist():
         with Image.open(pair["image"]) as photo, Image.open(pair["mask"]) as mask:
-            yield photo.convert("RGB"), Image.fromarray(np.asarray(mask))  # a palette's numbers, not its colours
+            yield photo.convert("RGB"), Image.fromarray(np.asarray(mask))  # keep palette indices, not colours
 
 
 def drawn(count: int, size: tuple[int, int]) -> Iterator[tuple[Image.Image, Image.Image]]:
-    """Drawn pairs, the photos with grain as of fur or grass: enlarged alone they would have a third of the bytes."""
+    """Return drawn pairs. Noise like fur or grass is added to the photos; without it they have a third of the bytes."""
     rng = np.random.default_rng(1)
     for number in range(count):
         photo, mask = demo.draw_pair(number, seed=1)

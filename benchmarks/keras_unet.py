@@ -1,14 +1,14 @@
-"""What `train_cpu.py` and `predict_peers.py` compare with: the Keras example this network is from, written anew.
+"""The Keras example that this network comes from, rewritten as the peer of `train_cpu.py` and `predict_peers.py`.
 
 python keras_unet.py train --pairs FILE          from files, as the example trains; FILE has photo TAB trimap per line
 python keras_unet.py steps                       training and inference on a fixed array, without files
 python keras_unet.py predict --photos FOLDER --output FOLDER      masks of all photos, as the example predicts
 
-It runs in an environment of its own, with TensorFlow and without petseg. The last line that it prints is JSON; its
-epochs have the names of a run's `metrics.jsonl`.
+It runs in its own environment, with TensorFlow and without petseg. The last line of its output is JSON. Its epochs have
+the same keys as a run's `metrics.jsonl`.
 
-The example: https://keras.io/examples/vision/oxford_pets_image_segmentation/, as first published (2020): pixels 0..255,
-RMSprop, batches of 32 that a `Sequence` reads file by file. Whatever Keras has a default for keeps it.
+The example is https://keras.io/examples/vision/oxford_pets_image_segmentation/ as first published (2020): pixels
+0..255, RMSprop, batches of 32 that a `Sequence` reads file by file. All other settings are Keras's defaults.
 """
 
 import argparse
@@ -36,9 +36,9 @@ def main() -> None:
     parser.add_argument("--photos", type=Path)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--batches", type=int, nargs="+", default=[16, 32], help="sizes of the batches of `steps`")
-    parser.add_argument("--steps", type=int, default=10, help="how many of each `steps` takes the time of")
-    parser.add_argument("--threads", type=int, default=0, help="0: as many as TensorFlow takes by itself")
+    parser.add_argument("--batches", type=int, nargs="+", default=[16, 32], help="batch sizes of `steps`")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps of each kind in `steps`")
+    parser.add_argument("--threads", type=int, default=0, help="number of threads. 0: TensorFlow's default")
     given = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(given.threads)
     tf.config.threading.set_inter_op_parallelism_threads(given.threads)
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def unet() -> keras.Model:
-    """Float pixels (N, H, W, 3), 0..255, to class probabilities (N, H, W, C)."""
+    """Return the network from float pixels (N, H, W, 3), 0..255, to class probabilities (N, H, W, C)."""
     pixels = keras.Input((*SIZE, 3))
     x = layers.Conv2D(32, 3, strides=2, padding="same")(pixels)
     x = layers.Activation("relu")(layers.BatchNormalization()(x))
@@ -86,7 +86,7 @@ def compiled() -> keras.Model:
 
 
 class Pairs(keras.utils.PyDataset):
-    """Whole batches, each read from its files when it is asked for; Keras asks a few ahead, in one thread."""
+    """Dataset of full batches, each read from its files on access. Keras reads a few ahead, in one thread."""
 
     def __init__(self, pairs: list[tuple[str, str]]) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class Pairs(keras.utils.PyDataset):
 
 
 class Photos(keras.utils.PyDataset):
-    """Batches of photos, read from their files when they are asked for; the last may be shorter."""
+    """Dataset of batches of photos, read from their files on access. The last batch may be shorter."""
 
     def __init__(self, photos: list[Path]) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class Photos(keras.utils.PyDataset):
 
 
 class Epochs(keras.callbacks.Callback):
-    """What each epoch took."""
+    """Callback that records the loss and the time of each epoch."""
 
     def __init__(self, images: int) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class Epochs(keras.callbacks.Callback):
 
 
 def train(pairs: list[tuple[str, str]], epochs: int) -> dict[str, object]:
-    """Epochs from files. The graph is made before, by a step on one batch: it belongs to the start-up."""
+    """Train from files. A step on one batch builds the graph first, because that belongs to the start-up."""
     model, data = compiled(), Pairs(pairs)
     model.fit(Pairs(pairs[:BATCH]), epochs=1, verbose=0)
     watch = Epochs(len(data) * BATCH)
@@ -154,10 +154,11 @@ def train(pairs: list[tuple[str, str]], epochs: int) -> dict[str, object]:
 
 
 def predict(photos: list[Path], output: Path) -> dict[str, object]:
-    """Probabilities of all photos, then their masks one by one, each enlarged to its photo's size and saved.
+    """Predict all photos, then resize their masks one by one to the photo's size and save them.
 
-    The example shows a few at the network's size; whoever needs masks adds the last two steps. The graph is made
-    before, by one batch: it belongs to the start-up. The network has learnt nothing, which takes as long.
+    The example only shows a few masks at the network's size; a user who needs masks adds the last two steps. One batch
+    builds the graph first, because that belongs to the start-up. The network is untrained, which does not change its
+    speed.
     """
     model = compiled()
     model.predict(Photos(photos[:BATCH]), verbose=0)
@@ -172,7 +173,7 @@ def predict(photos: list[Path], output: Path) -> dict[str, object]:
 
 
 def steps(batches: list[int], count: int) -> dict[str, object]:
-    """Images per second of `train_on_batch` and of `predict`, by batch size, on pixels that are in memory."""
+    """Return images per second of `train_on_batch` and of `predict` for each batch size, on pixels in memory."""
     generator = np.random.default_rng(0)
     training, inference = {}, {}
     for batch in batches:
@@ -188,7 +189,7 @@ def steps(batches: list[int], count: int) -> dict[str, object]:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds of the second of two times; the first makes the graph."""
+    """Run `work` twice and return the seconds of the second run. The first builds the graph."""
     work()
     started = time.perf_counter()
     work()

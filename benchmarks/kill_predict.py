@@ -1,13 +1,13 @@
-"""Kill a prediction job with SIGKILL at random moments until it has been killed often enough, and compare bytes.
+"""Kill a prediction job with SIGKILL at random moments, restart it, and compare its output with an undisturbed job's.
 
 python benchmarks/kill_predict.py --kills 50
 python benchmarks/kill_predict.py --kills 20 --place s3://BUCKET/kill
 
 Each kill hits the driver, one of Ray's workers (a task's, the model's, any other) or the node (its raylet, or one of
-the agents whose death it shares), at a moment drawn from the whole of a start. Then, where the job has died of it, the
-same command is given again, at once, while what was orphaned may still be running. After every kill, what is there must
-be a part of what an undisturbed job has written, byte for byte; when the job ends by itself, all of it; then the next
-begins in an empty folder. Exit code 0 only where all that held.
+the agents that the raylet depends on), at a random moment of the job. If the job dies, the same command is run again at
+once, while orphaned processes may still be running. After every kill, each file must be byte for byte a file of the
+undisturbed job. When the job ends by itself, all files must be there; then the next job starts in an empty folder.
+Exit code 0 only if all checks held.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import drawn
 
-from petseg import cli, files, storage
+from petseg import files, storage
 
 ROOT = Path(__file__).parent.parent
 TEMPORARY = ".petseg-tmp-"
@@ -34,32 +34,32 @@ VICTIMS = {
     "task": r"^ray::MapBatches\(",
     "worker": r"^ray::(?!\w+Agent)",
 }
-"""What is killed, and what its command line looks like."""
+"""Kinds of processes to kill, and patterns of their command lines."""
 
 END_S = 600
-"""A job that has not ended by then hangs."""
+"""Seconds after which a job that has not ended counts as hanging."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--photos", type=int, default=240, help="drawn photos")
-    parser.add_argument("--place", help="where photos and masks are; default: a folder of its own")
-    parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=list(VICTIMS))
+    parser.add_argument("--kills", type=int, default=10, help="number of kills")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments and victims")
+    parser.add_argument("--photos", type=int, default=240, help="number of drawn photos")
+    parser.add_argument("--place", help="folder or URI for photos and masks. Default: a temporary folder")
+    parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=list(VICTIMS), help="kinds of processes")
     given = parser.parse_args()
     generator = random.Random(given.seed)
     with tempfile.TemporaryDirectory(prefix="petseg-kill-") as folder:
         place = storage.absolute(given.place or folder)
         ended, kills = run(Path(folder), place, given.kills, given.photos, given.victims, generator)
     by_victim = ", ".join(f"{kills.count(victim)} × {victim}" for victim in VICTIMS if victim in kills)
-    print(f"{len(kills)} kills ({by_victim}), {ended} jobs ended, each with the bytes of the undisturbed one")
+    print(f"{len(kills)} kills ({by_victim}), {ended} jobs ended, each with the same bytes as the undisturbed one")
 
 
 def run(
     folder: Path, place: str, num_kills: int, photos: int, victims: list[str], generator: random.Random
 ) -> tuple[int, list[str]]:
-    """Kill so often; how many jobs ended meanwhile, and what was killed."""
+    """Kill processes `num_kills` times. Return how many jobs ended by themselves, and the kind of each kill."""
     checkpoint, images = drawn.untrained(folder), drawn.photos(folder, photos)
     (images / "broken.jpg").write_bytes(b"broken")
     (images / "pet_0003.jpg").unlink()
@@ -95,19 +95,19 @@ def run(
                 if kill(driver, victim, generator):
                     kills.append(victim)
                     may_fail = may_fail or victim in ("driver", "node")
-                    print(f"{len(kills):4} {victim} after another {moment_s:.1f} s, {survey(output)}", flush=True)
+                    print(f"{len(kills):4} {victim} after {moment_s:.1f} s more, {survey(output)}", flush=True)
                     wrong = {name for name, content in contents(output).items() if expected.get(name) != content}
-                    check(not wrong, f"{sorted(wrong)[:5]} are not what the undisturbed job has written")
+                    check(not wrong, f"{sorted(wrong)[:5]} differ from the undisturbed job's files")
                 if victim in ("driver", "node"):
                     break
                 moment_s = generator.uniform(0, duration_s / 2)
         code = driver.wait(END_S)
         if code == 0:
-            check(contents(output) == expected, f"{output}: other files than the undisturbed job's")
+            check(contents(output) == expected, f"{output}: the files differ from the undisturbed job's")
             leftovers = [name for name in storage.list_names(output) if name.startswith(TEMPORARY)]
-            check(not leftovers, f"{output}: left over: {leftovers}")
+            check(not leftovers, f"{output}: temporary files left: {leftovers}")
             ended += 1
-            print(f"     ended, job {ended}: the same {len(expected)} files", flush=True)
+            print(f"     job {ended} ended with the same {len(expected)} files", flush=True)
             if len(kills) >= num_kills:
                 return ended, kills
             output = f"{place}/killed-{ended}"
@@ -117,13 +117,13 @@ def run(
 
 def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
     env = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    env.pop("RAY_ADDRESS", None)  # a Ray of its own, which may be killed
+    env.pop("RAY_ADDRESS", None)  # start its own Ray, which may be killed
     with log.open("wb") as file:
         return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=env)
 
 
 def kill(driver: subprocess.Popen[bytes], victim: str, generator: random.Random) -> bool:
-    """SIGKILL one process of that kind, if there is one now."""
+    """Send SIGKILL to one process of that kind. Return False if there is none."""
     pids = [driver.pid] if victim == "driver" else matching(driver.pid, VICTIMS[victim])
     if not pids:
         return False
@@ -135,7 +135,7 @@ def kill(driver: subprocess.Popen[bytes], victim: str, generator: random.Random)
 
 
 def matching(ancestor: int, pattern: str) -> list[int]:
-    """Processes below `ancestor` whose command line has that pattern."""
+    """Return the descendants of `ancestor` whose command line matches `pattern`."""
     parents, commands = {}, {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -154,22 +154,23 @@ def matching(ancestor: int, pattern: str) -> list[int]:
 
 
 def contents(output: str) -> dict[str, bytes]:
-    """Every file of an output, but for those that have its place or times in them, are being written, or were when
-    something was killed.
+    """Return the content of every file of an output.
+
+    Leaves out files that contain its location or times, and temporary files.
     """
     if not storage.list_names(output):
         return {}
-    others = (files.REPORT, cli.CONFIG_FILE)
-    names = [name for name in storage.list_files(output) if name not in others]  # which passes over hidden ones
+    others = (files.REPORT, files.CONFIG)
+    names = [name for name in storage.list_files(output) if name not in others]  # leaves out hidden files
     found = dict(zip(names, storage.read_each(storage.join(output, name) for name in names), strict=True))
-    # What the orphans of a killed driver replace meanwhile is there in the next moment.
+    # Orphans of a killed driver may be replacing a file. It is complete a moment later.
     return {name: content for name, content in found.items() if isinstance(content, bytes)}
 
 
 def survey(output: str) -> str:
     names = storage.list_names(output)
     written, half = (sum(name.startswith(begin) for name in names) for begin in ("part-", TEMPORARY))
-    return f"{written} shards, {half} half-written files" if names else "nothing begun"
+    return f"{written} shards, {half} temporary files" if names else "no files yet"
 
 
 def check(held: bool, otherwise: str) -> None:

@@ -1,14 +1,14 @@
-"""How near the jobs come to what their parts can do alone on the same cores.
+"""Compare the speed of the jobs with that of their parts alone, on the same cores.
 
 python benchmarks/limits.py --images FOLDER
 
-Each round runs every part alone, on all cores, then both jobs as their user starts them. The rate of the prediction job
-is that between the commit of its first shard and of its last; from the command to the first is start-up, shown apart.
-The rate of the training job is that of its later epochs, without their validation.
+Each round runs every part alone, on all cores, and then both jobs as a user starts them. The rate of the prediction job
+is that between the commits of its first and its last shard. The time from the command to the first commit is start-up,
+which is reported separately. The rate of the training job is that of its later epochs, without validation.
 
-The network's operations are counted by PyTorch, as they are computed here (for one photo 1.72 GFLOP if what is doubled
-were convolved at its full size). Beside them stands what one large convolution reaches on this machine, in the same
-arithmetic and with nothing else to do.
+PyTorch counts the operations of the network as they are computed here: 1.72 GFLOP for one photo if upsampled inputs
+were convolved at their full size. For comparison, the table has the speed of one large convolution on this machine, in
+the same precision and with nothing else running.
 """
 
 import argparse
@@ -34,16 +34,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from petseg.config.predict import PredictConfig
 from petseg.config.train import TrainConfig
-from petseg.data import decode, demo, labels, manifest
+from petseg.data import decode, demo, encode, labels, manifest
 from petseg.data.decode import Photo
-from petseg.inference import output_folder
-from petseg.inference import plan as plans
-from petseg.inference.plan import Outputs
+from petseg.inference import output_folder, plan
+from petseg.inference.plan import Outputs, numbered_rows
 from petseg.inference.predictor import Predictor
 from petseg.inference.shard import read_shard, write_shard
 from petseg.models import checkpoint, precision
+from petseg.storage import sharded_output
 from petseg.training import recipes, run_folder
-from petseg.training.trainer import Learner
+from petseg.training.trainer import Trainer
 
 SHARD = 256
 FORWARD, STEP, PEAK = "model", "training step", "convolution"
@@ -54,10 +54,10 @@ BATCH = 32
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, help="photos, used over and over; default: drawn ones of 500 × 375")
-    parser.add_argument("--checkpoint", type=Path, help="default: a network that has learnt nothing, at 160 × 160")
-    parser.add_argument("--count", type=int, default=3000, help="photos of the prediction job")
-    parser.add_argument("--pairs", type=int, default=480, help="drawn pairs of the training job")
+    parser.add_argument("--images", type=Path, help="photos, used repeatedly. Default: drawn ones of 500 × 375")
+    parser.add_argument("--checkpoint", type=Path, help="run or checkpoint. Default: an untrained network at 160 × 160")
+    parser.add_argument("--count", type=int, default=3000, help="number of photos of the prediction job")
+    parser.add_argument("--pairs", type=int, default=480, help="number of drawn pairs of the training job")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--use-gpu", action="store_true")
     given = parser.parse_args()
@@ -82,14 +82,14 @@ def main() -> None:
 
 
 def alone(photos: Path, run: Path, folder: Path, cores: int, use_gpu: bool) -> dict[str, float]:
-    """Photos per second of each part, with all cores to itself."""
+    """Return photos per second of each part, run alone on all cores."""
     table = manifest.sample(manifest.discover(str(photos)), max(SHARD, min(1024, 4 * SHARD)))
-    parts = [plans.rows_of(table, shard, SHARD) for shard in range(-(-table.num_rows // SHARD))]
+    parts = [numbered_rows(table, shard, SHARD) for shard in range(sharded_output.count_shards(table, SHARD))]
     found = checkpoint.find(str(run))
     size = found.model.image_size
     read = partial(read_shard, size_hw=size, max_pixels=10**8, resize=found.model.resize)
     with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
-        list(pool.map(read, [part.slice(0, 1) for part in parts for _ in range(2)]))  # the imports
+        list(pool.map(read, [part.slice(0, 1) for part in parts for _ in range(2)]))  # imports modules
         rates, decoded = {}, []
         rates["decode"] = table.num_rows / timed(lambda: decoded.extend(pool.map(read, parts)))
 
@@ -115,9 +115,9 @@ def alone(photos: Path, run: Path, folder: Path, cores: int, use_gpu: bool) -> d
 
     palette = labels.palette(found.model.num_classes)
     with ThreadPoolExecutor(cores) as pool:
-        encode = lambda prediction: decode.encode_mask(prediction.mask().class_ids, palette)  # noqa: E731
+        to_png = lambda prediction: encode.encode_mask(prediction.mask().class_ids, palette)  # noqa: E731
         pngs: list[bytes] = []
-        rates["mask and PNG"] = len(small) / timed(lambda: pngs.extend(pool.map(encode, predictions)))
+        rates["mask and PNG"] = len(small) / timed(lambda: pngs.extend(pool.map(to_png, predictions)))
     outputs = Outputs()
     count = min(len(pngs), SHARD)
     given = {
@@ -127,39 +127,39 @@ def alone(photos: Path, run: Path, folder: Path, cores: int, use_gpu: bool) -> d
         "class_pixels": [[1, 2, 3]] * count,
         "confidence": [0.5] * count,
     }
-    schema = plans.schema(outputs)
+    schema = plan.schema(outputs)
     written = pa.table({name: given.get(name, [None] * count) for name in schema.names}, schema=schema)
     written = written.append_column("shard", pa.array([0] * count)).append_column("preview", pa.nulls(count))
-    jobs = [
-        plans.make_plan(table, str(folder / f"written-{number}"), shard_size=SHARD, outputs=outputs, settings={})
+    plans = [
+        plan.make_plan(table, str(folder / f"written-{number}"), shard_size=SHARD, outputs=outputs, settings={})
         for number in range(cores)
     ]
-    for plan in jobs:
-        output_folder.begin(plan)
+    for job in plans:
+        output_folder.begin(job)
     with ThreadPoolExecutor(cores) as pool:
-        seconds = timed(lambda: list(pool.map(partial(write_shard, written), (plan.target for plan in jobs))))
+        seconds = timed(lambda: list(pool.map(partial(write_shard, written), (job.target for job in plans))))
     rates["write"] = count * cores / seconds
     return rates
 
 
 def step(cores: int, use_gpu: bool) -> dict[str, float]:
-    """Images per second of a training step, and GFLOP per second of a convolution."""
+    """Return images per second of a training step, and GFLOP per second of a convolution."""
     device = torch.device("cuda" if use_gpu else "cpu")
     torch.set_num_threads(cores)
     config = recipes.resolve(TrainConfig(recipe="keras", batch_size=BATCH, use_gpu=use_gpu))
-    arithmetic = precision.resolve("auto", device)
-    learner = Learner(config, train_gpu.MODEL, device, arithmetic)
+    dtype = precision.resolve("auto", device)
+    trainer = Trainer(config, train_gpu.MODEL, device, dtype)
     height, width = train_gpu.SIZE
     photos = torch.randint(0, 256, (BATCH, height, width, 3), dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
     masks = torch.randint(0, 3, (BATCH, height, width), dtype=torch.uint8, device=device)
     batches = iter(lambda: (photos, masks), None)
-    rate = STEPS * BATCH / train_gpu.seconds(learner, batches, STEPS, device)
+    rate = STEPS * BATCH / train_gpu.seconds(trainer, batches, STEPS, device)
     return {STEP: rate, PEAK: convolution(device)}
 
 
 @torch.inference_mode()
 def convolution(device: torch.device) -> float:
-    """GFLOP per second of one 3×3 convolution of 256 to 256 channels."""
+    """Return GFLOP per second of one 3×3 convolution of 256 to 256 channels."""
     x = torch.ones(8, 256, 40, 40, device=device).contiguous(memory_format=torch.channels_last)
     weight = torch.ones(256, 256, 3, 3, device=device).contiguous(memory_format=torch.channels_last)
     flop = 2 * x.numel() * 256 * 9
@@ -176,15 +176,15 @@ def convolution(device: torch.device) -> float:
 
 
 def gflop() -> float:
-    """Operations of the network for one photo, forward, in 10⁹."""
-    learner = Learner(recipes.resolve(TrainConfig(recipe="keras")), train_gpu.MODEL, torch.device("cpu"), "fp32")
+    """Return the operations of one forward pass of the network for one photo, in 10⁹."""
+    trainer = Trainer(recipes.resolve(TrainConfig(recipe="keras")), train_gpu.MODEL, torch.device("cpu"), "fp32")
     with FlopCounterMode(display=False) as counted:
-        learner.model(torch.zeros(1, 3, *train_gpu.SIZE))
+        trainer.model(torch.zeros(1, 3, *train_gpu.SIZE))
     return counted.get_total_flops() / 1e9
 
 
 def predict_job(photos: Path, run: Path, output: Path, use_gpu: bool = False) -> tuple[float, float]:
-    """Seconds to the first commit, and photos per second from there to the last."""
+    """Run a prediction job. Return seconds to the first commit, and photos per second from there to the last."""
     command = [sys.executable, str(beside.ROOT / "jobs" / "predict.py"), "--checkpoint", str(run)]
     command += ["--images", str(photos), "--output", str(output), "--shard-size", str(SHARD)]
     started = time.time()
@@ -196,7 +196,7 @@ def predict_job(photos: Path, run: Path, output: Path, use_gpu: bool = False) ->
 
 
 def train_job(pairs: tuple[str, str], storage: Path, name: str, use_gpu: bool) -> float:
-    """Images per second of the later epochs of three."""
+    """Run three epochs of training. Return the median images per second of the epochs after the first."""
     command = [sys.executable, str(beside.ROOT / "jobs" / "train.py"), "--images", pairs[0], "--masks", pairs[1]]
     command += ["--recipe", "keras", "--val-count", str(BATCH), "--epochs", "3"]
     beside.run([*command, "--storage", str(storage), "--name", name] + ["--use-gpu"] * use_gpu)
@@ -232,13 +232,13 @@ def report(measured: dict[str, list[float]], count: int, cores: int) -> None:
     print(beside.table([f"training in batches of {BATCH}, images/s", "", f"{TRAIN} ÷ it"], rows) + "\n")
     rows = [
         [name, f"{per_photo:.2f}", beside.cell([rate * per_photo for rate in measured[name]])]
-        for name, per_photo in ((FORWARD, gflop()), (STEP, 3 * gflop()))  # backward, each product is two
+        for name, per_photo in ((FORWARD, gflop()), (STEP, 3 * gflop()))  # the backward pass has two products for each
     ]
     rows.append(["one large convolution", "", beside.cell(measured[PEAK])])
     print(beside.table(["operations", "GFLOP a photo", "GFLOP/s"], rows))
 
 
 if __name__ == "__main__":
-    # Read by Pillow's own loader first, so that its plugins are not imported inside of a measurement.
+    # Load Pillow's plugins before the measurements.
     Image.init()
     main()

@@ -1,4 +1,4 @@
-"""The three figures that matter as one picture, docs/speed.svg, drawn from the tables of RESULTS.md.
+"""Draw docs/speed.svg: the three main figures, from the tables of RESULTS.md.
 
 python benchmarks/picture.py
 """
@@ -18,15 +18,15 @@ _OURS, _PEER, _TEXT, _FAINT = "#2f6fde", "#b8bec8", "#1f2328", "#59636e"
 
 @dataclass(frozen=True)
 class Panel:
-    """A row of a table, as bars."""
+    """Bar chart of one row of a table."""
 
     title: str
     heading: str
-    """Of the section in RESULTS.md."""
+    """Heading of the section in RESULTS.md."""
     row: str
-    """What stands in the first column of the table's row."""
+    """Content of the first cell of the row."""
     bars: dict[str, str]
-    """By the column's name, what to call it; the first is ours."""
+    """Labels of the bars, by the name of their column. The first bar is petseg's."""
 
 
 PANELS = (
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def draw(results: str) -> str:
-    """The SVG. White behind it, so that it can be read on a dark page, too."""
+    """Return the SVG. Its background is white, so that it is readable on a dark page, too."""
     parts, y = [], 8
     for panel in PANELS:
         parts.append(_text(16, y + 24, panel.title, f'font-weight="600" fill="{_TEXT}"'))
@@ -84,7 +84,7 @@ def draw(results: str) -> str:
 
 
 def value(results: str, heading: str, row: str, column: str) -> float:
-    """The median that stands in the first table of a section that has such a row and column."""
+    """Return the median in a cell, from the first table of the section that has this row and column."""
     section = re.split(r"^## ", results, flags=re.MULTILINE)
     lines = next(text for text in section if text.startswith(f"{heading}\n")).splitlines()
     names: list[str] = []

@@ -1,11 +1,10 @@
-"""What `predict_peers.py` compares with: masks of a folder from plain PyTorch, as one would write it in an hour.
+"""Predict the masks of a folder with plain PyTorch, as one would write it in an hour: the peer of `predict_peers.py`.
 
 python plain_predict.py --checkpoint RUN --photos FOLDER --output FOLDER
 
-A DataLoader decodes in as many processes as there are cores, the network takes batches of 32 in bf16 where the
-processor has it, and threads save what it has found. It has this project's network, with all that makes that fast, so
-that what differs is everything around it. It keeps no promise: a photo that cannot be decoded ends it, and what was
-killed begins anew.
+A DataLoader decodes in one process per core. The network takes batches of 32, in bf16 if the processor supports it.
+Threads save the masks. The network is petseg's own, with its optimizations, so that only the code around it differs.
+There is no error handling: a photo that cannot be decoded ends the program, and a killed program starts from scratch.
 """
 
 import argparse
@@ -57,14 +56,14 @@ def main() -> None:
     found = checkpoint.find(given.checkpoint)
     model = checkpoint.load_model(found).eval()
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - missing in the stubs
-    arithmetic = precision.resolve("auto", device)
+    dtype = precision.resolve("auto", device)
     photos = Photos(sorted(given.photos.iterdir()), found.model.image_size)
     given.output.mkdir()
     started = time.perf_counter()
     with torch.inference_mode(), ThreadPoolExecutor(cores) as pool:
         saving = []
         for pixels, heights, widths, stems in DataLoader(photos, BATCH, num_workers=cores):
-            with precision.autocast(arithmetic, device):
+            with precision.autocast(dtype, device):
                 logits = model(pixels.permute(0, 3, 1, 2)).float()
             sizes = zip(heights.tolist(), widths.tolist(), strict=True)
             for of_photo, (height, width), stem in zip(logits, sizes, stems, strict=True):

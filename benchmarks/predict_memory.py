@@ -1,10 +1,10 @@
-"""What a prediction job holds in memory, for some photos and for ten times as many.
+"""Measure the memory of a prediction job, for some number of photos and for ten times as many.
 
 python benchmarks/predict_memory.py --counts 2000 20000
 
-Peaks of the job's processes, seen every half a second: private memory (RssAnon) of the driver and of the largest worker
-of each kind, and what Ray's object store takes of the machine's shared memory. And, without a job, the
-peak of a process that lists `--names` names and makes the plan of a job from them.
+Peaks are sampled every half a second: private memory (RssAnon) of the driver and of the largest worker of each kind,
+and Ray's object store in the machine's shared memory. In addition, without a job, the script measures the peak of a
+process that lists `--names` names and plans a job for them.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 WORKERS = {"model": "ray::MapWorker(", "largest other worker": "ray::"}
-"""What its command line has in it; the first that fits counts."""
+"""Part of the command line of each kind of worker. The first that matches counts."""
 
 KINDS = ("driver", *WORKERS, "object store")
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - where Ray keeps its object store
@@ -27,18 +27,18 @@ SHARED_MEMORY = "/dev/shm"  # noqa: S108 - where Ray keeps its object store
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, help="photos, used over and over; default: drawn ones")
-    parser.add_argument("--checkpoint", type=Path, help="default: a network that has learnt nothing, at 160 × 160")
-    parser.add_argument("--counts", type=int, nargs="+", default=[2000, 20000])
-    parser.add_argument("--names", type=int, default=2_000_000)
-    parser.add_argument("--flags", default="", help='of the job, in quotes, such as "--tile 640"')
+    parser.add_argument("--images", type=Path, help="folder of photos, used repeatedly. Default: drawn photos")
+    parser.add_argument("--checkpoint", type=Path, help="run or checkpoint. Default: an untrained network at 160 × 160")
+    parser.add_argument("--counts", type=int, nargs="+", default=[2000, 20000], help="numbers of photos")
+    parser.add_argument("--names", type=int, default=2_000_000, help="names to list and plan. 0: skip this part")
+    parser.add_argument("--flags", default="", help='flags of the job, in quotes, such as "--tile 640"')
     parser.add_argument("--list-only", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.list_only:
         print(list_names(given.list_only))
         return
 
-    import drawn  # loads torch, which listing names must not count
+    import drawn  # imports torch, which must not count when names are listed
 
     with tempfile.TemporaryDirectory(prefix="petseg-memory-") as name:
         folder = Path(name)
@@ -59,11 +59,11 @@ def main() -> None:
 
 
 def watch(run: Path, photos: Path, output: Path, flags: list[str]) -> dict[str, float]:
-    """Peak MB of each kind while the job runs."""
+    """Run the job. Return the peak MB of each kind of process."""
     command = [sys.executable, str(ROOT / "jobs" / "predict.py"), "--checkpoint", str(run), "--images", str(photos)]
     command += ["--output", str(output), *flags]
     peaks = dict.fromkeys(KINDS, 0.0)
-    workers_before = {pid for pid, _ in processes()}  # of other Rays on this machine, if there are any
+    workers_before = {pid for pid, _ in processes()}  # processes of other Rays on this machine
     shared_before = shutil.disk_usage(SHARED_MEMORY).used
     job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while job.poll() is None:
@@ -99,7 +99,7 @@ def megabytes(pid: int, field: str) -> float:
 
 
 def list_names(count: int) -> str:
-    """A generator stands for the folder: so many files would only measure the disk."""
+    """List `count` names and plan a job. The names come from a generator, because real files would measure the disk."""
     from petseg import storage
     from petseg.data import manifest
     from petseg.inference.plan import Outputs, make_plan

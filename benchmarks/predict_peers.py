@@ -1,16 +1,16 @@
-"""Masks of a folder, from the command to the last one: this project's job, a plain PyTorch script, and Keras.
+"""Predict the masks of a folder with petseg's job, a plain PyTorch script and Keras, and compare their speed.
 
 python benchmarks/predict_peers.py --images FOLDER
 
-In each round all three run in turns, as their user starts them, on the same photos and cores:
+Each round runs all three in turn, as a user starts them, on the same photos and cores:
 
-- `jobs/predict.py`, which writes a PNG for each photo and a row in Parquet, keeps its promises, and starts Ray;
-- `plain_predict.py`: the same network behind a DataLoader, PNG only;
-- `keras_unet.py predict`: the example this project grew out of, `Model.predict` and a loop with Pillow, PNG only.
+- `jobs/predict.py` writes a PNG for each photo and a row in Parquet, handles errors and kills, and starts Ray;
+- `plain_predict.py` has the same network behind a DataLoader, and writes PNG only;
+- `keras_unet.py predict` is the example this project comes from, `Model.predict` and a loop with Pillow, PNG only.
 
-Start-up is what comes before the first photo: imports, the weights, Ray, a first graph. The peers say how long they
-worked after that. The job's rate is that between the commits of its first and its last shard, so its start-up is the
-whole without the time in which all photos are done at that rate; that has Ray's end in it, too.
+Start-up is the time before the first photo: imports, the weights, Ray, a first graph. The peers report how long they
+worked after that. The job's rate is that between the commits of its first and its last shard. Its start-up is the total
+time minus the time for all photos at that rate, so it includes the shutdown of Ray.
 """
 
 import argparse
@@ -33,9 +33,9 @@ Figures = dict[str, float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, help="photos, used over and over; default: drawn ones of 500 × 375")
-    parser.add_argument("--checkpoint", type=Path, help="default: a network that has learnt nothing, at 160 × 160")
-    parser.add_argument("--count", type=int, default=3000)
+    parser.add_argument("--images", type=Path, help="photos, used repeatedly. Default: drawn ones of 500 × 375")
+    parser.add_argument("--checkpoint", type=Path, help="run or checkpoint. Default: an untrained network at 160 × 160")
+    parser.add_argument("--count", type=int, default=3000, help="number of photos")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     print(beside.about(), flush=True)
@@ -49,7 +49,7 @@ def main() -> None:
         photos = drawn.repeated(folder, source, given.count, size)
         benchmarks = Path(__file__).parent
         plain = [sys.executable, str(benchmarks / "plain_predict.py"), "--checkpoint", str(run)]
-        # -E: a PYTHONPATH is meant for this environment, not for that one.
+        # -E: ignore PYTHONPATH, which is for this environment.
         keras = [str(python), "-E", str(benchmarks / "keras_unet.py"), "predict"]
         programs: dict[str, Callable[[Path], Figures]] = {
             PLAIN: lambda output: peer([*plain, "--photos", str(photos), "--output", str(output)], given.count),
@@ -85,7 +85,7 @@ def peer(command: list[str], count: int) -> Figures:
 
 
 def report(measured: dict[str, dict[str, list[float]]]) -> str:
-    """A row for each figure; the ratios say how many times as fast this project's job is."""
+    """Return a table with a row for each figure. The ratios say how many times as fast petseg's job is."""
     rows = []
     for name in (WHOLE, START, RATE):
         values = {program: found[name] for program, found in measured.items()}

@@ -1,11 +1,11 @@
-"""What a photo, a key and a start cost, and whether the formula of docs/scale.md foretells how long a job takes.
+"""Measure the cost of a photo, a key and a start, and check the formula of docs/scale.md for the time of a job.
 
 python benchmarks/scale.py --place s3://BUCKET/scale --counts 500 2000 4000 --store-pid PID
 
-Costs are in core-milliseconds: the parts alone as `limits.py` runs them, what asking a store takes as this
-process's CPU time. Then jobs of so many photos run as their user starts them, all places in the store. The first gives
-what a start and an end take and, where the store runs on this machine, what its own process takes; for the others the
-formula's time stands beside theirs.
+Costs are in core-milliseconds. The parts run alone as in `limits.py`. The cost of requests to a store is the CPU time
+of this process. Then jobs of --counts photos run as a user starts them, with all locations in the store. The first job
+gives the time of start and end and, if the store runs on this machine, the CPU time of its process. For the other jobs
+the time predicted by the formula is compared with the measured time.
 """
 
 import argparse
@@ -30,10 +30,10 @@ SHARD = 64
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--place", required=True, help="where to put photos and masks; deleted at the end")
-    parser.add_argument("--counts", type=int, nargs="+", default=[500, 2000])
-    parser.add_argument("--store-pid", type=int, help="of a store that shares these cores, so that its part is counted")
-    parser.add_argument("--images", type=Path, help="photos, used over and over; default: drawn ones of 500 × 375")
+    parser.add_argument("--place", required=True, help="folder or URI for photos and masks; deleted at the end")
+    parser.add_argument("--counts", type=int, nargs="+", default=[500, 2000], help="numbers of photos")
+    parser.add_argument("--store-pid", type=int, help="process id of a store on these cores, to count its CPU time")
+    parser.add_argument("--images", type=Path, help="photos, used repeatedly. Default: drawn ones of 500 × 375")
     given = parser.parse_args()
     place, cores = storage.absolute(given.place), len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="petseg-scale-") as name:
@@ -56,16 +56,16 @@ def main() -> None:
         print(
             f"\n{smallest} photos: {start_s:.1f} s to the first shard, {work_s:.1f} s to the last, {end_s:.1f} s after"
         )
-        print("\n| photos | foretold, s | measured, s | measured ÷ foretold |\n|---|---|---|---|")
+        print("\n| photos | predicted, s | measured, s | measured ÷ predicted |\n|---|---|---|---|")
         for count in others:
-            foretold_s = start_s + (count - SHARD) * per_photo_s / cores + end_s
+            predicted_s = start_s + (count - SHARD) * per_photo_s / cores + end_s
             whole_s = sum(job(f"{place}/photos-{count}", run, f"{place}/out-{count}"))
-            print(f"| {count} | {foretold_s:.1f} | {whole_s:.1f} | {whole_s / foretold_s:.2f} |", flush=True)
+            print(f"| {count} | {predicted_s:.1f} | {whole_s:.1f} | {whole_s / predicted_s:.2f} |", flush=True)
     storage.remove_folder(place)
 
 
 def of_store(place: str, local: Path, counts: list[int]) -> dict[str, float]:
-    """Put the photos of every job, then read and list them: core-milliseconds of each, of this process."""
+    """Write, read and list the photos of every job. Return the core-milliseconds of each operation in this process."""
     contents = [path.read_bytes() for path in sorted(local.iterdir())]
     names = [f"{number:06}.jpg" for number in range(len(contents))]
 
@@ -91,7 +91,7 @@ def cpu_ms(work: Callable[[], object]) -> float:
 
 
 def cpu_s(pid: int | None) -> float:
-    """CPU seconds that a process has taken so far."""
+    """Return the CPU seconds that a process has used so far."""
     if pid is None:
         return 0.0
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -99,12 +99,12 @@ def cpu_s(pid: int | None) -> float:
 
 
 def job(photos: str, run: Path, output: str) -> tuple[float, float, float]:
-    """Seconds from the command to the first shard, from there to the last, and from there to the end."""
+    """Run a job. Return the seconds to its first shard, from there to its last shard, and from there to its end."""
     command = [sys.executable, str(beside.ROOT / "jobs" / "predict.py"), "--checkpoint", str(run)]
     command += ["--images", photos, "--output", output, "--shard-size", str(SHARD)]
     started = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    times = []  # at which a look has found more shards than before
+    times = []  # times at which a poll found new shards
     there = 0
     while process.poll() is None:
         now = sum(name.startswith("part-") for name in storage.list_names(output))

@@ -1,14 +1,14 @@
-"""From the command to the first step, or the first masks, and what that time is made of.
+"""Measure the time from the command to the first step, or to the first masks, and split it into phases.
 
 python benchmarks/startup.py
 
-Each job's `--help` is timed as its user asks for it, and once more with `python -X importtime`, which says whether
-torch or Ray were loaded for it. Then a training run and a prediction job, in turns, on as many drawn photos. They run
-inside of this file, which wraps what it times of them, in the driver and in the workers, and is itself a few hundredths
-of a second of "Python and flags". The phases follow one another, so they add up to the time to the first step, or to
-the commit of the first shard, which is the only one. What a driver loads of torch and Ray is taken out of the phase it
-is in and shown apart; petseg's own modules, and others that they need, stay there. What workers load is in the phase
-that waits for them.
+Each job's `--help` is timed as a user runs it, and once more with `python -X importtime`, which shows whether it loads
+torch or Ray. Then a training job and a prediction job run in turn, on the same number of drawn photos. They run inside
+this script, which wraps the functions it times, in the driver and in the workers. The script itself adds a few
+hundredths of a second to "Python and flags". The phases follow one another, so they add up to the time to the first
+step, or to the commit of the first shard, which is the only one. The driver's imports of torch and Ray are taken out of
+their phase and shown separately. petseg's own modules, and other modules that they need, stay in it. Imports in workers
+are in the phase that waits for the workers.
 """
 
 import argparse
@@ -41,7 +41,7 @@ PHASES = {
         "decoded": "decoding",
         "fit": "writing the run's settings",
         "worker": "Ray Train: the worker's start and imports",
-        "step": "the network, its arithmetic, its pairs",
+        "step": "the network, its precision, its pairs",
         "stepped": "the first step",
     },
     "predict": {
@@ -55,7 +55,7 @@ PHASES = {
         "committed": "writing",
     },
 }
-"""By the mark at a phase's end, in their order."""
+"""Phases of each job in their order, by the mark at the end of the phase."""
 
 WRAPPED = {
     "petseg.data.manifest.discover": ("discover", None),
@@ -63,7 +63,11 @@ WRAPPED = {
     "petseg.pipelines.decode.decode": ("decode", "decoded"),
     "petseg.training.loop.fit": ("fit", None),
 }
-"""Functions of a driver, and the marks before and after them."""
+"""Functions of a driver that are wrapped, and the marks before and after them."""
+
+
+PREDICT = "petseg.pipelines.predict"
+"""Module whose functions for the workers of a prediction are wrapped."""
 
 
 def main() -> None:
@@ -71,7 +75,7 @@ def main() -> None:
         inside(sys.argv[2], sys.argv[3:])
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=64, help="pairs, and photos")
+    parser.add_argument("--count", type=int, default=64, help="number of pairs and of photos")
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     beside.quiet_ray()
@@ -107,8 +111,8 @@ def helped(job: str, rounds: int) -> list[str]:
 
 
 def prepare(folder: Path, count: int) -> dict[str, list[str]]:
-    """Both jobs' flags, with {} for the number of the round."""
-    import drawn  # loads torch, which a job that runs inside of this file must not find loaded
+    """Return the flags of both jobs, with {} for the number of the round."""
+    import drawn  # imports torch, which must not be loaded yet in a job inside this script
 
     photos, network = drawn.photos(folder, count), drawn.untrained(folder, (160, 160))
     train = ["--images", str(photos), "--masks", str(photos.with_name("trimaps")), "--epochs", "1"]
@@ -118,7 +122,7 @@ def prepare(folder: Path, count: int) -> dict[str, list[str]]:
 
 
 def one_run(job: str, flags: list[str], marks: Path) -> dict[str, float]:
-    """Seconds of each phase, of all of them, and of the whole job."""
+    """Run a job. Return the seconds of each phase, of all phases together, and of the whole job."""
     script = str(beside.ROOT / "jobs" / f"{job}.py")
     started = time.time()
     beside.run([sys.executable, __file__, "--inside", str(marks), script, *flags])
@@ -149,7 +153,7 @@ def cells(found: list[dict[str, float]], phase: str) -> str:
 
 
 def inside(marks: str, command: list[str]) -> None:
-    """Run a job as its user does, but for the marks that it leaves."""
+    """Run a job as a user does, and write marks to a file while it runs."""
     imports: dict[str, float] = {TORCH: 0.0, RAY: 0.0}
     wrapped: set[str] = set()
 
@@ -163,26 +167,20 @@ def inside(marks: str, command: list[str]) -> None:
                 if name in IN_WORKERS:
                     original, ours = IN_WORKERS[name]
                     setattr(sys.modules[module], original, functools.partial(ours, marks=marks))
+        pipeline: Any = sys.modules.get(PREDICT)
+        predictor = getattr(pipeline, "_ShardPredictor", None)
+        if predictor is not None and PREDICT not in wrapped:
+            wrapped.add(PREDICT)
+            pipeline._read = timed(pipeline._read, marks, "read", "have")
+            pipeline._ShardPredictor = timed_predictor(predictor, marks)
 
     watch_imports(imports, wrap_loaded)
-    from petseg import cli
-
-    run = cli.run
-
-    def run_wrapped(main: Callable[[], None], *rest: Any) -> None:
-        job = main.__globals__
-        if "_ShardPredictor" in job:
-            job["_read"] = timed(job["_read"], marks, "read", "have")
-            job["_ShardPredictor"].__call__ = timed(job["_ShardPredictor"].__call__, marks, "call", "called")
-        run(main)
-
-    cli.run = run_wrapped
     sys.argv = command
     runpy.run_path(command[0], run_name="__main__")
 
 
 def watch_imports(imports: dict[str, float], then: Callable[[], None]) -> None:
-    """Add up what the libraries take, each with all that it imports itself; after every other import call `then`."""
+    """Add up the import times of the libraries, including their own imports. Call `then` after every other import."""
     load, loading = builtins.__import__, False
 
     def timed_load(name: str, *rest: Any, **more: Any) -> Any:
@@ -207,7 +205,7 @@ def watch_imports(imports: dict[str, float], then: Callable[[], None]) -> None:
 def timed(
     function: Callable[..., Any], marks: str, before: str, after: str | None, imports: dict[str, float] | None = None
 ) -> Callable[..., Any]:
-    """The function, with marks around it; not under the original's name, by which a worker would find the original."""
+    """Return the function with marks around it. Its name differs, because a worker would load the original by name."""
 
     def call(*args: Any, **named: Any) -> Any:
         mark(marks, before, imports)
@@ -219,17 +217,30 @@ def timed(
     return call
 
 
+def timed_predictor(original: type, marks: str) -> type:
+    """Return a subclass with marks around a call. Workers load a changed `original` by name, without the change."""
+
+    class TimedPredictor(original):
+        def __call__(self, *args: Any, **named: Any) -> Any:
+            mark(marks, "call")
+            result = super().__call__(*args, **named)
+            mark(marks, "called")
+            return result
+
+    return TimedPredictor
+
+
 def train_worker(loop_config: dict[str, Any], marks: str) -> None:
-    """In a worker, in place of the function that it is to run there."""
+    """Run in a worker instead of the training function, with marks around it and around the steps."""
     from petseg.training import loop, trainer
 
     mark(marks, "worker")
-    trainer.Learner.step = timed(trainer.Learner.step, marks, "step", "stepped")
-    loop._train_worker(loop_config)
+    trainer.Trainer.train_step = timed(trainer.Trainer.train_step, marks, "step", "stepped")
+    loop.train_loop_per_worker(loop_config)
 
 
 def decode_rows(rows: Any, marks: str, **settings: Any) -> Any:
-    """In a worker, too."""
+    """Run in a worker instead of `decode_rows` of petseg, with a mark before it."""
     from petseg.pipelines import decode
 
     mark(marks, "read")
@@ -238,9 +249,9 @@ def decode_rows(rows: Any, marks: str, **settings: Any) -> Any:
 
 IN_WORKERS = {
     "petseg.pipelines.decode.decode": ("decode_rows", decode_rows),
-    "petseg.training.loop.fit": ("_train_worker", train_worker),
+    "petseg.training.loop.fit": ("train_loop_per_worker", train_worker),
 }
-"""What each of these functions of a driver sends to workers, and what it is to send instead."""
+"""Functions that a driver sends to workers, and their replacements, by the driver's function that sends them."""
 
 
 def mark(marks: str, name: str, imports: dict[str, float] | None = None) -> None:

@@ -1,15 +1,16 @@
-"""Training on a CPU, beside the Keras program whose network this is: the same photos, in turns, in one run.
+"""Compare training on a CPU with the Keras program that the network comes from, on the same photos in alternating runs.
 
 python benchmarks/train_cpu.py --images FOLDER --masks FOLDER
 
-Each round runs `jobs/train.py` and `keras_unet.py` in turn, each as its user starts it, on the same cores, and then the
-step of each alone, on arrays in memory. Ratios are taken round by round.
+Each round runs `jobs/train.py` and `keras_unet.py` in turn, each as a user starts it, on the same cores. Then it times
+the training step of each alone, on arrays in memory. Ratios are taken round by round.
 
-The first epoch counts from the files. Keras reads them in every epoch, so that is its first epoch. The job decodes them
-before: what counts is its first epoch and the decoding of all pairs, the ones for validation too. The job does not say
-how long it decoded, so that is timed apart, once a round, in a Ray of its own whose workers have started. Start-up is
-the rest of the whole: Python, Ray, Ray Train's workers and the checkpoints of the one; TensorFlow and the making of its
-graph of the other. The job validates after each epoch, which is in the whole only; the Keras program does not.
+The first epoch includes reading the files. Keras reads them in every epoch, so this is its first epoch. The job decodes
+them before training, so this is its first epoch plus the decoding of all pairs, those for validation included. The job
+does not report its decoding time. It is measured separately, once a round, in a Ray of its own whose workers have
+started. Start-up is the rest of the total time: Python, Ray, Ray Train's workers and the checkpoints for the job;
+TensorFlow and the building of its graph for Keras. The job validates after each epoch, which counts only in the total
+time; the Keras program does not validate.
 """
 
 import argparse
@@ -37,7 +38,7 @@ from petseg.models import precision, unet
 from petseg.training import run_folder
 
 VARIANTS = {"keras recipe": ["--recipe", "keras"], "best recipe": ["--recipe", "best"]}
-"""What of ours is measured, and the flags that make `jobs/train.py` it."""
+"""Variants of `jobs/train.py` that are measured, and their flags."""
 
 PEER = "Keras"
 BATCHES = (16, 32)
@@ -48,25 +49,25 @@ FIRST, LATER = f"first epoch, from files, {RATE}", f"later epochs, {RATE}"
 WHOLE, START, LOSS = "the whole, s", "of it start-up, s", "training loss of the last epoch"
 
 Measured = dict[str, dict[str, list[float]]]
-"""By row of the table, then by column: a value per round."""
+"""One value per round, by row and then by column of the table."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, help="photos; default: drawn ones, smaller than the published")
-    parser.add_argument("--masks", type=Path, help="trimaps of the photos: 1 pet, 2 background, 3 border")
-    parser.add_argument("--pairs", type=int, default=480, help="how many to use")
+    parser.add_argument("--images", type=Path, help="folder of photos. Default: drawn photos, which are smaller")
+    parser.add_argument("--masks", type=Path, help="folder of their trimaps: 1 pet, 2 background, 3 border")
+    parser.add_argument("--pairs", type=int, default=480, help="number of pairs to use")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=10, help="how many the step alone is timed over")
-    parser.add_argument("--threads", type=int, help="cores and threads of every program; default: all cores")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps of the step alone")
+    parser.add_argument("--threads", type=int, help="cores and threads of every program. Default: all cores")
     given = parser.parse_args()
     if (given.images is None) != (given.masks is None):
-        parser.error("--images and --masks belong together: give both, or neither")
+        parser.error("--images and --masks: give both or neither")
     if given.epochs < 2:
-        parser.error("--epochs: the first one and later ones are measured, so give at least 2")
+        parser.error("--epochs: give at least 2; the first and the later epochs are measured separately")
     cores = beside.cores()[: given.threads]
-    os.sched_setaffinity(0, cores)  # what is started from here on may use no others
+    os.sched_setaffinity(0, cores)  # child processes use the same cores
     print(beside.about(), flush=True)
     beside.quiet_ray()
     python = beside.peer_python("keras-env", beside.KERAS_NEEDS)
@@ -81,8 +82,8 @@ def main() -> None:
             sources = str(given.images.absolute()), str(given.masks.absolute())
         images, masks, count = link_pairs(folder, *sources, given.pairs)
         if count <= max(BATCHES):
-            parser.error(f"{count} pairs: there must be more than {max(BATCHES)}")
-        # Both programs leave out what fills no batch; so there is nothing of it.
+            parser.error(f"{count} pairs: more than {max(BATCHES)} are needed")
+        # Both programs drop the last, incomplete batch. Choose the numbers so that there is none.
         val_count = count % max(BATCHES) or max(BATCHES)
         config = TrainConfig(images=images, masks=masks, epochs=given.epochs, val_count=val_count)
         for number in range(1, given.rounds + 1):
@@ -104,7 +105,7 @@ def main() -> None:
 def one_round(
     config: TrainConfig, folder: Path, python: Path, threads: int, count: int
 ) -> tuple[dict[str, dict[str, float]], str]:
-    """Everything once: a value by row and column, and the versions of the peer."""
+    """Run everything once. Return values by row and column, and the versions of the peer."""
     assert config.images is not None and config.masks is not None and config.val_count is not None
     folder.mkdir()
     train_pairs, _ = splits.split(
@@ -112,7 +113,7 @@ def one_round(
     )
     listed = folder / "pairs"
     listed.write_text("".join(f"{pair['image']}\t{pair['mask']}\n" for pair in train_pairs.to_pylist()))
-    # -E: a PYTHONPATH is meant for this environment, not for that one.
+    # -E: ignore PYTHONPATH, which is for this environment.
     keras = [str(python), "-E", str(Path(__file__).parent / "keras_unet.py"), "--threads", str(threads)]
     job = [sys.executable, str(beside.ROOT / "jobs" / "train.py"), "--images", config.images, "--masks", config.masks]
     job += ["--val-count", str(config.val_count), "--epochs", str(config.epochs), "--cpus-per-worker", str(threads)]
@@ -121,7 +122,7 @@ def one_round(
     decode_s = alone(decode, config)
     done: dict[str, dict[str, float]] = {}
     programs = list(VARIANTS)
-    programs.insert(1, PEER)  # next to as many of ours as can be
+    programs.insert(1, PEER)  # run the peer between our variants
     for program in programs:
         started = time.perf_counter()
         if program == PEER:
@@ -141,12 +142,12 @@ def one_round(
         for batch in BATCHES:
             row = f"{what} alone, batches of {batch}, {RATE}"
             done[row] = {arithmetic: ours[arithmetic, what, batch] for arithmetic in ARITHMETIC}
-            done[row][PEER] = theirs[what][str(batch)]  # JSON's keys are strings
+            done[row][PEER] = theirs[what][str(batch)]  # keys are strings in JSON
     return done, f"TensorFlow {theirs['tensorflow']}, Keras {theirs['keras']}"
 
 
 def figures(epochs: list[dict[str, Any]], images: int, decode_s: float, whole_s: float) -> dict[str, float]:
-    """The rows of one program, from its epochs as `metrics.jsonl` has them."""
+    """Return the rows of one program, from its epochs in the format of `metrics.jsonl`."""
     rates = [epoch["train_images_per_s"] for epoch in epochs]
     return {
         FIRST: images / (decode_s + images / rates[0]),
@@ -158,7 +159,7 @@ def figures(epochs: list[dict[str, Any]], images: int, decode_s: float, whole_s:
 
 
 def tables(measured: Measured) -> list[str]:
-    """One table for the rows of each set of columns."""
+    """Return one table for each set of columns, with the rows that have these columns."""
     found: dict[tuple[str, ...], list[list[str]]] = {}
     for row, columns in measured.items():
         ours = [column for column in columns if column != PEER]
@@ -172,7 +173,7 @@ def tables(measured: Measured) -> list[str]:
 
 
 def link_pairs(folder: Path, images: str, masks: str, count: int) -> tuple[str, str, int]:
-    """Folders of links to `count` pairs, or to all if there are fewer, and how many that are."""
+    """Create folders of links to `count` pairs, or to all if there are fewer. Return the folders and the number."""
     pairs = manifest.sample(manifest.discover(images, masks), count)
     for number, pair in enumerate(pairs.to_pylist()):
         for kind in ("image", "mask"):
@@ -184,17 +185,17 @@ def link_pairs(folder: Path, images: str, masks: str, count: int) -> tuple[str, 
 
 
 def alone(work: Callable[..., Any], *given: object) -> Any:
-    """What a function gives in a process that ends with it."""
+    """Run a function in a process of its own, and return its result."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(work, *given).result()
 
 
 def decode(config: TrainConfig) -> float:
-    """Seconds in which all pairs are decoded as `jobs/train.py` does it."""
+    """Return the seconds to decode all pairs as `jobs/train.py` does."""
     import ray
 
     from petseg.cluster import connect
-    from petseg.pipelines import decode as feed
+    from petseg.pipelines.decode import decode
 
     assert config.images is not None and config.masks is not None and config.val_count is not None
     pairs = manifest.discover(config.images, config.masks)
@@ -202,19 +203,19 @@ def decode(config: TrainConfig) -> float:
     label_map = labels.LabelMap.parse(config.label_map, 3)
     connect.connect()
     try:
-        feed.decode(parts, config.image_size, label_map)  # Ray's workers start and load their modules
+        decode(parts, config.image_size, label_map)  # Ray's workers start and load their modules
         started = time.perf_counter()
-        feed.decode(parts, config.image_size, label_map)
+        decode(parts, config.image_size, label_map)
         return time.perf_counter() - started
     finally:
         ray.shutdown()
 
 
 def steps(count: int, threads: int) -> dict[tuple[Precision, str, int], float]:
-    """Images per second of this network, by arithmetic, by what is done and by batch size, on pixels in memory.
+    """Return images per second of this network by (precision, "training" or "inference", batch size), from memory.
 
-    Training is with Keras's optimizer and loss. Inference gives probabilities, with batch norms folded as the
-    prediction job has them, but one batch at a time on all threads.
+    Training uses Keras's optimizer and loss. Inference computes probabilities with folded batch norms, as the
+    prediction job does, but one batch at a time on all threads.
     """
     torch.set_num_threads(threads)
     generator = torch.Generator().manual_seed(0)
@@ -256,7 +257,7 @@ def probabilities(model: torch.nn.Module, photos: Tensor, arithmetic: Precision)
 
 
 def timed(work: Callable[[], object], count: int) -> float:
-    """Seconds that it takes so often, after as often without the clock."""
+    """Return the seconds of `count` calls, after as many warm-up calls."""
     for _ in range(count):
         work()
     started = time.perf_counter()

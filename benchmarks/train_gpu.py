@@ -1,11 +1,11 @@
-"""How fast training is on a GPU, beside the same step on data that is already there.
+"""Measure the speed of training on a GPU, and compare it with the same step on data that is already on the device.
 
-python benchmarks/train_gpu.py                                         one table, then a whole run; some minutes
+python benchmarks/train_gpu.py                                         a table, then a whole run; some minutes
 python benchmarks/train_gpu.py --device cpu --pairs 64 --batches 8 --steps 3 --epochs 1     to try the script
 
-Of each batch size: the step alone, on one batch that lies on the device; with the feed, its share on the device; with
-the feed that streams from Ray's object store. Rounds alternate between them. Then a whole run of `jobs/train.py` on
-generated pets, from its start to its end.
+For each batch size it times: the step alone, on one batch on the device; the step with the feed whose data is on the
+device; the step with the feed that streams from Ray's object store. Rounds alternate between them. Then it times a
+whole run of `jobs/train.py` on drawn pets, from start to end.
 """
 
 import argparse
@@ -27,26 +27,26 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from petseg.cluster import connect
-from petseg.config.base import ModelConfig
+from petseg.config.model import ModelConfig
 from petseg.config.train import TrainConfig
 from petseg.data import demo, labels
 from petseg.models import precision
 from petseg.pipelines.decode import Decoded
 from petseg.training import recipes, run_folder
-from petseg.training.rank_data import Batch, Share
-from petseg.training.trainer import Learner
+from petseg.training.rank_data import Batch, RankData
+from petseg.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 SIZE = (160, 160)
 MODEL = ModelConfig(
     num_classes=3,
     image_size=SIZE,
-    class_names=labels.class_names(3),
+    class_names=("pet", "background", "border"),
     palette=labels.palette(3),
     label_map="1:0,2:1,3:2",
 )
 WARM_STEPS = 5
-"""Steps before any is timed: compiling, the choice of kernels, the first allocations."""
+"""Warm-up steps before the timed ones: they compile, choose kernels and allocate memory."""
 
 Way = Callable[[], Iterator[Batch]]
 
@@ -54,11 +54,11 @@ Way = Callable[[], Iterator[Batch]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--pairs", type=int, default=6390, help="the published training split")
+    parser.add_argument("--pairs", type=int, default=6390, help="default: the published training split")
     parser.add_argument("--batches", type=int, nargs="+", default=[32, 128, 512])
     parser.add_argument("--steps", type=int, default=100, help="timed steps in a round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=15, help="of the whole run; 0 leaves it out")
+    parser.add_argument("--epochs", type=int, default=15, help="epochs of the whole run. 0: no whole run")
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     given = parser.parse_args()
     device = torch.device(given.device)
@@ -66,8 +66,8 @@ def main() -> None:
     print(f"{name}, torch {torch.__version__}, Ray {ray.__version__}, {time.strftime('%Y-%m-%d')}\n")
     connect.connect()
     decoded = random_pairs(given.pairs)
-    resident = Share(decoded, 0, 1, device, budget_bytes=float("inf"))
-    streamed = Share(decoded, 0, 1, device, budget_bytes=0)
+    resident = RankData(decoded, 0, 1, device, budget_bytes=float("inf"))
+    streamed = RankData(decoded, 0, 1, device, budget_bytes=0)
     print("| recipe, batch | step alone, images/s | with the feed | streamed | device busy | peak memory, GB |")
     print("|---|---|---|---|---|---|")
     for recipe in recipes.RECIPES:
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def random_pairs(count: int, size: tuple[int, int] = SIZE) -> Decoded:
-    """Noise in Ray's object store, in blocks as `feed.decode` makes them."""
+    """Put random pairs into Ray's object store, in blocks of the same size as those of `decode`."""
     generator = np.random.default_rng(0)
     area, blocks, rows = size[0] * size[1], [], []
     for start in range(0, count, 81):
@@ -97,20 +97,20 @@ def random_pairs(count: int, size: tuple[int, int] = SIZE) -> Decoded:
 
 def row(
     config: TrainConfig,
-    resident: Share,
-    streamed: Share,
+    resident: RankData,
+    streamed: RankData,
     device: torch.device,
     steps: int,
     rounds: int,
     compiled: bool,
 ) -> str:
-    """One line of the table: medians over the rounds, and (lowest to highest)."""
+    """Return one row of the table: medians over the rounds, and (lowest to highest)."""
     assert config.batch_size is not None
     recipe = recipes.RECIPES[config.recipe]
     model = dataclasses.replace(MODEL, input_scale=recipe.input_scale, input_offset=recipe.input_offset)
-    learner = Learner(config, model, device, precision.resolve("auto", device))
+    trainer = Trainer(config, model, device, precision.resolve("auto", device))
     if compiled and device.type == "cuda":
-        learner.model.compile()
+        trainer.model.compile()
     photos, masks = next(resident.eval_batches(config.batch_size))
     ways: dict[str, Way] = {
         "alone": lambda: iter(lambda: (photos, masks), None),
@@ -122,7 +122,7 @@ def row(
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, batches in ways.items():
-            rates[name].append(steps * config.batch_size / seconds(learner, batches(), steps, device))
+            rates[name].append(steps * config.batch_size / seconds(trainer, batches(), steps, device))
     shown = [f"{statistics.median(found):,.0f} ({min(found):,.0f} to {max(found):,.0f})" for found in rates.values()]
     for number in (1, 2):
         share = statistics.median(list(rates.values())[number]) / statistics.median(rates["alone"])
@@ -130,31 +130,31 @@ def row(
     busy, peak = "–", "–"
     if device.type == "cuda":
         peak = f"{torch.cuda.max_memory_allocated(device) / 1e9:.1f}"
-        busy = f"{busy_share(learner, ways['resident'](), steps, device):.0%}"
+        busy = f"{busy_share(trainer, ways['resident'](), steps, device):.0%}"
     return f"| {config.recipe}, {config.batch_size} | {' | '.join(shown)} | {busy} | {peak} |"
 
 
-def endless(share: Share, batch_size: int) -> Iterator[Batch]:
+def endless(share: RankData, batch_size: int) -> Iterator[Batch]:
     for epoch in range(1, 10**6):
         yield from share.train_batches(batch_size, 1337, epoch)
 
 
-def seconds(learner: Learner, batches: Iterator[Batch], steps: int, device: torch.device) -> float:
-    """What `steps` steps take, once it is warm."""
+def seconds(trainer: Trainer, batches: Iterator[Batch], steps: int, device: torch.device) -> float:
+    """Return the seconds of `steps` training steps, after the warm-up."""
     for number in range(WARM_STEPS):
-        learner.step(*next(batches), number, steps, (0, number))
+        trainer.train_step(*next(batches), number, steps, (0, number))
     synchronize(device)
     started = time.perf_counter()
     for number in range(steps):
-        learner.step(*next(batches), number, steps, (1, number))
+        trainer.train_step(*next(batches), number, steps, (1, number))
     synchronize(device)
     return time.perf_counter() - started
 
 
-def busy_share(learner: Learner, batches: Iterator[Batch], steps: int, device: torch.device) -> float:
-    """Time in which the device runs a kernel, as a share of all; what watches it makes the rest a little longer."""
+def busy_share(trainer: Trainer, batches: Iterator[Batch], steps: int, device: torch.device) -> float:
+    """Return the fraction of time in which the device runs a kernel. The profiler makes the rest a little longer."""
     with profile(activities=[ProfilerActivity.CUDA]) as watched:
-        taken = seconds(learner, batches, steps, device)
+        taken = seconds(trainer, batches, steps, device)
     kernels_us = sum(event.self_device_time_total for event in watched.key_averages())
     return kernels_us / 1e6 * steps / (steps + WARM_STEPS) / taken
 
@@ -165,10 +165,10 @@ def synchronize(device: torch.device) -> None:
 
 
 def whole_run(pairs: int, epochs: int, device: torch.device) -> None:
-    """`jobs/train.py` on as many generated pets, and a seventh of that for validation."""
+    """Time `jobs/train.py` on `pairs` drawn pets, and a seventh of that for validation."""
     with tempfile.TemporaryDirectory(prefix="petseg-train-") as name:
         folder, val_count = Path(name), max(1, pairs // 7)
-        drawn = min(480, pairs + val_count)  # drawing takes longer than training; then links to what there is
+        drawn = min(480, pairs + val_count)  # drawing is slower than training, so the rest are links
         demo.draw_set(str(folder / "drawn"), drawn)
         for kind, ending in (("images", "jpg"), ("trimaps", "png")):
             (folder / kind).mkdir()
