@@ -1,6 +1,9 @@
-"""What several tests need: a small drawn set, one Ray for all, and a way to run a job as its user does."""
+"""Shared fixtures and helpers: a small generated set, one Ray per session, an object store, and ways to run a job."""
 
+import contextlib
 import functools
+import importlib
+import io
 import os
 import secrets
 import subprocess
@@ -10,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,8 +21,8 @@ import stores
 from PIL import Image
 
 from petseg.data import decode, labels, manifest
-from petseg.inference import plan as plans
-from petseg.inference.plan import Outputs, Plan, Summary
+from petseg.inference import plan
+from petseg.inference.plan import Outputs, Plan, Summary, numbered_rows
 from petseg.inference.shard import predict_shard, read_shard, write_shard
 
 if TYPE_CHECKING:
@@ -26,23 +30,29 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 
-# Before Ray is imported anywhere: no token file in the home folder, no reports, no chatter, quick health checks.
+# Set before Ray is imported: no token file in the home folder, no usage reports, no progress bars, quick health checks.
 os.environ |= {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_worker_niceness": "0",  # else tests without Ray, in the process beside, starve its workers
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",  # where Ray has not noticed yet that a node is gone
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # costs a process per training; the preemption test enables it
+    "RAY_worker_niceness": "0",  # else tests without Ray in the other pytest process starve the workers
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",  # for a lost node that Ray has not noticed yet
 }
 os.environ.pop("RAY_ADDRESS", None)
 
-# Ray notes in this folder which one was started on a machine: where tests run side by side, none may find another's.
+# Set before torch is imported. Two pytest processes and their Rays share the cores, and torch threads that wait for one
+# another on a busy core are many times slower. Jobs set their own number of threads. `petseg evaluate` also sets one
+# thread, so that `call_job` leaves torch unchanged.
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
+# Ray stores the address of the last started Ray in this folder. Parallel test processes must not find each other's Ray.
 RAY_FOLDER = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
 os.environ["RAY_TMPDIR"] = RAY_FOLDER.name
 
-# Nor anything of the user's own AWS settings: the store of the tests is the only one there is.
+# The user's own AWS settings are removed, so that the tests reach only their own store.
 for name in [name for name in os.environ if name.startswith("AWS_")]:
     del os.environ[name]
 os.environ |= {
@@ -56,7 +66,7 @@ PAIRS = 24
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that start jobs come first: side by side, a long one begun last would be waited for alone."""
+    """Run files that start jobs first, so that in parallel runs no long file is left to the end."""
     starting = {item.path for item in items if item.get_closest_marker("ray")}
     items.sort(key=lambda item: item.path not in starting)
 
@@ -66,7 +76,7 @@ RunJob = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Folders of `PAIRS` generated photos and their trimaps; not to be changed."""
+    """Folders of `PAIRS` generated photos and their trimaps. Do not change them."""
     from petseg.data import demo
 
     images, trimaps = demo.draw_set(str(tmp_path_factory.mktemp("drawn")), count=PAIRS, seed=7)
@@ -75,7 +85,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="session")
 def pets() -> Path:
-    """The folder of real photos, with small/, full/ and bad/ in it."""
+    """Folder of real photos with the subfolders small/, full/ and bad/."""
     folder = os.environ.get("PETSEG_PETS")
     if not folder:
         pytest.skip("PETSEG_PETS names no folder of real photos")
@@ -83,21 +93,21 @@ def pets() -> Path:
 
 
 class Store(NamedTuple):
-    """The object store of the tests, whose settings are in the environment."""
+    """The tests' object store. Its settings are in the environment."""
 
     url: str
-    """The bucket."""
+    """URI of the bucket."""
     proxy: stores.FaultyProxy
-    """Through which all of it is reached."""
+    """Proxy through which all requests go."""
     keys: stores.Keys
-    """Of one who may do everything; they are in the environment, too."""
+    """Keys with all permissions. They are also in the environment."""
     reader: stores.Keys
-    """Of one who may read and list below open/, and nothing else."""
+    """Keys that may only read and list below open/."""
 
 
 @pytest.fixture(scope="session")
 def way_to_store() -> Iterator[Store]:
-    """Where the store will be, once a test wants it; what is started before then can be told."""
+    """Address and keys of the store before it is started. Processes started earlier get them from the environment."""
     proxy = stores.FaultyProxy()
     keys = stores.new_keys()
     os.environ |= {"AWS_ENDPOINT_URL": proxy.endpoint, **keys}
@@ -107,7 +117,7 @@ def way_to_store() -> Iterator[Store]:
 
 @pytest.fixture(scope="session")
 def store_of_all(way_to_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """A real object store, and a proxy before it that does nothing to it yet."""
+    """A real object store behind a proxy that injects no faults yet."""
     seaweed = stores.SeaweedFS(tmp_path_factory.mktemp("seaweedfs"), way_to_store.keys, way_to_store.reader)
     way_to_store.proxy.upstream_port = seaweed.port
     yield way_to_store
@@ -116,7 +126,7 @@ def store_of_all(way_to_store: Store, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def store(store_of_all: Store) -> Iterator[Store]:
-    """The store, with a proxy that does and knows nothing yet."""
+    """The store behind a reset proxy, with no faults and no counts."""
     store_of_all.proxy.reset()
     yield store_of_all
     store_of_all.proxy.reset()
@@ -124,15 +134,15 @@ def store(store_of_all: Store) -> Iterator[Store]:
 
 @pytest.fixture
 def prefix(store: Store, request: pytest.FixtureRequest) -> str:
-    """A place in the store for one test."""
+    """URI prefix in the store for one test."""
     return f"{store.url}/{request.node.name.partition('[')[0]}-{secrets.token_hex(3)}"
 
 
 @pytest.fixture(scope="session")
 def local_ray(way_to_store: Store) -> Iterator[None]:
-    """One Ray for the whole session: 4 logical CPUs, since two workers and the data tasks need more than two.
+    """One Ray per session, with 4 logical CPUs: two workers and the data tasks need more than two.
 
-    Its workers have the environment in which it is started, so they know where the store is.
+    Its workers inherit the environment at its start, so they can reach the store.
     """
     import ray
 
@@ -145,14 +155,14 @@ def local_ray(way_to_store: Store) -> Iterator[None]:
         log_to_driver=False,
         address="local",
     )
-    connect.quieten()
+    connect.silence_logs()
     yield
     ray.shutdown()
 
 
 @pytest.fixture
 def cluster(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A Ray of a head that runs no tasks, on this machine, to which a test adds nodes that do; they know the store."""
+    """A Ray head without CPUs on this machine. A test adds nodes, which can reach the store."""
     from ray.cluster_utils import Cluster
 
     nodes = Cluster(
@@ -169,9 +179,9 @@ def cluster(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.fixture(autouse=True)
 def joined(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs that a test marked `ray` starts join the session's Ray: starting one for each would take minutes in all.
+    """Let jobs of a test marked `ray` join the session's Ray. A Ray per job would cost minutes in all.
 
-    That they start one where there is none is what the tests marked `own_ray` show.
+    Tests marked `own_ray` check that a job starts a Ray if there is none.
     """
     if request.node.get_closest_marker("ray") and not request.node.get_closest_marker("own_ray"):
         request.getfixturevalue("local_ray")
@@ -181,15 +191,69 @@ def joined(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def run_in(folder: Path, job: str, *flags: object, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
-    """Run `python jobs/JOB.py FLAGS…` in a folder, to its end."""
+    """Run `python jobs/JOB.py FLAGS…` in a folder and wait for its end."""
     command = [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *map(str, flags)]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout_s, check=False)
 
 
 @pytest.fixture
 def run_job(tmp_path: Path) -> RunJob:
-    """`run_in` the test's own folder."""
+    """Return `run_in` for the test's own folder."""
     return functools.partial(run_in, tmp_path)
+
+
+def call_in(folder: Path, job: str, *flags: object) -> subprocess.CompletedProcess[str]:
+    """Run a job in a folder as `run_in` does, but in this process.
+
+    This saves seconds: torch and Ray are imported already, and the job uses the session's connection to Ray and
+    the worker processes of the previous job. A job that needs no Ray starts none.
+    """
+    command = [str(ROOT / "jobs" / f"{job}.py"), *map(str, flags)]
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.chdir(folder))
+        stack.enter_context(mock.patch.object(sys, "argv", command))
+        stack.enter_context(contextlib.redirect_stdout(stdout))
+        stack.enter_context(contextlib.redirect_stderr(stderr))
+        stack.enter_context(connected_to_ray())
+        ended = stack.enter_context(pytest.raises(SystemExit))
+        importlib.import_module(f"petseg.jobs.{job}").run()
+    code = ended.value.code
+    assert isinstance(code, int)
+    return subprocess.CompletedProcess(command, code, stdout.getvalue(), stderr.getvalue())
+
+
+@contextlib.contextmanager
+def connected_to_ray() -> Iterator[None]:
+    """Let code in this process use the existing connection to Ray, if any, with its own Ray Data settings."""
+    if "ray" not in sys.modules or not sys.modules["ray"].is_initialized():
+        yield
+        started = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+        assert not started, "this has started a Ray: mark the test `ray`, or use `run_job`"
+        return
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    with mock.patch("ray.init"), mock.patch("ray.shutdown"), mock.patch("ray._private.worker.print_worker_logs"):
+        ray.data.DataContext._set_current(context.copy())
+        try:
+            yield
+        finally:
+            ray.data.DataContext._set_current(context)
+
+
+@pytest.fixture
+def call_job(tmp_path: Path) -> RunJob:
+    """Return `call_in` for the test's own folder."""
+    return functools.partial(call_in, tmp_path)
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], *fragments: str) -> None:
+    """Check for exit code 2 and one line on stderr that begins with "error: " and contains all fragments."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    assert "Traceback" not in done.stdout
+    assert [fragment for fragment in fragments if fragment not in done.stderr] == [], done.stderr
 
 
 SHARD_SIZE_HW = (16, 24)
@@ -197,7 +261,7 @@ SHARD_SIZE_HW = (16, 24)
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Seven photos in two folders; b/3 is broken."""
+    """Folder with seven photos in two subfolders. b/3 is broken."""
     folder = tmp_path / "photos"
     for i in range(7):
         path = folder / "ab"[i % 2] / f"{i}.jpg"
@@ -211,11 +275,11 @@ def photos(tmp_path: Path) -> Path:
 
 def make_plan(photos: Path, output: Path, **changes: object) -> Plan:
     settings = {"shard_size": 3, "outputs": Outputs(), "settings": {"checkpoint_sha256": "c0ffee"}} | changes
-    return plans.make_plan(manifest.discover(str(photos)), str(output), **settings)  # pyright: ignore
+    return plan.make_plan(manifest.discover(str(photos)), str(output), **settings)  # pyright: ignore
 
 
 def paint(photos: list[decode.Photo]) -> "Iterator[Prediction]":
-    """A predictor that needs no network: the class is the photo's brightest channel."""
+    """Predict without a network: the class is the photo's brightest channel."""
     import torch
 
     from petseg.inference.predictor import Prediction
@@ -227,7 +291,7 @@ def paint(photos: list[decode.Photo]) -> "Iterator[Prediction]":
 
 
 def do_shards(plan: Plan, *numbers: int, tile_hw: tuple[int, int] | None = None) -> dict[int, Summary]:
-    """Those shards, read, painted and written as the job does it, without Ray."""
+    """Read, predict (see `paint`) and write these shards as the job does, without Ray."""
 
     def paint_tiled(picture: Image.Image) -> "Mask":
         pixels = np.asarray(picture)
@@ -237,7 +301,7 @@ def do_shards(plan: Plan, *numbers: int, tile_hw: tuple[int, int] | None = None)
     common: Any = {"size_hw": SHARD_SIZE_HW, "max_pixels": 10**6}
     with ThreadPoolExecutor(2) as pool:
         for number in numbers:
-            table = plans.rows_of(plan.manifest, number, plan.shard_size)
+            table = numbered_rows(plan.manifest, number, plan.shard_size)
             table = read_shard(table, **common, tile_hw=tile_hw, previews=outputs.overlay)
             table = predict_shard(
                 table,

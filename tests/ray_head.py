@@ -1,4 +1,4 @@
-"""A Ray of a test's own, started by `ray start` as a user starts one, but on the loopback alone, and ended by pid."""
+"""A Ray for one test, started by `ray start` as a user does, but on the loopback only, and stopped by pid."""
 
 import contextlib
 import os
@@ -15,12 +15,12 @@ from typing import Any
 BIN = Path(sys.executable).parent
 
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Ray takes 127.0.0.1 for its own address on other systems only. Elsewhere `ray start` replaces it by the machine's,
-whatever it is told, and listens to the network."""
+"""Settings that keep `ray start` on the loopback. On Linux it otherwise replaces 127.0.0.1 by the machine's address and
+listens to the network."""
 
 
 class Head:
-    """A head node, and whatever has joined it. All its processes are known by its folder, their RAY_TMPDIR."""
+    """A head node and the nodes that joined it. All its processes have its folder as RAY_TMPDIR."""
 
     def __init__(self, folder: Path, **env: str) -> None:
         self.folder = folder
@@ -30,14 +30,14 @@ class Head:
             f"--block --port={self.port} --dashboard-port={self.dashboard_port} --object-store-memory={150 * 2**20} "
             f"--ray-client-server-port={others[0]} --dashboard-agent-listen-port={others[1]}"
         )
-        """Of `ray start --head`, so that it meets no other Ray on this machine."""
+        """Flags of `ray start --head` that avoid other Rays on this machine."""
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         self.env |= {
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
             "RAY_TMPDIR": str(folder),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "PYTHONUNBUFFERED": "1",  # `ray job submit` keeps the job's lines back where its output is no terminal
-            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "2",  # actors that outlive their job are no reason to stay
+            "PYTHONUNBUFFERED": "1",  # else `ray job submit` delays the job's lines
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "2",  # do not wait for actors that outlive their job
             "AUTOSCALER_METRIC_PORT": str(others[2]),
             "DASHBOARD_METRIC_PORT": str(others[3]),
             **env,
@@ -46,7 +46,7 @@ class Head:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, command: str, **env: str) -> None:
-        """Run the shell command, which starts a head and does not end, and return once it is up."""
+        """Run the shell command that starts a head and return once the head is up. The command keeps running."""
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 ["/bin/bash", "-ec", command],
@@ -66,17 +66,17 @@ class Head:
         return self._log.read_text()
 
     def processes(self) -> dict[int, str]:
-        """Command lines of all that lives of it by pid, also of what has lost its parent."""
+        """Return {pid: command line} of all its live processes, orphans included."""
         mark = f"\0RAY_TMPDIR={self.folder}\0".encode()
         found = {}
         for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):  # it has just ended, or is not ours
+            with contextlib.suppress(OSError):  # it has just ended, or belongs to another user
                 if mark in b"\0" + (process / "environ").read_bytes() and int(process.name) != os.getpid():
                     found[int(process.name)] = (process / "cmdline").read_text().replace("\0", " ")
         return found
 
     def end(self) -> dict[int, str]:
-        """End it as Ctrl-C or a shutdown does, and kill what is not gone after a while: which is returned."""
+        """Send SIGTERM as a shutdown does, kill the processes that remain after a while, and return those."""
         for pid, command in self.processes().items():
             if " start " in command:
                 signal_if_there(pid, signal.SIGTERM)
@@ -96,7 +96,7 @@ def signal_if_there(pid: int, number: int) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nothing listens at, outside those that Ray gives its workers."""
+    """Return free loopback ports outside the range that Ray gives its workers."""
     with contextlib.ExitStack() as stack:
         ports = []
         for port in range(20_000 + os.getpid() % 5000, 32_000):
@@ -110,7 +110,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def wait_until(happened: Callable[[], Any], limit_s: float, otherwise: Callable[[], object] = lambda: "") -> Any:
-    """What `happened` returns, once that is something."""
+    """Wait until `happened` returns a true value, and return it."""
     deadline = time.monotonic() + limit_s
     while True:
         result = happened()
@@ -122,8 +122,8 @@ def wait_until(happened: Callable[[], Any], limit_s: float, otherwise: Callable[
 
 @contextlib.contextmanager
 def new(**env: str) -> Iterator[Head]:
-    """A head that is still to be started, with nothing left of it afterwards."""
-    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # Ray's sockets lie in it: their paths must be short
+    """Yield a head that is not started yet, and stop all its processes afterwards."""
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # it holds Ray's sockets, whose paths must be short
         head = Head(Path(folder), **env)
         try:
             yield head
@@ -133,7 +133,7 @@ def new(**env: str) -> Iterator[Head]:
 
 
 def on_loopback(parameters: Any, head: bool) -> None:
-    """For RAY_START_HOOK: a node that joins a head on the loopback is there, too."""
+    """Keep a joining node on the loopback. For RAY_START_HOOK."""
     from ray._private import services
 
     assert not head

@@ -1,4 +1,4 @@
-"""A real object store on this machine (SeaweedFS), and what may stand between it and its clients, for the tests."""
+"""A real object store on this machine (SeaweedFS), and a faulty proxy between it and its clients."""
 
 import http.client
 import json
@@ -21,7 +21,7 @@ import boto3
 BUCKET = "pets"
 
 Keys = dict[str, str]
-"""AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."""
+"""{variable: value} of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."""
 
 
 def new_keys() -> Keys:
@@ -32,7 +32,7 @@ SLOW_DOWN = (503, "<Error><Code>SlowDown</Code><Message>Please reduce your reque
 
 
 def free_ports(count: int) -> list[int]:
-    """So many free ports in a row, those 10,000 above them free too, which SeaweedFS takes as well."""
+    """Return `count` consecutive ports that are free, as are those 10,000 above, which SeaweedFS also uses."""
     for _ in range(100):
         first = random.randrange(20_000, 22_000)
         ports = [*range(first, first + count), *range(first + 10_000, first + 10_000 + count)]
@@ -52,9 +52,9 @@ def _is_free(port: int) -> bool:
 
 
 class SeaweedFS:
-    """The store: one process, on loopback, with its data in a folder.
+    """The store: one process on the loopback, with its data in a folder.
 
-    Whoever has `keys` may do everything, who has `reader` only read and list what is below open/.
+    `keys` have all permissions; `reader` may only read and list below open/.
     """
 
     def __init__(self, folder: Path, keys: Keys, reader: Keys) -> None:
@@ -83,7 +83,7 @@ class SeaweedFS:
         self._log = folder / "seaweedfs.log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                # Not "mini", whose other services take a tenth of a core while nothing is asked of them.
+                # Not "mini": its other services use a tenth of a core even when idle.
                 [weed, "server", "-filer", "-s3", f"-dir={folder}", *addresses, *quiet, f"-s3.config={config}"],
                 env=os.environ | keys | {"GOMEMLIMIT": "256MiB", "GOGC": "50"},
                 stdout=log,
@@ -120,26 +120,26 @@ class SeaweedFS:
 
 
 class FaultyProxy:
-    """Stands between the store and its clients, and counts what they ask; on demand it does what networks do.
+    """Proxy between the store and its clients. It counts requests and, on demand, injects network faults.
 
-    `faults` has a chance for each of:
-    refuse    the store is not asked, and 503 SlowDown answered
-    drop      the store is not asked, and the connection is closed
-    lose      the store is asked, but the connection is closed before the answer
-    truncate  the connection is closed in the middle of the answer
-    delay     the answer comes half a second later
+    `faults` has a probability for each of:
+    refuse    answer 503 SlowDown without asking the store
+    drop      close the connection without asking the store
+    lose      ask the store, but close the connection before the answer
+    truncate  close the connection in the middle of the answer
+    delay     answer half a second later
     """
 
     def __init__(self) -> None:
         self.upstream_port = 0
-        """Of the store, once there is one."""
+        """Port of the store, once it is started."""
         self.faults: dict[str, float] = {}
         self.answer: tuple[int, str] | None = None
-        """Status and XML to answer everything with, instead of asking the store."""
+        """Status and XML of a fixed answer to every request, instead of asking the store."""
         self.requests: Counter[str] = Counter()
-        """How often what was asked: "GET", "HEAD", "PUT", "LIST", …"""
+        """Number of requests by kind: "GET", "HEAD", "PUT", "LIST", …"""
         self.done: Counter[str] = Counter()
-        """How often which fault was."""
+        """Number of injected faults by kind."""
         self._generator = random.Random(0)
         self._lock = threading.Lock()
         proxy = self
@@ -159,7 +159,7 @@ class FaultyProxy:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def reset(self, seed: int = 0, **faults: float) -> None:
-        """Count anew, with these faults from now on."""
+        """Reset the counts and use these faults from now on."""
         with self._lock:
             self._generator = random.Random(seed)
             self.faults, self.answer = faults, None
@@ -187,7 +187,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that is killed leaves in the middle of its request."""
+        """Ignore the error: a killed client leaves in the middle of its request."""
 
 
 class _Relay(BaseHTTPRequestHandler):
@@ -232,7 +232,7 @@ class _Relay(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def _ask(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-        """The headers go on as they are: the signature covers them, the address of this proxy among them."""
+        """Forward the headers unchanged: the signature covers them, this proxy's address included."""
         connection = http.client.HTTPConnection("127.0.0.1", self.upstream(), timeout=60)
         try:
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
@@ -269,5 +269,5 @@ class _Relay(BaseHTTPRequestHandler):
 
 
 def secret_free(text: str, keys: dict[str, str]) -> bool:
-    """Whether none of the keys is in a text, as it is or in the form of an address."""
+    """Return True if no key is in a text."""
     return not any(re.search(re.escape(key), text) for key in keys.values())

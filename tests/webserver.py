@@ -1,4 +1,4 @@
-"""A web server for tests: it gives files, or parts of them, and fails when it is told to."""
+"""A web server for tests. It serves files and parts of them, and fails on demand."""
 
 import http.server
 import threading
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 CUT, BUSY, WHOLE, WRONG_PART = "cut", "busy", "whole", "wrong part"
-"""Ends after half of what is asked for; 503; takes no notice of Range; sends another part than asked for."""
+"""Faults: stop after half of the content; answer 503; ignore Range; send another range than requested."""
 
 
 class Server:
-    """`files` by path; `faults` are taken from the front, one a request; `asked` is (path, Range) of each."""
+    """`files` by path. `faults` are used up from the front, one per request. `asked` has (path, Range) of each."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -43,7 +43,7 @@ def serve() -> Iterator[Server]:
             left = content[start:]
             self.send_header("Content-Length", str(len(left)))
             self.end_headers()
-            with suppress(BrokenPipeError, ConnectionResetError):  # who asked has gone, or was killed
+            with suppress(BrokenPipeError, ConnectionResetError):  # the client is gone or was killed
                 self.wfile.write(left[: len(left) // 2] if fault == CUT else left)
 
         def log_message(self, format: str, *args: object) -> None:

@@ -1,6 +1,6 @@
-"""A cluster that grows and shrinks: a prediction job makes nodes come, and its end makes them go.
+"""Autoscaling: nodes are added for a prediction job and removed after it.
 
-Ray's own autoscaler, with nodes that are further Rays on this machine instead of machines of a cloud.
+Uses Ray's own autoscaler. Its nodes are further Rays on this machine instead of cloud machines.
 """
 
 import json
@@ -25,11 +25,11 @@ checks.is_own_disk = lambda location: False  # all nodes are on this machine
 del sys.argv[0]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-HEAD_ID = "f" * 51 + "00000"  # what Ray's provider of such nodes calls the head
+HEAD_ID = "f" * 51 + "00000"  # the head's id in Ray's fake node provider
 
 
 def scaling(address: str) -> dict[str, object]:
-    """What a cluster.yaml says after `ray up` has filled in what it leaves out."""
+    """Return the content of a cluster.yaml after `ray up` has filled in the defaults."""
     nothing: dict[str, object] = {
         name: []
         for name in (
@@ -53,7 +53,7 @@ def scaling(address: str) -> dict[str, object]:
         "file_mounts": {},
         "file_mounts_sync_continuously": False,
         "provider": {
-            # By its class, as "fake_multinode" reads a file that Ray's wheel does not have.
+            # Named by its class: "fake_multinode" reads a file that is not in Ray's wheel.
             "type": "external",
             "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
             "head_node_id": HEAD_ID,
@@ -77,7 +77,7 @@ def scaling(address: str) -> dict[str, object]:
 
 @pytest.fixture
 def head() -> Iterator[Head]:
-    """A head without cores, which starts nodes when there is work for them."""
+    """A head without CPUs, which starts nodes when there is work."""
     with ray_head.new(RAY_AUTH_MODE="disabled") as head:
         config = head.folder / "cluster.json"
         config.write_text(json.dumps(scaling(head.address)))
@@ -92,7 +92,7 @@ def head() -> Iterator[Head]:
 
 
 def count_nodes(head: Head) -> int:
-    """Those that live, beside the head."""
+    """Return the number of live nodes without the head."""
     from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue] - compiled
 
     nodes = GcsClient(address=head.address).get_all_node_info(timeout=20).values()
@@ -101,7 +101,7 @@ def count_nodes(head: Head) -> int:
 
 @pytest.mark.ray
 @pytest.mark.own_ray
-def test_nodes_come_for_a_prediction_job_and_go_after_it(head: Head, tmp_path: Path) -> None:
+def test_autoscaler_prediction_job_nodes_are_added_then_removed(head: Head, tmp_path: Path) -> None:
     checkpoint, photos = drawn.untrained(tmp_path), drawn.photos(tmp_path, PHOTOS)
     (photos / "broken.jpg").write_bytes(b"broken")
     assert count_nodes(head) == 0

@@ -1,5 +1,4 @@
-"""What the benchmarks make of their figures: the sums behind the tables; and, if slow ones are asked for, that each
-script runs to its end."""
+"""The benchmarks: the arithmetic behind their tables and, as slow tests, a complete run of each script."""
 
 import subprocess
 import sys
@@ -19,7 +18,7 @@ EPOCHS = [
 ]
 
 
-def test_the_first_epoch_has_the_decoding_in_it_and_the_later_ones_do_not() -> None:
+def test_figures_only_the_first_epoch_includes_decoding() -> None:
     found = train_cpu.figures(EPOCHS, images=80, decode_s=3.0, whole_s=20.0)
     assert found == {
         train_cpu.FIRST: pytest.approx(16),  # 80 images in 3 s and 80 / 40 s
@@ -30,7 +29,7 @@ def test_the_first_epoch_has_the_decoding_in_it_and_the_later_ones_do_not() -> N
     }
 
 
-def test_ratios_are_taken_round_by_round_and_of_rates_only() -> None:
+def test_tables_ratios_are_per_round_and_of_rates_only() -> None:
     measured = {
         train_cpu.LATER: {"a": [10.0, 60.0, 30.0], train_cpu.PEER: [10.0, 20.0, 15.0], "b": [5.0, 10.0, 30.0]},
         train_cpu.WHOLE: {"a": [7.0, 9.0, 8.0], train_cpu.PEER: [1.0, 1.0, 4.0], "b": [2.0, 2.0, 2.0]},
@@ -48,7 +47,7 @@ def test_ratios_are_taken_round_by_round_and_of_rates_only() -> None:
     ]
 
 
-def test_links_are_pairs_of_what_is_one_pair_in_the_folders(drawn: tuple[Path, Path], tmp_path: Path) -> None:
+def test_link_pairs_each_link_keeps_photo_and_mask_together(drawn: tuple[Path, Path], tmp_path: Path) -> None:
     images, masks, count = train_cpu.link_pairs(tmp_path, str(drawn[0]), str(drawn[1]), 5)
     linked = manifest.discover(images, masks).to_pylist()
     assert count == len(linked) == 5
@@ -58,19 +57,19 @@ def test_links_are_pairs_of_what_is_one_pair_in_the_folders(drawn: tuple[Path, P
     assert len({Path(pair["image"]).resolve() for pair in linked}) == 5
 
 
-def test_a_cell_has_the_median_and_the_spread() -> None:
+def test_cell_has_median_and_range() -> None:
     assert beside.cell([3.0, 1000.0, 2.0], 1) == "3.0 (2.0 to 1,000.0)"
 
 
-def test_a_ratio_is_of_the_same_round() -> None:
+def test_ratio_compares_the_same_round() -> None:
     assert beside.ratio([10.0, 60.0, 30.0], [10.0, 20.0, 15.0]) == "2.00 (1.00 to 3.00)"
 
 
-def test_the_picture_is_of_the_figures_in_the_results() -> None:
+def test_picture_equals_the_figures_in_the_results() -> None:
     assert picture.PICTURE.read_text() == picture.draw(picture.RESULTS.read_text()), "run benchmarks/picture.py"
 
 
-def test_a_figure_is_found_by_its_section_row_and_column() -> None:
+def test_value_is_found_by_section_row_and_column() -> None:
     results = (
         "## One\n| | a |\n|---|---|\n| x | 1 |\n\n## Two\n| | a | b |\n|---|---|---|\n| y | 3 | 1,200 (1,100 to 2) |\n"
     )
@@ -93,8 +92,8 @@ def test_a_figure_is_found_by_its_section_row_and_column() -> None:
         "train_gpu.py --device cpu --pairs 64 --batches 8 --steps 3 --rounds 1 --epochs 1",
     ],
 )
-def test_a_script_prints_a_table(command: str) -> None:
-    """Those with a peer are left out: they install it."""
+def test_benchmark_script_small_sizes_prints_a_table(command: str) -> None:
+    """Scripts that compare with another library are not run, because they install it."""
     script, *flags = command.split()
     done = subprocess.run(
         [sys.executable, str(beside.ROOT / "benchmarks" / script), *flags], capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""`cluster.yaml` and docs/aws.md: as Ray's launcher reads them, as the jobs need them, and as EC2 (moto's) is asked."""
+"""`cluster.yaml` and docs/aws.md against Ray's launcher, the jobs' needs and a simulated EC2 (moto)."""
 
 import ast
 import copy
@@ -22,7 +22,7 @@ from botocore.exceptions import ClientError
 from conftest import ROOT
 from packaging.requirements import Requirement
 
-from petseg.cluster import connect
+from petseg.cluster import resources
 from petseg.cluster.aws import AWSProvider, check, check_closed
 from petseg.config.train import TrainConfig
 from petseg.errors import InputError
@@ -37,7 +37,7 @@ ANYWHERE = {"0.0.0.0/0", "::/0"}
 
 
 def fill_in(**values: str) -> dict[str, Any]:
-    """What is read where the user has filled in `values`, and FILLED_IN for the rest."""
+    """Return cluster.yaml, parsed, with `values` filled in, and FILLED_IN for the rest."""
     text = TEXT
     for field, value in (FILLED_IN | values).items():
         text, found = re.subn(rf"(?m)^(  {field}: &{field}) FILL_IN ", rf"\1 {value} ", text)
@@ -51,7 +51,7 @@ NODE_TYPES: dict[str, Any] = CONFIG["available_node_types"]
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home folder with Ray's token in it, and the checkout as the working directory."""
+    """Home folder with Ray's token. The working directory is the checkout."""
     write_token(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(ROOT)
@@ -63,10 +63,10 @@ def write_token(folder: Path) -> None:
     (folder / ".ray" / "auth_token").write_text("a" * 64)
 
 
-# What Ray says of it, and what it says of Ray.
+# Validity for Ray, and settings of Ray.
 
 
-def test_ray_takes_it() -> None:
+def test_cluster_yaml_is_valid_for_ray() -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     config = prepare_config(CONFIG)
@@ -82,7 +82,7 @@ def start_commands() -> list[str]:
     return [line for kind in ("head", "worker") for line in CONFIG[f"{kind}_start_ray_commands"] if "ray start" in line]
 
 
-def test_every_node_wants_the_token_and_the_dashboard_is_on_loopback() -> None:
+def test_start_commands_require_the_token_and_keep_dashboard_on_loopback() -> None:
     head, worker = start_commands()
     for command in (head, worker):
         assert "export RAY_AUTH_MODE=token; ray start " in command
@@ -92,7 +92,7 @@ def test_every_node_wants_the_token_and_the_dashboard_is_on_loopback() -> None:
     assert "chmod 600 ~/.ray/auth_token" in CONFIG["setup_commands"]
 
 
-def test_versions_are_pinned_to_what_the_project_allows() -> None:
+def test_setup_commands_pin_versions_allowed_by_the_project() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     setup = " ".join(CONFIG["setup_commands"])
     pins = {name: version for name, version in re.findall(r"'(\w+)(?:\[[\w,]+\])?==([\d.]+)'", setup)}
@@ -106,9 +106,9 @@ def test_versions_are_pinned_to_what_the_project_allows() -> None:
     assert mounted == {"petseg", "pyproject.toml", project["readme"], *project["license-files"], "auth_token"}
 
 
-def test_nothing_is_open_and_all_disks_are_encrypted() -> None:
+def test_node_configs_no_open_ports_and_encrypted_disks() -> None:
     assert not [address for address in ANYWHERE if address in TEXT]
-    # Ray makes a group of its own only where it is given none, and opens SSH in it to the world.
+    # Without a given group Ray creates one and opens SSH in it to the world.
     assert "security_group" not in CONFIG["provider"]
     for node in (kind["node_config"] for kind in NODE_TYPES.values()):
         assert node["SecurityGroupIds"] == [FILLED_IN["security_group"]]
@@ -119,7 +119,7 @@ def test_nothing_is_open_and_all_disks_are_encrypted() -> None:
     assert profiles == {"head": "petseg-head", "cpu": "petseg-worker", "gpu": "petseg-worker"}
 
 
-def test_it_shrinks_to_its_head() -> None:
+def test_cluster_yaml_idle_cluster_shrinks_to_its_head() -> None:
     assert NODE_TYPES["head"]["resources"] == {"CPU": 0}
     assert {kind.get("min_workers", 0) for kind in NODE_TYPES.values()} == {0}
     assert 0 < CONFIG["idle_timeout_minutes"] <= 15
@@ -127,11 +127,11 @@ def test_it_shrinks_to_its_head() -> None:
     assert {name for name, kind in NODE_TYPES.items() if "InstanceMarketOptions" in kind["node_config"]} == {"gpu"}
 
 
-# What the jobs ask for.
+# Resources that the jobs request.
 
 
-def fits(bundle: dict[str, float]) -> set[str]:
-    """The types of node that can hold it."""
+def fitting_node_types(bundle: dict[str, float]) -> set[str]:
+    """Return the node types with enough resources for the bundle."""
     return {
         name
         for name, kind in NODE_TYPES.items()
@@ -140,44 +140,44 @@ def fits(bundle: dict[str, float]) -> set[str]:
 
 
 @pytest.mark.parametrize("use_gpu", [False, True])
-def test_a_training_worker_fits_a_node(use_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_node_types_a_training_worker_fits(use_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(connect, "require", lambda bundle, *_: asked.append(bundle))
+    monkeypatch.setattr(resources, "require", lambda bundle, *_: asked.append(bundle))
     nodes = [{"Alive": True, "Resources": kind["resources"]} for kind in NODE_TYPES.values()]
-    monkeypatch.setattr(connect.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(resources.ray, "nodes", lambda: nodes)
     config = recipes.resolve(TrainConfig(use_gpu=use_gpu))
-    loop.require_workers(config, 1 if use_gpu else connect.cpus_per_worker(config.max_workers))
-    assert fits(asked[0]) == ({"gpu"} if use_gpu else {"cpu", "gpu"})
+    loop.require_workers(config, 1 if use_gpu else resources.cpus_per_worker(config.max_workers))
+    assert fitting_node_types(asked[0]) == ({"gpu"} if use_gpu else {"cpu", "gpu"})
 
 
-def requests() -> list[dict[str, float]]:
-    """The most that each call of Ray Data in the jobs may ask for: 1 CPU where it says nothing."""
+def ray_data_requests() -> list[dict[str, float]]:
+    """Return the largest possible request of each `map_batches` call in petseg. The default is 1 CPU."""
     found = []
     for path in (ROOT / "petseg").rglob("*.py"):
         for call in ast.walk(ast.parse(path.read_text())):
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "map_batches":
                 given = {keyword.arg: keyword.value for keyword in call.keywords}
-                bundle = {"CPU": largest(given["num_cpus"]) if "num_cpus" in given else 1.0}
-                found.append(bundle | ({"GPU": largest(given["num_gpus"])} if "num_gpus" in given else {}))
+                bundle = {"CPU": largest_value(given["num_cpus"]) if "num_cpus" in given else 1.0}
+                found.append(bundle | ({"GPU": largest_value(given["num_gpus"])} if "num_gpus" in given else {}))
     return found
 
 
-def largest(value: ast.expr) -> float:
-    """The largest number that can come out of `A if B else C`, or of a number."""
+def largest_value(value: ast.expr) -> float:
+    """Return the largest possible value of `A if B else C` or of a number."""
     if isinstance(value, ast.IfExp):
-        return max(largest(value.body), largest(value.orelse))
+        return max(largest_value(value.body), largest_value(value.orelse))
     return float(ast.literal_eval(value))
 
 
-def test_what_every_job_asks_ray_data_for_fits_a_node() -> None:
-    found = requests()
+def test_node_types_each_ray_data_request_fits() -> None:
+    found = ray_data_requests()
     assert {"CPU": 1.0} in found and {"CPU": 0.5, "GPU": 1.0} in found and {"CPU": 0.25} in found
     for bundle in found:
-        assert "gpu" in fits(bundle)
-        assert ("cpu" in fits(bundle)) == ("GPU" not in bundle)
+        assert "gpu" in fitting_node_types(bundle)
+        assert ("cpu" in fitting_node_types(bundle)) == ("GPU" not in bundle)
 
 
-# What the user fills in.
+# Fields that the user fills in.
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_what_every_job_asks_ray_data_for_fits_a_node() -> None:
     ],
 )
 @pytest.mark.usefixtures("home")
-def test_what_is_not_filled_in_is_refused_by_name(field: str, value: str, message: str) -> None:
+def test_check_field_not_filled_in_is_refused_by_name(field: str, value: str, message: str) -> None:
     check(CONFIG)
     config = fill_in(**{field: value})
     with pytest.raises(InputError) as caught:
@@ -204,7 +204,7 @@ def test_what_is_not_filled_in_is_refused_by_name(field: str, value: str, messag
         AWSProvider.bootstrap_config(config)
 
 
-def test_a_missing_token_and_another_folder_are_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_missing_token_or_wrong_folder_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / ".ray" / "auth_token").unlink()
     with pytest.raises(InputError, match=r"there is no ~/\.ray/auth_token; make one: `ray get-auth-token --generate`"):
         check(CONFIG)
@@ -217,7 +217,7 @@ SELF = {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": "sg-1"}], "IpRanges
 SSH = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "UserIdGroupPairs": [], "IpRanges": [], "Ipv6Ranges": []}
 
 
-def test_a_security_group_that_is_open_or_useless_is_refused() -> None:
+def test_check_closed_open_or_unconnected_group_is_refused() -> None:
     check_closed("sg-1", [SELF, SSH | {"IpRanges": [{"CidrIp": "203.0.113.7/32"}]}])
     with pytest.raises(InputError, match=r"sg-1: port 22 is open to 0\.0\.0\.0/0"):
         check_closed("sg-1", [SELF, SSH | {"IpRanges": [{"CidrIp": "203.0.113.7/32"}, {"CidrIp": "0.0.0.0/0"}]}])
@@ -229,20 +229,20 @@ def test_a_security_group_that_is_open_or_useless_is_refused() -> None:
         check_closed("sg-1", [SSH, SELF | {"UserIdGroupPairs": [{"GroupId": "sg-2"}]}])
 
 
-# The launcher itself, before a server that answers as EC2 and IAM do.
+# The launcher itself, with a server that simulates EC2 and IAM.
 
 
 def launcher(test: Callable[..., None]) -> Callable[..., None]:
-    """Marks what takes seconds, and no Ray of the session's."""
+    """Mark a test that takes seconds and does not use the session's Ray."""
     return pytest.mark.ray(pytest.mark.own_ray(test))
 
 
 class Aws:
-    """moto's server, what has been made in it for the user beforehand, and the home folder of who runs `ray up`."""
+    """moto's server with the user's resources, and the home folder of the user who runs `ray up`."""
 
     def __init__(self, url: str, home: Path) -> None:
         keys = {"AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none", "AWS_EC2_METADATA_DISABLED": "true"}
-        # Ray keeps what it has found out in the folder for temporary files, between one `ray up` and the next.
+        # Ray caches its findings between two `ray up` in the folder for temporary files.
         self.environment = {**os.environ, **keys, "HOME": str(home), "TMPDIR": str(home), "AWS_ENDPOINT_URL": url}
         self.home = home
         credentials = {"aws_access_key_id": "none", "aws_secret_access_key": "none"}
@@ -267,7 +267,7 @@ class Aws:
         return [instance for reservation in reservations for instance in reservation["Instances"]]
 
     def ray(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Ray's command line, without a second of waiting for SSH, which nobody answers."""
+        """Run Ray's command line. It does not wait for SSH, because no machine answers."""
         return subprocess.run(
             [sys.executable, "-m", "ray.scripts.scripts", *words],
             cwd=ROOT,
@@ -308,7 +308,7 @@ def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aws]:
 
 @pytest.fixture(scope="module")
 def launched(aws: Aws) -> Aws:
-    """After `ray up`, which has made the head and cannot reach it."""
+    """State after `ray up`, which has created the head and cannot reach it."""
     config = aws.home / "cluster.yaml"
     config.write_text(yaml.safe_dump(aws.config()))
     done = aws.ray("up", "--yes", str(config))
@@ -318,7 +318,7 @@ def launched(aws: Aws) -> Aws:
 
 
 @launcher
-def test_resources_are_those_of_the_instance_types(aws: Aws) -> None:
+def test_node_types_resources_equal_the_instance_types(aws: Aws) -> None:
     for name, kind in NODE_TYPES.items():
         wanted = kind["node_config"]["InstanceType"]
         found = aws.ec2.describe_instance_types(InstanceTypes=[wanted])["InstanceTypes"][0]
@@ -329,7 +329,7 @@ def test_resources_are_those_of_the_instance_types(aws: Aws) -> None:
 
 
 @launcher
-def test_ray_up_of_the_file_as_it_is_names_the_first_field(aws: Aws) -> None:
+def test_ray_up_unchanged_file_names_the_first_field(aws: Aws) -> None:
     done = aws.ray("up", "--yes", "cluster.yaml")
     assert done.returncode == 1
     assert "cluster.yaml, region: it is FILL_IN; give a region" in done.stderr.splitlines()[-1]
@@ -337,7 +337,7 @@ def test_ray_up_of_the_file_as_it_is_names_the_first_field(aws: Aws) -> None:
 
 
 @launcher
-def test_ray_up_makes_one_head_as_it_should_be(launched: Aws) -> None:
+def test_ray_up_creates_one_head_as_configured(launched: Aws) -> None:
     (head,) = launched.instances({"Name": "tag:ray-node-type", "Values": ["head"]})
     assert head["InstanceType"] == "m6i.large" and head["ImageId"] == launched.image
     assert head["IamInstanceProfile"]["Arn"].endswith(":instance-profile/petseg-head")
@@ -352,7 +352,7 @@ def test_ray_up_makes_one_head_as_it_should_be(launched: Aws) -> None:
 
 
 @launcher
-def test_ray_up_opens_nothing_and_makes_no_role(launched: Aws) -> None:
+def test_ray_up_opens_no_port_and_creates_no_role(launched: Aws) -> None:
     groups = launched.ec2.describe_security_groups()["SecurityGroups"]
     assert {group["GroupName"] for group in groups} == {"default", "petseg"}
     for rule in (rule for group in groups for rule in group["IpPermissions"]):
@@ -369,7 +369,7 @@ def test_ray_up_opens_nothing_and_makes_no_role(launched: Aws) -> None:
 
 @pytest.fixture(scope="module")
 def resolved(launched: Aws) -> Iterator[dict[str, Any]]:
-    """The configuration as the head's autoscaler gets it; within, AWS is moto for this process, too."""
+    """Configuration of the head's autoscaler. While it is in use, AWS is moto for this process too."""
     from ray.autoscaler._private import commands
     from ray.autoscaler._private.aws import utils
 
@@ -384,9 +384,10 @@ def resolved(launched: Aws) -> Iterator[dict[str, Any]]:
         utils.client_cache.cache_clear()
 
 
-def grow(config: dict[str, Any], kind: str, count: int, refusal: str | None, folder: Path) -> list[Exception]:
-    """Have Ray's autoscaler (its v2) start nodes, before an EC2 that refuses spot with `refusal`; returns what it
-    calls failures.
+def launch_nodes(config: dict[str, Any], kind: str, count: int, refusal: str | None, folder: Path) -> list[Exception]:
+    """Let Ray's autoscaler v2 start nodes and return the failures it reports.
+
+    EC2 refuses spot instances with the error code `refusal`, if given.
     """
     from ray.autoscaler.v2.instance_manager.config import FileConfigReader
     from ray.autoscaler.v2.instance_manager.node_provider import NodeProviderAdapter
@@ -417,12 +418,12 @@ def grow(config: dict[str, Any], kind: str, count: int, refusal: str | None, fol
     [
         ("cpu", "InsufficientInstanceCapacity", [None]),
         ("gpu", None, ["spot"]),
-        ("gpu", None, ["spot", None]),  # moto gives one of the two that were asked for, as EC2 may
+        ("gpu", None, ["spot", None]),  # moto grants one of the two spot instances, as EC2 may
         ("gpu", "InsufficientInstanceCapacity", [None]),
         ("gpu", "MaxSpotInstanceCountExceeded", [None]),
     ],
 )
-def test_workers_are_spot_or_where_there_is_none_on_demand(
+def test_autoscaler_no_spot_instance_falls_back_to_on_demand(
     kind: str,
     refusal: str | None,
     lifecycles: list[str | None],
@@ -431,7 +432,7 @@ def test_workers_are_spot_or_where_there_is_none_on_demand(
     tmp_path: Path,
 ) -> None:
     before = {instance["InstanceId"] for instance in launched.instances()}
-    assert grow(resolved, kind, len(lifecycles), refusal, tmp_path) == []
+    assert launch_nodes(resolved, kind, len(lifecycles), refusal, tmp_path) == []
     made = [instance for instance in launched.instances() if instance["InstanceId"] not in before]
     assert sorted(map(str, (instance.get("InstanceLifecycle") for instance in made))) == sorted(map(str, lifecycles))
     for instance in made:
@@ -443,17 +444,15 @@ def test_workers_are_spot_or_where_there_is_none_on_demand(
 
 
 @launcher
-def test_what_is_no_lack_of_spot_instances_stays_an_error(
-    launched: Aws, resolved: dict[str, Any], tmp_path: Path
-) -> None:
+def test_autoscaler_other_launch_error_stays_an_error(launched: Aws, resolved: dict[str, Any], tmp_path: Path) -> None:
     before = len(launched.instances())
-    (error,) = grow(resolved, "gpu", 2, "UnauthorizedOperation", tmp_path)
+    (error,) = launch_nodes(resolved, "gpu", 2, "UnauthorizedOperation", tmp_path)
     assert "Failed to launch 2 nodes of type gpu" in str(error)
     assert len(launched.instances()) == before
 
 
 @launcher
-def test_no_head_is_made_in_an_open_group(launched: Aws, resolved: dict[str, Any]) -> None:
+def test_create_node_open_security_group_is_refused(launched: Aws, resolved: dict[str, Any]) -> None:
     vpc = launched.ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
     group = launched.ec2.create_security_group(GroupName="open", Description="open", VpcId=vpc)["GroupId"]
     try:
@@ -469,55 +468,55 @@ def test_no_head_is_made_in_an_open_group(launched: Aws, resolved: dict[str, Any
 
 
 @launcher
-def test_ray_down_ends_every_node(launched: Aws, resolved: dict[str, Any], tmp_path: Path) -> None:
-    assert grow(resolved, "cpu", 1, None, tmp_path) == []
+def test_ray_down_terminates_every_node(launched: Aws, resolved: dict[str, Any], tmp_path: Path) -> None:
+    assert launch_nodes(resolved, "cpu", 1, None, tmp_path) == []
     assert {instance["State"]["Name"] for instance in launched.instances()} == {"running"}
     done = launched.ray("down", "--yes", str(launched.home / "cluster.yaml"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert {instance["State"]["Name"] for instance in launched.instances()} == {"terminated"}
 
 
-# What the page says.
+# Policies on the page.
 
 
 def policies() -> dict[str, list[dict[str, Any]]]:
-    """The statements of each policy, by its file's name."""
+    """Return {file name: statements} of the policies on the page."""
     found = re.findall(r"^`(\w+\.json)`, for .*?^```json\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
     return {name: json.loads(text)["Statement"] for name, text in found}
 
 
-def listed(value: str | list[str]) -> list[str]:
+def as_list(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
 
 
-def test_the_policies_allow_little() -> None:
+def test_policies_have_no_wildcard_actions() -> None:
     assert set(policies()) == {"trust.json", "s3.json", "head.json", "launch.json"}
     for name, statements in policies().items():
         for statement in statements:
             assert statement["Effect"] == "Allow" and "NotAction" not in statement
-            actions = listed(statement["Action"])
+            actions = as_list(statement["Action"])
             assert not [action for action in actions if "*" in action]
             if name == "trust.json":
                 assert statement["Principal"] == {"Service": "ec2.amazonaws.com"} and actions == ["sts:AssumeRole"]
-            elif "*" in listed(statement["Resource"]):  # EC2 has no resources for what only looks
+            elif "*" in as_list(statement["Resource"]):  # EC2's Describe actions have no resources
                 assert all(action.startswith("ec2:Describe") for action in actions)
 
 
-def test_the_nodes_reach_one_prefix_of_one_bucket() -> None:
+def test_s3_policy_allows_one_prefix_of_one_bucket() -> None:
     (files, listing) = policies()["s3.json"]
     assert files["Resource"] == "arn:aws:s3:::BUCKET/PREFIX/*"
-    assert set(listed(files["Action"])) >= {"s3:GetObject", "s3:PutObject", "s3:DeleteObject"}
+    assert set(as_list(files["Action"])) >= {"s3:GetObject", "s3:PutObject", "s3:DeleteObject"}
     assert (listing["Action"], listing["Resource"]) == ("s3:ListBucket", "arn:aws:s3:::BUCKET")
     assert listing["Condition"] == {"StringLike": {"s3:prefix": ["PREFIX", "PREFIX/*"]}}
     others = [statement for name in ("head.json", "launch.json") for statement in policies()[name]]
-    assert not [action for statement in others for action in listed(statement["Action"]) if action.startswith("s3:")]
+    assert not [action for statement in others for action in as_list(statement["Action"]) if action.startswith("s3:")]
 
 
-def test_the_head_ends_and_passes_only_what_belongs_to_the_cluster() -> None:
+def test_head_policy_is_limited_to_its_own_cluster() -> None:
     for name, roles in (("head.json", ["petseg-worker"]), ("launch.json", ["petseg-head"])):
         statements = policies()[name]
         for statement in statements:
-            actions = set(listed(statement["Action"]))
+            actions = set(as_list(statement["Action"]))
             if "iam:PassRole" in actions:
                 assert statement["Resource"] == [f"arn:aws:iam::ACCOUNT:role/{role}" for role in roles]
                 assert statement["Condition"]["StringEquals"]["iam:PassedToService"] == "ec2.amazonaws.com"
@@ -527,12 +526,12 @@ def test_the_head_ends_and_passes_only_what_belongs_to_the_cluster() -> None:
         equal = instances["Condition"]["StringEquals"]
         kinds = {"cpu", "gpu"} if name == "head.json" else {"head"}
         types = {NODE_TYPES[kind]["node_config"]["InstanceType"] for kind in kinds}
-        assert set(listed(equal["ec2:InstanceType"])) == types
+        assert set(as_list(equal["ec2:InstanceType"])) == types
         assert equal["ec2:MetadataHttpTokens"] == "required"
         assert equal["aws:RequestTag/ray-cluster-name"] == CONFIG["cluster_name"]
         (disks,) = [s for s in statements if s.get("Sid") == "EncryptedDisks"]
         assert disks["Condition"] == {"Bool": {"ec2:Encrypted": "true"}}
 
 
-def test_the_page_names_no_open_address() -> None:
+def test_aws_page_has_no_open_address() -> None:
     assert not [address for address in ANYWHERE if address in PAGE]

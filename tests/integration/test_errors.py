@@ -1,4 +1,4 @@
-"""docs/errors.md against the program: what each situation really says is there, and nothing else is."""
+"""docs/errors.md has exactly the messages that the program really prints."""
 
 import io
 import re
@@ -26,21 +26,20 @@ from petseg.training import run_folder
 CATALOGUE = re.findall(r"^\| `(\S.*? .*?)` \| ", (ROOT / "docs" / "errors.md").read_text(), re.MULTILINE)
 
 ELSEWHERE = {
-    "…: there is no such command": "cli/__init__",
-    "too little memory": "cli/__init__",
-    "note: too little memory": "cluster/connect",
+    "unknown command …": "cli/__init__",
+    "out of memory": "cli/__init__",
+    "note: out of memory": "cluster/connect",
     "no Ray answers at …": "cluster/connect",
     "RAY_ADDRESS …": "cluster/connect",
     "the Ray at …": "cluster/connect",
-    "--use-gpu: …": "cluster/connect",
-    "… asks for …, but this machine": "cluster/connect",
-    "… asks for …, and after": "cluster/connect",
-    "--… …: on the disk of one machine": "cluster/connect",
+    "--use-gpu: …": "cluster/resources",
+    "… asks for …, but this machine": "cluster/resources",
+    "… asks for …, and after": "cluster/resources",
+    "--… …: on the disk of one machine": "cluster/resources",
     "…: the parameter": "models/checkpoint",
-    "… cannot be written: …; the last checkpoint": "training/loop",
     "the GPU has too little memory": "training/loop",
 }
-"""Entries, as they begin, that need a cluster or more to be seen, and the file of petseg/ that has their words."""
+"""{start of an entry: file of petseg/ with its words}, for entries that need a cluster or more to be provoked."""
 
 
 def pattern(entry: str) -> str:
@@ -65,7 +64,7 @@ def pair(mask: bytes, photo: bytes = PHOTO) -> Callable[[Path], object]:
 
 
 def discover(**folders: str) -> Callable[[Path], object]:
-    """What is said of folders with these files in them, space-separated."""
+    """Return a function that calls `discover` on folders with these files, given separated by spaces."""
 
     def find(folder: Path) -> None:
         for name, files in folders.items():
@@ -96,7 +95,12 @@ def other_files(folder: Path) -> None:
 
 
 def full_disk(folder: Path) -> None:
-    with checks.writing(str(folder)):
+    with checks.translate_write_errors(str(folder)):
+        raise OSError(28, "No space left on device")
+
+
+def full_disk_in_training(folder: Path) -> None:
+    with checks.translate_write_errors(str(folder), "--storage", run_folder.RESUME):
         raise OSError(28, "No space left on device")
 
 
@@ -137,6 +141,7 @@ SITUATIONS: dict[str, Callable[[Path], object]] = {
     "an output in use": other_settings,
     "an output with other files": other_files,
     "a full disk": full_disk,
+    "a full disk in training": full_disk_in_training,
     "no checkpoint": lambda folder: checkpoint.find(str(folder / "nowhere")),
     "no checkpoint yet": no_checkpoint_yet,
     "a broken checkpoint": lambda folder: checkpoint._from_bytes(b"broken", f"{folder}/model.pt"),
@@ -145,7 +150,7 @@ SITUATIONS: dict[str, Callable[[Path], object]] = {
 
 @pytest.fixture
 def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What is said in each situation."""
+    """{situation: its message}."""
     monkeypatch.setattr(storage.os, "access", lambda path, mode: not str(path).endswith("not ours to write"))
     found = {}
     for name, provoke in SITUATIONS.items():
@@ -154,14 +159,14 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         with pytest.raises(Exception) as caught:
             provoke(folder)
         line, code = cli._verdict(caught.value)
-        if not isinstance(caught.value, decode.DecodeError):  # the jobs put these in lines of their own
+        if not isinstance(caught.value, decode.DecodeError):  # the jobs print these as lines of their own
             assert code in (1, 2), (name, line)
         assert "\n" not in line and "Traceback" not in line
         found[name] = str(caught.value)
     return found
 
 
-def test_every_situation_is_in_the_catalogue_and_all_of_it_is_real(said: dict[str, str]) -> None:
+def test_error_catalogue_equals_the_messages_of_all_situations(said: dict[str, str]) -> None:
     shown = set()
     for name, message in said.items():
         entries = [entry for entry in CATALOGUE if re.fullmatch(pattern(entry), message)]
@@ -173,7 +178,7 @@ def test_every_situation_is_in_the_catalogue_and_all_of_it_is_real(said: dict[st
 
 
 @pytest.mark.parametrize("begin", ELSEWHERE)
-def test_the_words_of_the_others_are_in_the_program(begin: str) -> None:
+def test_error_catalogue_other_entries_are_in_the_source(begin: str) -> None:
     [entry] = [entry for entry in CATALOGUE if entry.startswith(begin)]
     source = (ROOT / "petseg" / f"{ELSEWHERE[begin]}.py").read_text()
     unbroken = re.sub(r'"\s+f?"', "", source)

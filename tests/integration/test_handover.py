@@ -1,4 +1,4 @@
-"""The examples of docs/handover.md, as they stand there."""
+"""The examples of docs/handover.md, run unchanged."""
 
 import re
 import shutil
@@ -13,7 +13,7 @@ from checkpoints import save
 from conftest import ROOT, do_shards, make_plan
 from PIL import Image
 
-from petseg.data import decode, labels
+from petseg.data import encode, labels
 from petseg.data.pairs import decode_pair_and_truth
 from petseg.inference import output_folder
 from petseg.inference.plan import Outputs
@@ -24,7 +24,7 @@ Example = Callable[[str], dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photos of one colour each, the brightest channel being the class; one is broken; their masks, and a run."""
+    """Folder with photos of one colour each (one is broken), their masks, and a run. The colour gives the class."""
     folder = tmp_path_factory.mktemp("desk")
     for name, colour in {"a/0": "red", "a/2": "blue", "b/1": "lime"}.items():
         path = folder / "photos" / f"{name}.jpg"
@@ -40,7 +40,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def example(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Example:
-    """Runs the block of the page that has a certain text, in the folder; gives its variables."""
+    """Function that runs the page's block with a given text in the folder and returns its variables."""
     monkeypatch.chdir(desk)
     for variable in ("HF_HOME", "HF_DATASETS_CACHE"):
         monkeypatch.setenv(variable, str(tmp_path))
@@ -56,26 +56,26 @@ def example(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Exam
     return run
 
 
-def test_duckdb(example: Example) -> None:
+def test_handover_duckdb_example_finds_the_fractions(example: Example) -> None:
     rows = example("import duckdb")["rows"]
     assert {name: share for name, share, _ in rows} == {"a/0": 1.0, "a/2": 0.0, "b/1": 0.0}
 
 
-def test_pandas(example: Example) -> None:
+def test_handover_pandas_example_finds_the_failed_photo(example: Example) -> None:
     found = example("failed = ")
     assert len(found["table"]) == 4
     assert found["failed"].id.tolist() == ["b/3"]
 
 
-def test_hugging_face_datasets(example: Example) -> None:
+def test_handover_hugging_face_example_loads_the_masks(example: Example) -> None:
     found = example("import datasets")
     assert found["masks"]["id"][:] == ["a/0", "a/2", "b/1"]
     assert found["photo"].size == found["mask"].size == (30, 20)
     assert not np.asarray(found["mask"]).any()
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools itself
-def test_coco(example: Example) -> None:
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # raised by pycocotools
+def test_handover_coco_example_reads_the_annotations(example: Example) -> None:
     found = example("import json")
     assert len(found["photos"]) == len(found["annotations"]) == 3
     assert found["pets"].shape == (20, 30) and found["pets"].all()
@@ -83,15 +83,15 @@ def test_coco(example: Example) -> None:
     assert found["found"].cats[2]["name"] == "border"
 
 
-def test_a_png(example: Example) -> None:
+def test_handover_png_example_reads_class_ids(example: Example) -> None:
     class_ids = example("class_ids = ")["class_ids"]
     assert class_ids.shape == (20, 30) and class_ids.dtype == np.uint8 and not class_ids.any()
 
 
-def test_a_mask_that_is_saved_again_keeps_its_numbers(tmp_path: Path) -> None:
-    """As a program does that paints in indexed colour."""
+def test_handover_mask_saved_again_keeps_its_class_ids(tmp_path: Path) -> None:
+    """Saves the mask as a program that paints in indexed colour does."""
     class_ids = np.arange(6, dtype=np.uint8).reshape(2, 3) % 3
-    (tmp_path / "a.png").write_bytes(decode.encode_mask(class_ids, labels.palette(3)))
+    (tmp_path / "a.png").write_bytes(encode.encode_mask(class_ids, labels.palette(3)))
     Image.open(tmp_path / "a.png").save(tmp_path / "b.png")
     Image.new("RGB", (3, 2)).save(tmp_path / "photo.png")
     label_map = labels.LabelMap.parse("0:0,1:1,2:2", 3)
@@ -112,13 +112,13 @@ PAINT = """
 """
 
 
-def test_gimp_paints_with_numbers(tmp_path: Path) -> None:
-    gimp = shutil.which("gimp-console-2.10")  # the words of 3 are others
+def test_handover_gimp_painting_keeps_class_ids(tmp_path: Path) -> None:
+    gimp = shutil.which("gimp-console-2.10")  # GIMP 3 has other function names
     if gimp is None:
         pytest.skip("GIMP 2.10 is not installed")
     class_ids = np.zeros((20, 30), np.uint8)
     class_ids[5:15, 5:20] = 1
-    (tmp_path / "mask.png").write_bytes(decode.encode_mask(class_ids, labels.palette(3)))
+    (tmp_path / "mask.png").write_bytes(encode.encode_mask(class_ids, labels.palette(3)))
     batch = ["-b", PAINT.replace("\n", " "), "-b", "(gimp-quit 0)"]
     done = subprocess.run([gimp, "-i", "-d", "-f", *batch], cwd=tmp_path, capture_output=True, timeout=120)
     assert (tmp_path / "painted.png").exists(), done.stderr.decode()
@@ -127,13 +127,13 @@ def test_gimp_paints_with_numbers(tmp_path: Path) -> None:
     assert painted.mode == "P" and np.array_equal(np.asarray(painted), class_ids)
 
 
-def test_a_notebook(example: Example, desk: Path) -> None:
+def test_handover_notebook_example_saves_the_mask(example: Example, desk: Path) -> None:
     found = example("import petseg")
     assert sum(found["shares"].values()) == 30 * 20
     assert np.array_equal(np.asarray(Image.open(desk / "mask.png")), found["mask"].class_ids)
 
 
-def test_every_example_is_run_or_said_not_to_be() -> None:
+def test_handover_every_example_is_run_or_listed_as_not_run() -> None:
     tests = set(re.findall(r'example\("(.*?)"\)', Path(__file__).read_text()))
     blocks = re.findall(r"^```python(| not run)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     assert len(blocks) > 5

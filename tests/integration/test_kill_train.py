@@ -1,4 +1,4 @@
-"""SIGKILL of what a training run lives on, and a notice that a node will go: nothing is lost."""
+"""SIGKILL of a training run's processes and nodes, and a preemption notice: no finished epoch is lost."""
 
 import os
 import re
@@ -24,7 +24,7 @@ TRAIN_WORKER = r"^ray::\w*TrainWorker"
 
 @pytest.fixture
 def pairs(drawn: tuple[Path, Path], store: Store) -> tuple[str, str]:
-    """The drawn set in the store."""
+    """URIs of the generated photos and masks in the store."""
     for folder in drawn:
         for path in folder.iterdir():
             storage.write(f"{store.url}/drawn/{folder.name}/{path.name}", path.read_bytes())
@@ -32,7 +32,7 @@ def pairs(drawn: tuple[Path, Path], store: Store) -> tuple[str, str]:
 
 
 class Job:
-    """`jobs/train.py` on the drawn set, its output going to a file."""
+    """`jobs/train.py` on the generated set, with its output in a file."""
 
     def __init__(self, folder: Path, pairs: tuple[object, object], name: str, *flags: object, runs: str = "") -> None:
         runs = runs or str(folder / "runs")
@@ -63,20 +63,18 @@ class Job:
 
 
 def last_weights(run: str) -> dict[str, torch.Tensor]:
-    """What the run has come to: the weights that are kept, and those that move."""
+    """Return the averaged and the raw weights of the last checkpoint."""
     last = checkpoint.last(run)
     assert last is not None
-    moved = checkpoint.load_train_state(last).moved
-    assert moved is not None
-    return checkpoint.load_model(last).state_dict() | {f"moved.{name}": tensor for name, tensor in moved.items()}
+    raw_weights = checkpoint.load_train_state(last).raw_weights
+    assert raw_weights is not None
+    return checkpoint.load_model(last).state_dict() | {f"moved.{name}": tensor for name, tensor in raw_weights.items()}
 
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_killed_and_resumed_it_ends_with_the_weights_of_an_undisturbed_run(
-    drawn: tuple[Path, Path], tmp_path: Path
-) -> None:
-    """First a worker, after which it goes on by itself; then the driver, after which --resume does."""
+def test_train_killed_and_resumed_weights_equal_an_undisturbed_run(drawn: tuple[Path, Path], tmp_path: Path) -> None:
+    """First a worker is killed, and the run continues by itself. Then the driver is killed and --resume continues."""
     flags = ("--epochs", 7, "--batch-size", 2, "--num-workers", 2, "--cpus-per-worker", 1, "--precision", "fp32")
     whole = Job(tmp_path, drawn, "whole", *flags)
     whole.end()
@@ -84,7 +82,7 @@ def test_killed_and_resumed_it_ends_with_the_weights_of_an_undisturbed_run(
     job = Job(tmp_path, drawn, "killed", *flags)
     job.wait_until(lambda: job.epochs() >= 1)
     os.kill(kill_predict.matching(os.getpid(), TRAIN_WORKER)[0], signal.SIGKILL)
-    job.wait_until(lambda: "a worker has died" in job.output())  # the other may have ended an epoch meanwhile
+    job.wait_until(lambda: "a worker has died" in job.output())  # the other worker may have finished an epoch meanwhile
     before = job.epochs()
     job.wait_until(lambda: job.epochs() > before)
     job.process.kill()
@@ -104,12 +102,13 @@ def test_killed_and_resumed_it_ends_with_the_weights_of_an_undisturbed_run(
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.own_ray
-def test_a_node_that_goes_after_a_notice_leaves_a_checkpoint_and_one_worker_less(
-    cluster: Any, pairs: tuple[str, str], prefix: str, tmp_path: Path
+def test_train_preempted_node_saves_and_continues_with_one_worker(
+    cluster: Any, pairs: tuple[str, str], prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue] - compiled
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # pyright: ignore[reportAttributeAccessIssue]
 
+    monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")
     both = [cluster.add_node(num_cpus=2), cluster.add_node(num_cpus=2)]
     workers = ("--num-workers", 1, 2, "--cpus-per-worker", 2)
     job = Job(tmp_path, pairs, "run", *workers, "--batch-size", 2, "--epochs", 8, runs=prefix)
@@ -119,16 +118,16 @@ def test_a_node_that_goes_after_a_notice_leaves_a_checkpoint_and_one_worker_less
     deadline_ms = int((time.time() + 120) * 1000)
     accepted, why = GcsClient(address=cluster.address).drain_node(lost.node_id, preemption, "spot", deadline_ms)
     assert accepted, why
-    job.wait_until(lambda: within_an_epoch(job.run))
+    job.wait_until(lambda: checkpoints_within_an_epoch(job.run))
     os.kill(lost.all_processes["raylet"][0].process.pid, signal.SIGKILL)
     job.end()
     assert "a worker has died" in job.output()
     assert [epoch["epoch"] for epoch in job.metrics()] == list(range(1, 9))
-    assert within_an_epoch(job.run) == []  # an epoch's end is after it
+    assert checkpoints_within_an_epoch(job.run) == []  # replaced by the checkpoint at the epoch's end
 
 
-def within_an_epoch(run: str) -> list[str]:
-    """The whole checkpoints of a run that are not of an epoch's end."""
+def checkpoints_within_an_epoch(run: str) -> list[str]:
+    """Return the complete checkpoints of a run that were saved within an epoch."""
     names = storage.list_files(f"{run}/checkpoints")
     return [name for name in names if re.fullmatch(r"epoch-\d+-step-\d+/metrics.json", name)]
 
@@ -136,10 +135,10 @@ def within_an_epoch(run: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.own_ray
-def test_a_node_that_is_lost_is_waited_for_and_its_successor_taken(
+def test_train_lost_node_is_waited_for_and_replaced(
     cluster: Any, drawn: tuple[Path, Path], pairs: tuple[str, str], prefix: str, tmp_path: Path
 ) -> None:
-    """Two workers on two nodes, no notice; then the driver is killed as well. All that outlives it is in the store."""
+    """Two workers on two nodes, without a notice. Then the driver is killed too. All that remains is in the store."""
     both = [cluster.add_node(num_cpus=2), cluster.add_node(num_cpus=2)]
     flags = ("--num-workers", 2, "--cpus-per-worker", 2, "--batch-size", 2, "--epochs", 7)
     on_a_disk = Job(tmp_path, drawn, "refused", *flags)

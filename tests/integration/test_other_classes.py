@@ -1,4 +1,4 @@
-"""Another set than the pets: five classes, masks of colours, an ignored colour, a list for each side of the split."""
+"""A set other than the pets: five classes, colour masks, an ignored colour, a list file for each split."""
 
 import json
 import shutil
@@ -8,12 +8,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import RunJob, run_in
+from conftest import RunJob, assert_refused, call_in, run_in
 from drawn import untrained
 from PIL import Image, ImageDraw
 
-from petseg.data import manifest, splits
-from petseg.errors import InputError
+from petseg.data import splits
 from petseg.models import checkpoint
 from petseg.training import run_folder
 
@@ -31,7 +30,7 @@ PAIRS = 64
 
 
 def landscape(index: int) -> tuple[Image.Image, Image.Image]:
-    """A photo in the true colours, made dull and noisy, and its mask, in which a strip is void."""
+    """Return a noisy photo in dull class colours, and its mask, in which a strip is void."""
     rng = np.random.default_rng(index)
     mask = Image.new("RGB", (96, 64), COLOURS["sky"])
     draw = ImageDraw.Draw(mask)
@@ -50,7 +49,7 @@ def landscape(index: int) -> tuple[Image.Image, Image.Image]:
 
 @pytest.fixture(scope="module")
 def landscapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """photos/, masks/ and lists of 40, 12 and 11 of the 64 pairs, written as various authors write them."""
+    """Folder with photos/, masks/ and lists of 40, 12 and 11 of the 64 pairs, each in another common format."""
     folder = tmp_path_factory.mktemp("landscapes")
     for name in ("photos", "masks"):
         (folder / name / "a").mkdir(parents=True)
@@ -71,14 +70,14 @@ SMALL = ("--image-size", 64, 96, "--cpus-per-worker", 1)
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_five_classes_of_colours_are_learnt_predicted_and_scored(landscapes: Path) -> None:
+def test_train_five_colour_classes_are_learned_and_scored(landscapes: Path) -> None:
     weights = ("--class-weights", "balanced")
     done = run_in(landscapes, "train", *FLAGS, *LISTS, *SMALL, *weights, "--epochs", 24, "--name", "five")
     assert done.returncode == 0, done.stderr
     assert "1 of 64 pairs are in no list of --split-file, and left out" in done.stdout
     assert "training on 40 pairs, validating on 12" in done.stdout
     split = pq.read_table(landscapes / "runs" / "five" / "manifest.parquet")["split"].to_pylist()
-    assert [split.count(side) for side in splits.SIDES] == [40, 12, 11]
+    assert [split.count(side) for side in splits.NAMES] == [40, 12, 11]
     history = run_folder.read_metrics(str(landscapes / "runs" / "five"))
     assert list(history[-1]["val_iou"]) == list(COLOURS)
     assert max(epoch["val_miou"] for epoch in history) > 0.6
@@ -101,8 +100,8 @@ def test_five_classes_of_colours_are_learnt_predicted_and_scored(landscapes: Pat
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_prepared_set_trains_to_the_same_numbers(landscapes: Path) -> None:
-    """From the files and from shards of them: not a bit differs."""
+def test_train_prepared_set_equals_training_on_files(landscapes: Path) -> None:
+    """Training on the files and on shards of them gives identical weights."""
     prepared = run_in(landscapes, "prepare", "shards", *FLAGS, "--image-size", 64, 96, "--output", "set")
     assert prepared.returncode == 0, prepared.stderr
     common = ("--epochs", 1, "--batch-size", 4, "--cpus-per-worker", 1, "--precision", "fp32", *LISTS)
@@ -127,65 +126,36 @@ def test_a_prepared_set_trains_to_the_same_numbers(landscapes: Path) -> None:
         ((*FLAGS, "--split-file", "nowhere.txt"), "nowhere.txt: cannot be read: No such file"),
         ((*FLAGS, "--split-file", "train.txt"), "train.txt, line 2: an id and one of train, val, test are expected"),
         ((*FLAGS, "--split-file", "train=train.txt", "val=train.txt"), "is listed for val and for train"),
-        ((*FLAGS, "--split-file", "val.csv"), "0 pairs to train on, beside 12 for validation, do not fill"),
+        ((*FLAGS, "--split-file", "val.csv"), "0 training pairs, beside 12 for validation, do not fill"),
         (("--data", "nowhere"), "nowhere"),
         (("--data", "photos"), "photos"),
     ],
     ids=str,
 )
 @pytest.mark.ray
-def test_refusals(flags: tuple[object, ...], message: str, landscapes: Path) -> None:
-    done = run_in(landscapes, "train", *flags, "--name", "refused")
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-    assert message in done.stderr
+def test_train_invalid_classes_or_split_file_is_refused(
+    flags: tuple[object, ...], message: str, landscapes: Path
+) -> None:
+    done = call_in(landscapes, "train", *flags, "--name", "refused")
+    assert_refused(done, message)
     assert not (landscapes / "runs" / "refused").exists()
-
-
-def test_a_list_with_none_of_the_pairs_is_refused(landscapes: Path) -> None:
-    pairs = manifest.discover(str(landscapes / "photos"), str(landscapes / "masks"))
-    (landscapes / "other.txt").write_text("b/77 train\n")
-    with pytest.raises(InputError, match=r"none of the ids in it is that of a pair, such as a/00; ids are paths"):
-        splits.assign(pairs, (str(landscapes / "other.txt"),))
-
-
-def test_ids_may_have_spaces_and_those_that_are_no_pair_s_are_named(tmp_path: Path) -> None:
-    for name in ("photos", "masks"):
-        (tmp_path / name).mkdir()
-        for stem in ("my cat 1", "dog"):
-            Image.new("L", (8, 8)).save(tmp_path / name / f"{stem}.png")
-    pairs = manifest.discover(str(tmp_path / "photos"), str(tmp_path / "masks"))
-    (tmp_path / "train.txt").write_text("\ufeffmy cat 1.png\ndog 3 4\ncow 5 6\n", encoding="utf-8")
-    sides, unknown = splits.assign(pairs, (f"train={tmp_path}/train.txt",))
-    assert sides["train"]["id"].to_pylist() == ["dog", "my cat 1"] and unknown == ["cow"]
-    (tmp_path / "val.txt").write_text("horse\n")
-    with pytest.raises(InputError, match=r"val.txt: none of the ids in it is that of a pair, such as dog"):
-        splits.assign(pairs, (f"train={tmp_path}/train.txt", f"val={tmp_path}/val.txt"))
-    pq.write_table(pairs.select(["id"]), tmp_path / "manifest.parquet")
-    with pytest.raises(InputError, match=r"manifest.parquet: no Parquet file with columns id and split"):
-        splits.assign(pairs, (str(tmp_path / "manifest.parquet"),))
-
-
-def test_the_manifest_of_a_run_is_a_list(landscapes: Path, tmp_path: Path) -> None:
-    pairs = manifest.discover(str(landscapes / "photos"), str(landscapes / "masks"))
-    sides, unknown = splits.assign(pairs, tuple(str(landscapes / name) for name in ("val.csv",)))
-    assert [sides[side].num_rows for side in splits.SIDES] == [0, 12, 0] and unknown == []
-    listed = pairs.slice(3, 2).append_column("split", [["train", "test"]])
-    pq.write_table(listed, tmp_path / "manifest.parquet")
-    sides, _ = splits.assign(pairs, (str(tmp_path / "manifest.parquet"),))
-    assert (sides["train"]["id"].to_pylist(), sides["test"]["id"].to_pylist()) == (["a/03"], ["a/04"])
 
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_run_begins_with_the_weights_of_another(run_job: RunJob, drawn: tuple[Path, Path], tmp_path: Path) -> None:
-    """Two classes instead of three; the last layer is made anew, and the line says so."""
+def test_train_init_from_other_classes_keeps_all_but_the_last_layer(
+    run_job: RunJob, drawn: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Two classes instead of three: the last layer is new, and a printed line says so."""
     common = (*("--images", drawn[0], "--masks", drawn[1]), *SMALL, "--epochs", 1, "--val-count", 7)
     first = untrained(tmp_path)
     pet_or_not = ("--classes", "pet,other", "--label-map", "1:pet,2:other,3:other", "--learning-rate", 1e-9)
     second = run_job("train", *common, *pet_or_not, "--init-from", first, "--name", "second")
     assert second.returncode == 0, second.stderr
-    assert "knows pet, background, border, not pet, other; the last layer is made anew" in second.stdout
+    assert (
+        "has the classes pet, background, border, not pet, other; the last layer starts from random weights"
+        in second.stdout
+    )
     runs = [checkpoint.load_model(checkpoint.find(str(run))) for run in (first, tmp_path / "runs" / "second")]
     before, after = (network.get_parameter("entry.weight") for network in runs)
     assert torch.allclose(before, after, atol=1e-6)

@@ -1,4 +1,4 @@
-"""The jobs with every place in an object store: a real one, behind a proxy that does what networks do."""
+"""The jobs with all locations in a real object store, behind a proxy that injects network faults."""
 
 import os
 import re
@@ -12,10 +12,9 @@ from typing import NamedTuple
 
 import pytest
 import stores
-from conftest import PAIRS, ROOT, RunJob, Store, run_in
+from conftest import PAIRS, ROOT, RunJob, Store, assert_refused, call_in, run_in
 
-from petseg import storage
-from petseg.inference.plan import SUCCESS_FILE
+from petseg import files, storage
 from petseg.training import run_folder
 
 SETTINGS = ("--image-size", 64, 64, "--batch-size", 8, "--val-count", 7, "--num-workers", 2, "--cpus-per-worker", 1)
@@ -27,17 +26,17 @@ pytestmark = pytest.mark.ray
 
 
 class Bucket(NamedTuple):
-    """What is in the store: photos, their masks, a run of two epochs, and what it says of the photos."""
+    """URIs in the store: photos, their masks, a run of two epochs, and its predictions."""
 
     images: str
     masks: str
     runs: str
     predicted: str
     log: str
-    """What the jobs have printed."""
+    """Lines that the jobs printed."""
 
     def predict(self, *flags: object) -> list[object]:
-        """Flags of the job that has made `predicted`."""
+        """Return the flags of the job that wrote `predicted`."""
         return ["--checkpoint", f"{self.runs}/first", "--images", self.images, *PREDICT, *flags]
 
 
@@ -61,7 +60,7 @@ def bucket(
         places = ("--images", f"{root}/photos", "--masks", found.masks, "--storage", found.runs)
         trained = run_in(folder, "train", *places, "--name", "first", *TRAIN)
         assert trained.returncode == 0, trained.stderr
-        predicted = run_in(folder, "predict", *found.predict("--output", found.predicted))
+        predicted = call_in(folder, "predict", *found.predict("--output", found.predicted))
         assert predicted.returncode == 0, predicted.stderr
     assert list(folder.iterdir()) == []
     return found._replace(log=trained.stdout + trained.stderr + predicted.stdout + predicted.stderr)
@@ -69,21 +68,21 @@ def bucket(
 
 @pytest.fixture
 def weather(store: Store) -> Iterator[stores.FaultyProxy]:
-    """A proxy that a test may let do anything, and that is quiet again after it."""
+    """Proxy that injects faults on demand and is reset after the test."""
     yield store.proxy
     store.proxy.reset()
 
 
 def contents(place: str) -> dict[str, bytes]:
-    """All that is below a place."""
+    """Return {name: content} of the files below a location."""
     names = [
         name for name in storage.list_files(place) if name not in ("report.html", "config.json")
-    ]  # times; the place
+    ]  # they have times and the location
     found = dict(zip(names, storage.read_each([storage.join(place, name) for name in names]), strict=True))
     return {name: content for name, content in found.items() if isinstance(content, bytes)}
 
 
-def test_a_run_lies_in_the_bucket(bucket: Bucket) -> None:
+def test_train_run_in_the_bucket_has_all_files(bucket: Bucket) -> None:
     names = set(storage.list_files(f"{bucket.runs}/first"))
     assert {name.partition("/")[0] for name in names} == {
         "checkpoints",
@@ -98,10 +97,10 @@ def test_a_run_lies_in_the_bucket(bucket: Bucket) -> None:
 
 
 @pytest.mark.slow
-def test_masks_in_the_bucket_are_those_of_a_disk(
+def test_predict_masks_in_the_bucket_equal_those_on_disk(
     bucket: Bucket, drawn: tuple[Path, Path], tmp_path: Path, run_job: RunJob
 ) -> None:
-    """The same run and photos, copied here, give the same files, but for where the photos were."""
+    """Local copies of the run and the photos give the same masks and overlays."""
     in_bucket = contents(bucket.predicted)
     for name, content in contents(f"{bucket.runs}/first").items():
         storage.write(str(tmp_path / "run" / name), content)
@@ -115,7 +114,7 @@ def test_masks_in_the_bucket_are_those_of_a_disk(
 
 
 @pytest.mark.slow
-def test_a_set_prepared_in_the_bucket_is_trained_on_and_scored(bucket: Bucket, prefix: str, run_job: RunJob) -> None:
+def test_prepare_set_in_the_bucket_is_trained_on_and_evaluated(bucket: Bucket, prefix: str, run_job: RunJob) -> None:
     photos = bucket.masks.replace("masks", "photos")
     pairs = ("--images", photos, "--masks", bucket.masks)
     prepared = run_job(
@@ -132,16 +131,18 @@ def test_a_set_prepared_in_the_bucket_is_trained_on_and_scored(bucket: Bucket, p
     assert len(storage.list_names(f"{prefix}/scores/worst")) == 20
 
 
-def test_no_key_is_in_what_is_printed_and_written(bucket: Bucket, store: Store) -> None:
+def test_jobs_print_and_write_no_secret_key(bucket: Bucket, store: Store) -> None:
     assert stores.secret_free(bucket.log, store.keys)
     for place in (f"{bucket.runs}/first", bucket.predicted):
         for name, content in contents(place).items():
             assert stores.secret_free(content.decode("latin-1"), store.keys), name
 
 
-def test_bad_weather_changes_no_byte(bucket: Bucket, weather: stores.FaultyProxy, prefix: str, run_job: RunJob) -> None:
+def test_predict_network_faults_output_has_the_same_bytes(
+    bucket: Bucket, weather: stores.FaultyProxy, prefix: str, call_job: RunJob
+) -> None:
     weather.reset(3, **WEATHER)
-    done = run_job("predict", *bucket.predict("--output", f"{prefix}/out"))
+    done = call_job("predict", *bucket.predict("--output", f"{prefix}/out"))
     assert done.returncode == 0, done.stderr
     assert set(weather.done) == set(WEATHER) and weather.done.total() > 20
     weather.reset()
@@ -149,7 +150,7 @@ def test_bad_weather_changes_no_byte(bucket: Bucket, weather: stores.FaultyProxy
 
 
 @pytest.mark.slow
-def test_bad_weather_changes_no_number(
+def test_train_network_faults_scores_are_the_same(
     bucket: Bucket, weather: stores.FaultyProxy, prefix: str, run_job: RunJob
 ) -> None:
     weather.reset(3, **WEATHER)
@@ -161,17 +162,17 @@ def test_bad_weather_changes_no_number(
     assert _scores(f"{prefix}/runs/rough") == _scores(f"{bucket.runs}/first")
 
 
-def test_killed_then_stopped_by_a_store_that_goes_away_it_ends_with_the_same_bytes(
-    bucket: Bucket, weather: stores.FaultyProxy, prefix: str, run_job: RunJob
+def test_predict_killed_then_store_unavailable_ends_with_the_same_bytes(
+    bucket: Bucket, weather: stores.FaultyProxy, prefix: str, call_job: RunJob
 ) -> None:
-    """No photo is blamed for the store, and what is there at any time is what will be there at the end."""
+    """No photo gets an error row for a fault of the store, and every file written has its final content."""
     output, expected = f"{prefix}/out", contents(bucket.predicted)
     killed = start("predict", *bucket.predict("--output", output))
     wait_for_shards(killed, output, 1)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     found = contents(output)
-    assert SUCCESS_FILE not in found and found == {name: expected[name] for name in found}
+    assert files.SUCCESS not in found and found == {name: expected[name] for name in found}
 
     job = start("predict", *bucket.predict("--output", output))
     wait_for_shards(job, output, 2 + len([name for name in found if name.startswith("part-")]))
@@ -182,26 +183,24 @@ def test_killed_then_stopped_by_a_store_that_goes_away_it_ends_with_the_same_byt
     assert line.startswith("stopped: ") and "refused 6 times: SlowDown" in line and line.endswith("command again")
     weather.reset()
     before = contents(output)
-    assert SUCCESS_FILE not in before
+    assert files.SUCCESS not in before
     assert before == {name: expected[name] for name in before}
-    again = run_job("predict", *bucket.predict("--output", output))
+    again = call_job("predict", *bucket.predict("--output", output))
     assert again.returncode == 0, again.stderr
     assert contents(output) == expected
 
 
 @pytest.mark.slow
-def test_of_two_jobs_that_race_for_one_output_one_is_told(bucket: Bucket, prefix: str, store: Store) -> None:
-    """Of other settings, so that neither can do the other's work."""
+def test_predict_two_jobs_same_output_second_is_refused(bucket: Bucket, prefix: str, store: Store) -> None:
+    """The jobs have different settings, so neither can continue the other's work."""
     flags = [bucket.predict("--output", f"{prefix}/out", "--batch-size", size) for size in (4, 8)]
     jobs = [start("predict", *given) for given in flags]
     logs = [job.communicate(timeout=240) for job in jobs]
     assert sorted(job.returncode for job in jobs) == [0, 2], logs
     [told] = [log for job, (_, log) in zip(jobs, logs, strict=True) if job.returncode == 2]
     line = told.splitlines()[-1]
-    assert re.match(rf"error: --output: {prefix}/out.* is there already|error: --output {prefix}/out: begun", line), (
-        line
-    )
-    assert SUCCESS_FILE in storage.list_names(f"{prefix}/out")
+    assert re.match(rf"error: --output: {prefix}/out.* already exists|error: --output {prefix}/out: begun", line), line
+    assert files.SUCCESS in storage.list_names(f"{prefix}/out")
 
 
 @pytest.mark.parametrize(
@@ -212,26 +211,24 @@ def test_of_two_jobs_that_race_for_one_output_one_is_told(bucket: Bucket, prefix
         ("predict", "--images IMAGES --checkpoint s3://nowhere/c --output o", "s3://nowhere: no such bucket"),
         ("predict", "--images IMAGES/none --checkpoint c --output o", "no image in it"),
         ("predict", "--images IMAGES --checkpoint RUNS/none --output o", "neither a run's folder nor"),
-        ("predict", "--images IMAGES --checkpoint c --output IMAGES/o", "it lies in --images"),
-        ("train", "--images IMAGES --masks s3://nowhere/m", "s3://nowhere/m: cannot be listed"),
+        ("predict", "--images IMAGES --checkpoint c --output IMAGES/o", "it is inside --images"),
+        ("train", "--images IMAGES --masks s3://nowhere/m", "s3://nowhere: no such bucket"),
         ("train", "--images IMAGES --masks MASKS --storage s3://nowhere/r", "--storage s3://nowhere/r"),
-        ("train", "--images IMAGES --masks MASKS --storage RUNS --name first", "--resume goes on with it"),
+        ("train", "--images IMAGES --masks MASKS --storage RUNS --name first", "--resume continues it"),
         ("train", "--data s3://nowhere/set", "s3://nowhere"),
     ],
 )
-def test_a_place_that_is_none_is_one_line_before_ray_starts(
-    job: str, flags: str, message: str, bucket: Bucket, run_job: RunJob, monkeypatch: pytest.MonkeyPatch
+def test_job_invalid_location_is_refused_before_ray_starts(
+    job: str, flags: str, message: str, bucket: Bucket, call_job: RunJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # where none answers: that would be another line
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # no Ray answers there, which would be another message
     for name, place in (("IMAGES", bucket.images), ("MASKS", bucket.masks), ("RUNS", bucket.runs)):
         flags = flags.replace(name, place)
-    done = run_job(job, *flags.split())
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and message in done.stderr
+    assert_refused(call_job(job, *flags.split()), message)
 
 
 def _scores(run: str) -> list[dict[str, object]]:
-    """What a run's epochs say, but for how long they took."""
+    """Return a run's epochs without their timing."""
     timing = ("train_images_per_s", "seconds")
     return [{key: epoch[key] for key in epoch if key not in timing} for epoch in run_folder.read_metrics(run)]
 

@@ -1,5 +1,6 @@
-"""`ray job submit` to a head with a token, by the commands of docs/clusters.md: exit codes and logs as a CI reads them,
-and what of a working directory goes to the cluster.
+"""`ray job submit` to a head with a token, by the commands of docs/clusters.md.
+
+Checks exit codes and logs as a CI reads them, and which files of a working directory are uploaded.
 """
 
 import dataclasses
@@ -32,24 +33,24 @@ TINY = "--image-size 64 64 --batch-size 8 --val-count 7 --cpus-per-worker 1"
 pytestmark = [pytest.mark.ray, pytest.mark.own_ray]
 
 
-def block(with_words: str) -> str:
-    """The one block of commands on the page that has these words."""
+def command_block(with_words: str) -> str:
+    """Return the page's only block of commands with these words."""
     [found] = [code for code in re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL) if with_words in code]
     return found
 
 
 @dataclass(frozen=True)
 class Submitter:
-    """Somebody with a checkout and the token, and a folder on the cluster's disk for a bucket."""
+    """A user with a checkout and the token. A folder on the cluster's disk replaces the bucket."""
 
     head: Head
     checkout: Path
     bucket: Path
 
     def script(self, with_words: str, changes: dict[str, str] | None = None) -> str:
-        """A block of the page, after its line that says where the cluster is; with this cluster's places in it."""
+        """Return the page's line with the cluster's address and one of its blocks, adapted to this cluster."""
         [where] = re.findall(r"^export .*RAY_API_SERVER_ADDRESS=.*\n", PAGE, re.MULTILINE)
-        script = where + block(with_words)
+        script = where + command_block(with_words)
         for word, becomes in {"8265": str(self.head.dashboard_port), **(changes or {})}.items():
             assert word in script, word
             script = script.replace(word, becomes)
@@ -61,7 +62,7 @@ class Submitter:
             return subprocess.Popen(command, cwd=self.checkout, env=self.head.env | env, stdout=file, stderr=file)
 
     def run(self, script: str, **env: str) -> tuple[int, str]:
-        """Exit code, and what was printed."""
+        """Run a script and return its exit code and output."""
         log = self.checkout.parent / "log"
         process = self.start(script, log, **env)
         try:
@@ -72,7 +73,7 @@ class Submitter:
 
 @pytest.fixture(scope="module")
 def submitter(tmp_path_factory: pytest.TempPathFactory, drawn: tuple[Path, Path]) -> Iterator[Submitter]:
-    """With a head of two cores that was started as the page says."""
+    """Submitter to a head with two CPUs, started by the page's command."""
     checkout, bucket = tmp_path_factory.mktemp("checkout") / "petseg", tmp_path_factory.mktemp("bucket")
     ignored = shutil.ignore_patterns(".git", ".*_cache", "__pycache__", "*.egg-info", "runs")
     shutil.copytree(ROOT, checkout, ignore=ignored)
@@ -89,14 +90,14 @@ def submitter(tmp_path_factory: pytest.TempPathFactory, drawn: tuple[Path, Path]
         path = checkout / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-        os.truncate(path, 101 * 2**20)  # more than a head takes, and no space on the disk
+        os.truncate(path, 101 * 2**20)  # a sparse file, larger than the upload limit
     shutil.copytree(drawn[0], bucket / "photos")
     shutil.copytree(drawn[1], bucket / "masks")
     shutil.copytree(drawn[0], bucket / "all")
     (bucket / "all" / "broken.jpg").write_bytes(b"broken")
     home = tmp_path_factory.mktemp("home")
     with ray_head.new(HOME=str(home)) as head:
-        start, ports = block("ray start --head"), "--port=6379 --dashboard-port=8265"
+        start, ports = command_block("ray start --head"), "--port=6379 --dashboard-port=8265"
         assert ports in start
         head.start(start.replace(ports, f"{head.flags} --num-cpus=2"))
         yield Submitter(head, checkout, bucket)
@@ -104,20 +105,20 @@ def submitter(tmp_path_factory: pytest.TempPathFactory, drawn: tuple[Path, Path]
 
 @pytest.fixture(scope="module")
 def trained(submitter: Submitter) -> str:
-    """What the training job of the page prints, made tiny."""
+    """Output of the page's training job, made tiny."""
     changes = {"--num-workers 2": f"--num-workers 1 --epochs 1 {TINY}"}
     code, output = submitter.run(submitter.script("-- python jobs/train.py", changes))
     assert code == 0, output
     return output
 
 
-def of_the_job(output: str) -> list[str]:
-    """The lines of the job itself, without those that Ray adds, which begin with the time."""
+def job_lines(output: str) -> list[str]:
+    """Return the job's own lines, without Ray's, which begin with the time."""
     return [line for line in output.splitlines() if not re.match(r"\d{4}-\d\d-\d\d |Running entrypoint ", line)]
 
 
-def test_a_training_job_is_followed_to_its_end(submitter: Submitter, trained: str) -> None:
-    lines = of_the_job(trained)
+def test_submit_training_job_is_followed_to_its_end(submitter: Submitter, trained: str) -> None:
+    lines = job_lines(trained)
     assert f"training on {PAIRS - 7} pairs, validating on 7; run {submitter.bucket}/runs/first" in lines
     assert [line.split()[:2] for line in lines if line.startswith("epoch")] == [["epoch", "1/1"]]
     assert lines[-2].startswith("best: epoch 1, val loss ")
@@ -129,8 +130,8 @@ def test_a_training_job_is_followed_to_its_end(submitter: Submitter, trained: st
 
 
 @pytest.mark.usefixtures("trained")
-def test_what_is_sent_is_the_jobs_and_the_package(submitter: Submitter) -> None:
-    """And it is that which runs, in the driver, the tasks and the workers, though another petseg is installed."""
+def test_submit_only_jobs_and_package_are_uploaded_and_run(submitter: Submitter) -> None:
+    """Driver, tasks and workers run the uploaded package, although another petseg is installed."""
     session = submitter.head.folder / "ray" / "session_latest"
     [package] = session.glob("runtime_resources/working_dir_files/_ray_pkg_*/")
     sent = {str(path.relative_to(package)) for path in package.rglob("*") if "__pycache__" not in path.parts}
@@ -138,27 +139,27 @@ def test_what_is_sent_is_the_jobs_and_the_package(submitter: Submitter) -> None:
     assert sent == {str(path.relative_to(ROOT)) for path in files if "__pycache__" not in path.parts}
     logs = [log for pattern in ("job-driver-*.log", "worker-*.out") for log in session.glob(f"logs/{pattern}")]
     said = [line for log in logs for line in log.read_text().splitlines() if line.startswith(PETSEG_IS)]
-    assert len(said) >= 3  # the driver, a task and a worker at least
+    assert len(said) >= 3  # at least the driver, a task and a worker
     assert set(said) == {f"{PETSEG_IS}{package.resolve()}/petseg/__init__.py"}
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("trained")
-def test_a_ci_goes_on_when_every_photo_has_its_row(submitter: Submitter) -> None:
+def test_submit_finished_prediction_ci_script_continues(submitter: Submitter) -> None:
     code, output = submitter.run(submitter.script(CI) + "echo went on\n")
     assert code == 0, output
     masks = submitter.bucket / "masks-of-all"
-    lines = of_the_job(output)
+    lines = job_lines(output)
     assert any(line.endswith(f"; {PAIRS + 1} rows, 1 failed: {masks}") for line in lines), output
     assert lines[-1] == "went on"
     assert sum(pq.read_metadata(file).num_rows for file in masks.glob("part-*")) == PAIRS + 1
     assert len(list((masks / "masks").iterdir())) == PAIRS
 
 
-def test_a_ci_ends_with_one_line_on_a_wrong_flag(submitter: Submitter) -> None:
+def test_submit_invalid_flag_ci_script_fails_with_one_line(submitter: Submitter) -> None:
     code, output = submitter.run(submitter.script(CI, {"--output": "--shard-size 0 --output"}) + "echo went on\n")
     assert code == 1
-    assert "error: --shard-size 0: give at least 1" in of_the_job(output)
+    assert "error: --shard-size 0: give at least 1" in job_lines(output)
     assert "Traceback" not in output and "went on" not in output
     [job] = re.findall(r"Job '(\S+)' submitted", output)
     code, status = submitter.run(submitter.script(STOP, {'stop "$id"': f"status {job}"}))
@@ -169,8 +170,8 @@ def test_a_ci_ends_with_one_line_on_a_wrong_flag(submitter: Submitter) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("trained")
-def test_a_ci_ends_where_a_job_was_stopped_though_its_exit_code_is_0(submitter: Submitter, tmp_path: Path) -> None:
-    """A job that waits for a cluster which does not grow, so that it cannot end before it is stopped."""
+def test_submit_stopped_job_ci_script_fails_despite_exit_code_0(submitter: Submitter, tmp_path: Path) -> None:
+    """The job waits for a cluster that does not grow, so it cannot finish before it is stopped."""
     changes = {"masks-of-all": "stopped", "\nray job status": "\necho ray job submit exits with $?\nray job status"}
     changes["--output"] = "--num-workers 99 --output"
     log = tmp_path / "log"
@@ -188,7 +189,7 @@ def test_a_ci_ends_where_a_job_was_stopped_though_its_exit_code_is_0(submitter: 
     assert not (submitter.bucket / "stopped").exists()
 
 
-def test_who_has_no_token_is_refused(submitter: Submitter, tmp_path: Path) -> None:
+def test_submit_missing_or_wrong_token_is_refused(submitter: Submitter, tmp_path: Path) -> None:
     script = submitter.script("-- python jobs/train.py")
     logs = submitter.head.folder / "ray" / "session_latest" / "logs"
     jobs = len(list(logs.glob("job-driver-*")))
@@ -203,9 +204,9 @@ def test_who_has_no_token_is_refused(submitter: Submitter, tmp_path: Path) -> No
     assert len(list(logs.glob("job-driver-*"))) == jobs
 
 
-def test_a_second_machine_joins_with_the_token(submitter: Submitter, tmp_path: Path) -> None:
+def test_ray_start_second_machine_joins_only_with_the_token(submitter: Submitter, tmp_path: Path) -> None:
     head, home = submitter.head, Path(submitter.head.env["HOME"])
-    join = block("ray start --address").replace("scp HEAD:", f"cp {home}/").replace("HEAD:6379", head.address)
+    join = command_block("ray start --address").replace("scp HEAD:", f"cp {home}/").replace("HEAD:6379", head.address)
     join = join.replace("ray start ", "ray start --block --num-cpus=1 --dashboard-agent-listen-port=0 ")
     join = join.replace("ray start ", f"ray start --object-store-memory={150 * 2**20} ")
     env = {"HOME": str(tmp_path), "RAY_START_HOOK": "ray_head.on_loopback", "PYTHONPATH": str(ROOT / "tests")}
@@ -225,19 +226,19 @@ def test_a_second_machine_joins_with_the_token(submitter: Submitter, tmp_path: P
         node.wait(30)
 
 
-def test_the_token_is_for_its_owner_and_in_no_log(submitter: Submitter) -> None:
+def test_token_is_readable_only_by_its_owner_and_in_no_log(submitter: Submitter) -> None:
     file = Path(submitter.head.env["HOME"]) / ".ray" / "auth_token"
     assert file.stat().st_mode & 0o077 == 0
     token = file.read_bytes().strip()
     assert len(token) == 64
     folders = (submitter.head.folder / "ray" / "session_latest" / "logs", submitter.bucket, submitter.checkout.parent)
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-    files = [path for path in files if path.stat().st_size < 2**26]  # without the large ones, which are nothing
+    files = [path for path in files if path.stat().st_size < 2**26]  # without the large sparse ones
     assert len(files) > 50
     assert [path for path in files if token in path.read_bytes()] == []
 
 
-def test_the_versions_of_the_kubernetes_example_are_those_installed() -> None:
+def test_kubernetes_example_versions_equal_the_installed_ones() -> None:
     job = yaml.safe_load((ROOT / "docs" / "rayjob.yaml").read_text())
     cluster = job["spec"]["rayClusterSpec"]
     pods = [cluster["headGroupSpec"]["template"], *(group["template"] for group in cluster["workerGroupSpecs"])]

@@ -1,4 +1,4 @@
-"""`petseg.load`: the mask of one photo is the one that the prediction job writes for it."""
+"""`petseg.load`: a photo's mask equals the one that the prediction job writes."""
 
 import ast
 import io
@@ -17,7 +17,7 @@ from checkpoints import CONFIG, save
 from PIL import Image
 
 import petseg
-from petseg.data import decode
+from petseg.data import decode, encode
 from petseg.errors import InputError
 from petseg.inference.plan import Outputs
 from petseg.inference.predictor import Predictor
@@ -29,7 +29,7 @@ MAX_PIXELS = 10**6
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with one checkpoint, of a network that has hardly learnt."""
+    """A run with one checkpoint of an almost untrained network."""
     folder = tmp_path_factory.mktemp("run")
     save(folder, 0.5)
     return folder
@@ -37,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A JPEG of 50 × 70 pixels, width × height, that lies on its side as stored."""
+    """JPEG of 50 × 70 pixels (width × height), stored rotated with an EXIF orientation."""
     path = tmp_path_factory.mktemp("photo") / "cat.jpg"
     pixels = np.random.default_rng(0).integers(0, 256, (10, 14, 3), np.uint8)
     exif = Image.Exif()
@@ -47,7 +47,7 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def row_of_job(run: Path, photo: Path, tile_hw: tuple[int, int] | None, **options: Any) -> dict[str, Any]:
-    """What a shard of the prediction job has for a photo, without Ray."""
+    """Return the row that the prediction job writes for a photo, computed without Ray."""
     found = checkpoint.find(str(run))
     predictor = Predictor(checkpoint.load_model(found), torch.device("cpu"), 8, CONFIG.image_size, probabilities=True)
     common: Any = {"size_hw": CONFIG.image_size, "max_pixels": MAX_PIXELS}
@@ -67,7 +67,7 @@ def row_of_job(run: Path, photo: Path, tile_hw: tuple[int, int] | None, **option
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(None, 0), ((32, 24), 8), ((32, 24), 3), ((80, 24), 6), ((70, 50), 12)])
-def test_a_photo_gets_the_mask_that_the_job_writes(
+def test_predict_photo_mask_equals_that_of_the_job(
     run: Path, photo: Path, tile: tuple[int, int] | None, overlap: int
 ) -> None:
     row = row_of_job(run, photo, tile, overlap=overlap)
@@ -75,22 +75,22 @@ def test_a_photo_gets_the_mask_that_the_job_writes(
     for source in (photo, str(photo), f"file://{photo}", photo.read_bytes()):
         mask = segmenter.predict(source)
         assert mask.class_ids.shape == (70, 50) and mask.class_ids.dtype == np.uint8
-        assert decode.encode_mask(mask.class_ids, CONFIG.palette) == row["mask_png"]
+        assert encode.encode_mask(mask.class_ids, CONFIG.palette) == row["mask_png"]
         assert (mask.class_pixels, mask.confidence) == (row["class_pixels"], pytest.approx(row["confidence"]))
         assert mask.probabilities is not None
-        assert [decode.encode_grey(of_class) for of_class in mask.probabilities] == row["probability_pngs"]
+        assert [encode.encode_grey(of_class) for of_class in mask.probabilities] == row["probability_pngs"]
 
 
-def test_the_overlap_is_the_job_s_own_by_default(run: Path, photo: Path) -> None:
+def test_load_default_tile_overlap_equals_that_of_the_job(run: Path, photo: Path) -> None:
     mask = petseg.load(str(run), tile=(32, 24)).predict(photo)
-    assert decode.encode_mask(mask.class_ids, CONFIG.palette) == row_of_job(run, photo, (32, 24), overlap=6)["mask_png"]
+    assert encode.encode_mask(mask.class_ids, CONFIG.palette) == row_of_job(run, photo, (32, 24), overlap=6)["mask_png"]
     assert mask.probabilities is None
 
 
-def test_an_image_that_is_decoded_already(run: Path, photo: Path) -> None:
+def test_predict_decoded_image_equals_its_file(run: Path, photo: Path) -> None:
     segmenter = petseg.load(str(run), precision="fp32")
     buffer = io.BytesIO()
-    decode.decode_whole(photo.read_bytes(), MAX_PIXELS).save(buffer, "PNG")  # of which no part is left out in decoding
+    decode.decode_whole(photo.read_bytes(), MAX_PIXELS).save(buffer, "PNG")  # a PNG, so decoding reduces nothing
     expected = segmenter.predict(buffer.getvalue())
     opened = Image.open(photo)
     upright = np.asarray(Image.open(buffer))
@@ -100,7 +100,14 @@ def test_an_image_that_is_decoded_already(run: Path, photo: Path) -> None:
     assert opened.mode == "RGB" and opened.size == (70, 50)
 
 
-def test_a_mask_as_a_picture(run: Path, photo: Path) -> None:
+def test_load_and_predict_pillow_limit_is_restored(run: Path, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # below the photo's number of pixels
+    petseg.load(str(run)).predict(photo)
+    petseg.load(str(run), tile=(32, 24)).predict(photo)
+    assert Image.MAX_IMAGE_PIXELS == 1000
+
+
+def test_picture_has_class_ids_and_palette(run: Path, photo: Path) -> None:
     segmenter = petseg.load(str(run))
     mask = segmenter.predict(photo)
     picture = segmenter.picture(mask)
@@ -110,7 +117,7 @@ def test_a_mask_as_a_picture(run: Path, photo: Path) -> None:
     assert segmenter.model.class_names == CONFIG.class_names
 
 
-def test_what_is_refused(run: Path, tmp_path: Path) -> None:
+def test_load_and_predict_invalid_input_is_refused(run: Path, tmp_path: Path) -> None:
     segmenter = petseg.load(str(run), max_pixels=100)
     (tmp_path / "broken.jpg").write_bytes(b"broken")
     Image.new("RGB", (20, 20)).save(tmp_path / "large.png")
@@ -133,7 +140,7 @@ def test_what_is_refused(run: Path, tmp_path: Path) -> None:
         petseg.load(str(run), tile=(8, 8))
 
 
-def test_importing_petseg_loads_nothing() -> None:
+def test_import_petseg_loads_no_other_package() -> None:
     code = "import sys; before = set(sys.modules); import petseg; print(sorted(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {name for name in ast.literal_eval(done.stdout) if name.split(".")[0] not in sys.stdlib_module_names} - {

@@ -22,7 +22,7 @@ def clock() -> Clock:
     return Clock()
 
 
-def test_a_terminal_has_one_line_that_is_rewritten(clock: Clock) -> None:
+def test_progress_terminal_rewrites_one_line(clock: Clock) -> None:
     stream = Terminal()
     progress = Progress(1000, 0, 0, stream, clock)
     for seconds, failed in ((2, 0), (2, 3)):
@@ -37,7 +37,7 @@ def test_a_terminal_has_one_line_that_is_rewritten(clock: Clock) -> None:
     ]
 
 
-def test_a_log_has_a_line_now_and_then_and_the_last(clock: Clock) -> None:
+def test_progress_log_file_has_a_line_every_ten_seconds(clock: Clock) -> None:
     stream = io.StringIO()
     progress = Progress(100, 0, 0, stream, clock)
     for _ in range(100):
@@ -48,8 +48,8 @@ def test_a_log_has_a_line_now_and_then_and_the_last(clock: Clock) -> None:
     assert stream.getvalue().endswith("100/100 images  100%  4.0 images/s  0 failed  ETA 0:00:00\n")
 
 
-def test_a_resumed_job_starts_from_what_is_there(clock: Clock) -> None:
-    """What others did counts as done, but not as this start's speed."""
+def test_progress_resumed_job_counts_earlier_work_but_not_its_speed(clock: Clock) -> None:
+    """Images of earlier starts count as done, but not for this start's speed."""
     stream = io.StringIO()
     progress = Progress(40_000, 30_000, 7, stream, clock)
     clock.now += 10
@@ -60,7 +60,7 @@ def test_a_resumed_job_starts_from_what_is_there(clock: Clock) -> None:
     ]
 
 
-def test_the_rate_is_that_of_the_last_minute(clock: Clock) -> None:
+def test_progress_rate_covers_the_last_minute(clock: Clock) -> None:
     stream = Terminal()
     progress = Progress(10_000, 0, 0, stream, clock)
     for rate in [1] * 100 + [10] * 70:

@@ -1,4 +1,4 @@
-"""README and docs against what is there: the tree, flags, links. What their commands do: test_docs.py."""
+"""README and docs against the code: the tree of files, flags, links. test_docs.py runs their commands."""
 
 import dataclasses
 import re
@@ -7,17 +7,19 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from petseg.config.predict import EvaluateConfig, ExportConfig, PredictConfig
+from petseg.config.evaluate import EvaluateConfig
+from petseg.config.export import ExportConfig
+from petseg.config.predict import PredictConfig
 from petseg.config.prepare import CheckConfig, OxfordConfig, ShardsConfig
 from petseg.config.train import TrainConfig
 
 README = (ROOT / "README.md").read_text()
-HOUSE = (ROOT / "docs" / "how-it-works.md").read_text()
+HOW_IT_WORKS = (ROOT / "docs" / "how-it-works.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_the_tree_names_every_file_once() -> None:
-    tree = re.findall(r"^(petseg/\S+\.py) ", HOUSE, re.MULTILINE)
+def test_docs_tree_names_every_file_once() -> None:
+    tree = re.findall(r"^(petseg/\S+\.py) ", HOW_IT_WORKS, re.MULTILINE)
     files = [path for path in (ROOT / "petseg").rglob("*.py") if path.read_text().count("\n") > 1]
     assert sorted(tree) == sorted(
         str(path.relative_to(ROOT)) for path in files if path.parent.parent != ROOT or path.stem != "__init__"
@@ -28,17 +30,19 @@ def test_the_tree_names_every_file_once() -> None:
 @pytest.mark.parametrize(
     ("job", "settings"),
     [
-        ("train.py", TrainConfig),
-        ("predict.py", PredictConfig),
-        ("evaluate.py", EvaluateConfig),
-        ("prepare.py oxford-pets", OxfordConfig),
-        ("prepare.py shards", ShardsConfig),
-        ("prepare.py check", CheckConfig),
-        ("export.py", ExportConfig),
+        ("train", TrainConfig),
+        ("predict", PredictConfig),
+        ("evaluate", EvaluateConfig),
+        ("prepare oxford-pets", OxfordConfig),
+        ("prepare shards", ShardsConfig),
+        ("prepare check", CheckConfig),
+        ("export", ExportConfig),
     ],
 )
-def test_the_commands_have_only_flags_that_exist(job: str, settings: type, page: Path) -> None:
-    commands = re.findall(rf"python jobs/{re.escape(job)}((?:[^\n\\]|\\\n)*)", page.read_text())
+def test_docs_commands_have_only_known_flags(job: str, settings: type, page: Path) -> None:
+    name, _, subcommand = job.partition(" ")
+    program = rf"(?:python jobs/{name}\.py|\bpetseg {name}){f' {subcommand}' if subcommand else ''}\b"
+    commands = re.findall(rf"{program}((?:[^\n\\`]|\\\n)*)", page.read_text())
     given = set(re.findall(r"--[a-z-]+", " ".join(commands))) - {"--help", "--config", "--debug"}
     known = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(settings)}
     assert given <= known
@@ -46,7 +50,7 @@ def test_the_commands_have_only_flags_that_exist(job: str, settings: type, page:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_docs_relative_links_exist(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
         assert (page.parent / target).exists()
 
@@ -59,13 +63,13 @@ def test_links_lead_somewhere(page: Path) -> None:
         ("data", {CheckConfig, OxfordConfig, ShardsConfig, TrainConfig}),
     ],
 )
-def test_every_flag_that_a_page_names_alone_exists(page: str, settings: set[type]) -> None:
+def test_docs_each_named_flag_exists(page: str, settings: set[type]) -> None:
     text = (ROOT / "docs" / f"{page}.md").read_text()
     flags = {flag.removeprefix("--no-").removeprefix("--") for flag in re.findall(r"--[a-z][a-z-]+", text)}
     named = flags - {"kills", "config", "debug"}
     assert named <= {field.name.replace("_", "-") for job in settings for field in dataclasses.fields(job)}
 
 
-def test_the_two_commands_are_there() -> None:
-    assert "pip install -e . && python jobs/train.py " in README
+def test_readme_has_the_two_first_commands() -> None:
+    assert "pip install -e . && petseg train " in README
     assert "pip install -e '.[test]' && pytest " in README

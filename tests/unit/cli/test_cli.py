@@ -7,7 +7,8 @@ import pytest
 
 from petseg import cli
 from petseg.config import base
-from petseg.config.predict import EvaluateConfig, PredictConfig
+from petseg.config.evaluate import EvaluateConfig
+from petseg.config.predict import PredictConfig
 from petseg.config.prepare import OxfordConfig, ShardsConfig
 from petseg.config.train import TrainConfig
 from petseg.errors import InputError, JobError, NoSuchPlaceError, UnavailableError
@@ -33,27 +34,27 @@ def interrupted_import() -> RuntimeError:
         (
             PermissionError(13, "access denied", "s3://a/b"),
             2,
-            "error: s3://a/b: access denied; give the right to it, or another place\n",
+            "error: s3://a/b: access denied; grant access to it, or choose another location\n",
         ),
         (
             OSError(28, "No space left on device", "/a/b"),
             1,
-            "stopped: /a/b: No space left on device; make room, and give the command again\n",
+            "stopped: /a/b: No space left on device; free some space and run the same command again\n",
         ),
         (
             MemoryError(),
             1,
-            "stopped: too little memory; lower --batch-size or --num-workers, or take a larger machine\n",
+            "stopped: out of memory; lower --batch-size or --num-workers, or use a larger machine\n",
         ),
-        (KeyboardInterrupt(), 130, "interrupted; the same command begins again\n"),
-        (interrupted_import(), 130, "interrupted; the same command begins again\n"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command starts again\n"),
+        (interrupted_import(), 130, "interrupted; the same command starts again\n"),
         (KeyboardInterrupt("--resume goes on"), 130, "interrupted; --resume goes on\n"),
         (ValueError("a\nb"), 70, "defect: ValueError: a\n"),
         (ZeroDivisionError(), 70, "defect: ZeroDivisionError\n"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
-def test_what_ends_a_job_is_one_line_and_an_exit_code(
+def test_run_each_error_has_its_line_and_exit_code(
     error: BaseException,
     code: int,
     line: str,
@@ -80,19 +81,19 @@ def test_what_ends_a_job_is_one_line_and_an_exit_code(
     assert "Traceback (most recent call last)" in shown and "in raising\n" in shown and shown.endswith(f"\n{line}")
 
 
-def test_success_is_exit_code_0() -> None:
+def test_run_success_exits_with_code_0() -> None:
     with pytest.raises(SystemExit) as caught:
         cli.run(lambda: None)
     assert caught.value.code == 0
 
 
-def test_an_interrupt_says_what_goes_on_with_it() -> None:
+def test_on_interrupt_ctrl_c_message_says_how_to_continue() -> None:
     with pytest.raises(KeyboardInterrupt, match="go on with --resume"), cli.on_interrupt("go on with --resume"):
         raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt, match="go on with --resume"), cli.on_interrupt("go on with --resume"):
         try:
             raise KeyboardInterrupt
-        except KeyboardInterrupt as error:  # as of an import
+        except KeyboardInterrupt as error:  # as an import does
             raise RuntimeError("in a module") from error
     with pytest.raises(InputError, match="other"), cli.on_interrupt("go on with --resume"):
         raise InputError("other")
@@ -102,7 +103,7 @@ def given(monkeypatch: pytest.MonkeyPatch, line: str) -> None:
     monkeypatch.setattr(sys, "argv", ["jobs/job.py", *line.split()])
 
 
-def test_flags_go_over_the_defaults_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parse_flags_override_given_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     given(monkeypatch, "--image-size 64 96 --epochs 4 --debug")
     assert cli.parse("train", TrainConfig) == TrainConfig(image_size=(64, 96), epochs=4)
     assert cli.parse("train", TrainConfig, TrainConfig(seed=9, epochs=2)) == TrainConfig(
@@ -119,27 +120,29 @@ def test_flags_go_over_the_defaults_given(monkeypatch: pytest.MonkeyPatch) -> No
         ("--resume", None),
     ],
 )
-def test_what_to_resume_is_known_before_the_rest(
+def test_peek_resume_returns_storage_and_name_only_if_both_flags_are_given(
     flags: str, expected: tuple[str, str] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given(monkeypatch, flags)
     assert cli.peek_resume() == expected
 
 
-def test_settings_that_fail_their_check_reach_the_user_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parse_invalid_setting_error_names_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     given(monkeypatch, "--epochs 0")
     with pytest.raises(InputError, match=r"^--epochs 0: give at least 1$"):
         cli.parse("train", TrainConfig)
 
 
-def test_what_must_be_given_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parse_missing_required_flags_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     given(monkeypatch, "--output o")
-    with pytest.raises(InputError, match=r"^--checkpoint, --images: must be given \(--help tells more\)$"):
+    with pytest.raises(InputError, match=r"^--checkpoint and --images are required \(see --help\)$"):
         cli.parse("predict", PredictConfig)
 
 
-def test_a_run_is_repeated_from_its_config_file_as_a_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its name is not taken, or it would be in its own way; a resumed one's --resume neither."""
+def test_parse_config_file_of_a_run_name_and_resume_are_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--name and --resume are not taken from the file, or the new run would collide with the first."""
     first = TrainConfig(images="/a", masks="/b", name="first", resume=True, seed=7, num_workers=(2, 4), val_count=9)
     (tmp_path / "config.json").write_text(base.to_json(first))
     given(monkeypatch, f"--config {tmp_path}/config.json --epochs 3 --images /c --val-count None")
@@ -147,7 +150,7 @@ def test_a_run_is_repeated_from_its_config_file_as_a_new_one(tmp_path: Path, mon
     assert cli.parse("train", TrainConfig) == expected
 
 
-def test_what_the_config_file_has_need_not_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parse_config_file_supplies_required_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = EvaluateConfig(checkpoint="/c", images="/i", masks="/m", output="/o", overwrite=True)
     (tmp_path / "config.json").write_text(base.to_json(before))
     monkeypatch.chdir(tmp_path)
@@ -156,7 +159,7 @@ def test_what_the_config_file_has_need_not_be_given(tmp_path: Path, monkeypatch:
         checkpoint="/c", images="/i", masks="/m", output="/p"
     )
     (tmp_path / "config.json").write_text(json.dumps({"images": "/i", "limit": 3}))
-    with pytest.raises(InputError, match=r"^--checkpoint, --masks: must be given "):
+    with pytest.raises(InputError, match=r"^--checkpoint and --masks are required "):
         cli.parse("evaluate", EvaluateConfig)
     given(monkeypatch, "shards --output /p --config config.json --masks /m")
     with pytest.raises(InputError, match=r"/config.json: unknown setting limit; was it written by another job"):
@@ -174,11 +177,11 @@ def test_what_the_config_file_has_need_not_be_given(tmp_path: Path, monkeypatch:
         ("{", "{}: not JSON (.*); was it edited, or cut short?"),
         ("[]", "{}: an object with one key per setting is expected"),
         ('{"a": 1, "b": 2, "c": 3, "d": 4}', "{}: unknown setting a, b, c, …; was it written by another job, or"),
-        ('{"epochs": "3"}', "{}: epochs: '3' is not a value this setting can have"),
+        ('{"epochs": "3"}', "{}: epochs: '3' is not a valid value"),
         ('{"epochs": 0}', "--epochs 0: give at least 1 (with the settings of {}; a flag's value None undoes one)"),
     ],
 )
-def test_a_config_file_that_is_none_is_named(
+def test_parse_invalid_config_file_is_refused_by_name(
     content: str | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "run.json"
@@ -194,14 +197,14 @@ def test_a_config_file_that_is_none_is_named(
 COMMANDS = {"oxford-pets": OxfordConfig, "shards": ShardsConfig}
 
 
-def test_the_first_word_chooses_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parse_subcommand_first_word_selects_the_config_class(monkeypatch: pytest.MonkeyPatch) -> None:
     given(monkeypatch, "oxford-pets --output pets")
     assert cli.parse_subcommand("prepare", COMMANDS) == OxfordConfig(output="pets")
     given(monkeypatch, "shards --images a --masks b --output c")
     assert cli.parse_subcommand("prepare", COMMANDS) == ShardsConfig(images="a", masks="b", output="c")
 
 
-KNOWN = "the commands are oxford-pets, shards (--help tells more)"
+KNOWN = "the commands are oxford-pets, shards (see --help)"
 
 
 @pytest.mark.parametrize(
@@ -210,13 +213,13 @@ KNOWN = "the commands are oxford-pets, shards (--help tells more)"
         ("oxford-pets --output pets --url file:///etc", "--url file:///etc: give an address that begins with https://"),
         ("", f"a command must come first; {KNOWN}"),
         ("--output a shards", "a command must come first; the commands are oxford-pets, shards"),
-        ("shard --images a", f"shard: there is no such command; {KNOWN}; did you mean shards?"),
-        ("cats", f"cats: there is no such command; {KNOWN}"),
-        ("shards --images a", "--masks, --output: must be given (--help tells more)"),
-        ("oxford-pets --ouput a", "--ouput: there is no such flag; did you mean --output? (--help lists all)"),
+        ("shard --images a", f"unknown command shard; {KNOWN}; did you mean shards?"),
+        ("cats", f"unknown command cats; {KNOWN}"),
+        ("shards --images a", "--masks and --output are required (see --help)"),
+        ("oxford-pets --ouput a", "unknown option --ouput; did you mean --output? (see --help)"),
     ],
 )
-def test_a_command_that_is_not_known_or_not_whole_is_refused(
+def test_parse_subcommand_unknown_or_incomplete_command_is_refused(
     line: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given(monkeypatch, line)
@@ -244,7 +247,9 @@ def help_of(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     return capsys.readouterr().out
 
 
-def test_help_begins_with_examples(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_starts_with_usage_and_examples(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = help_of("train", monkeypatch, capsys)
     assert text.startswith(
         "usage: python jobs/train.py [FLAGS]\n\nTrain.\n\npython jobs/train.py --epochs 3\n\ndata:\n"

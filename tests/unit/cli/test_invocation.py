@@ -17,13 +17,15 @@ HELP = "Train.\n\npython jobs/train.py --name first\nray job submit -- python jo
         ("notebook", "petseg predict"),
     ],
 )
-def test_program_is_named_as_it_was_started(started: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_program_each_way_to_start_gives_its_own_name(
+    started: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "argv", [started])
     assert program("predict") == expected
     assert command_line("predict", ["--output", "my masks"]) == f"{expected} --output 'my masks'"
 
 
-def test_examples_in_help_follow_the_form_that_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_started_examples_use_the_form_that_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["jobs/train.py"])
     assert as_started(HELP) == HELP
     monkeypatch.setattr(sys, "argv", ["/usr/bin/petseg"])

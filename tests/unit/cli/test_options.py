@@ -41,38 +41,38 @@ def given(cls: type[base.Config], line: str) -> dict[str, Any]:
         ("--label-map=#ff0000:cat,#000000:dog", {"label_map": "#ff0000:cat,#000000:dog"}),
     ],
 )
-def test_what_is_given_and_nothing_else(line: str, expected: dict[str, Any]) -> None:
+def test_given_returns_only_the_flags_on_the_command_line(line: str, expected: dict[str, Any]) -> None:
     assert given(TrainConfig, line) == expected
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--imags photos", "--imags: there is no such flag; did you mean --images? (--help lists all)"),
-        ("--batchsize=8", "--batchsize: there is no such flag; did you mean --batch-size? (--help lists all)"),
-        ("--workers 2", "--workers: there is no such flag; did you mean --num-workers? (--help lists all)"),
-        ("--no-use-gpus", "--no-use-gpus: there is no such flag; did you mean --no-use-gpu? (--help lists all)"),
-        ("--epoch 3", "--epoch: there is no such flag; did you mean --epochs? (--help lists all)"),
-        ("--qqqq 3", "--qqqq: there is no such flag (--help lists all)"),
-        ("photos", "'photos': a value that belongs to no flag (--help lists all)"),
-        ("--epochs 3 4", "'4': a value that belongs to no flag (--help lists all)"),
-        ("--epochs many", "--epochs: 'many' is not a whole number (--help tells more)"),
-        ("--epochs None", "--epochs: 'None' is not a whole number (--help tells more)"),
-        ("--batch-size 1.5", "--batch-size: '1.5' is not a whole number (--help tells more)"),
-        ("--learning-rate fast", "--learning-rate: 'fast' is not a number (--help tells more)"),
-        ("--recipe kera", "--recipe: 'kera' is none of best, keras (--help tells more)"),
-        ("--epochs", "--epochs: expected one argument (--help tells more)"),
-        ("--image-size 64", "--image-size: expected 2 arguments (--help tells more)"),
+        ("--imags photos", "unknown option --imags; did you mean --images? (see --help)"),
+        ("--batchsize=8", "unknown option --batchsize; did you mean --batch-size? (see --help)"),
+        ("--workers 2", "unknown option --workers; did you mean --num-workers? (see --help)"),
+        ("--no-use-gpus", "unknown option --no-use-gpus; did you mean --no-use-gpu? (see --help)"),
+        ("--epoch 3", "unknown option --epoch; did you mean --epochs? (see --help)"),
+        ("--qqqq 3", "unknown option --qqqq (see --help)"),
+        ("photos", "unexpected argument 'photos' (see --help)"),
+        ("--epochs 3 4", "unexpected argument '4' (see --help)"),
+        ("--epochs many", "--epochs: 'many' is not a whole number (see --help)"),
+        ("--epochs None", "--epochs: 'None' is not a whole number (see --help)"),
+        ("--batch-size 1.5", "--batch-size: '1.5' is not a whole number (see --help)"),
+        ("--learning-rate fast", "--learning-rate: 'fast' is not a number (see --help)"),
+        ("--recipe kera", "--recipe: 'kera' is not one of best, keras (see --help)"),
+        ("--epochs", "--epochs: expected one argument (see --help)"),
+        ("--image-size 64", "--image-size: expected 2 arguments (see --help)"),
     ],
 )
-def test_what_is_wrong_is_one_line_with_the_remedy(line: str, message: str) -> None:
+def test_given_invalid_flag_or_value_is_one_line_with_a_remedy(line: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
         given(TrainConfig, line)
     assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("cls", JOBS, ids=lambda cls: cls.__name__)
-def test_every_setting_has_a_heading_and_its_docstring(cls: type[base.Config]) -> None:
+def test_help_every_setting_is_in_one_group(cls: type[base.Config]) -> None:
     fields = dataclasses.fields(cls)
     headings = [name for names in options.GROUPS.values() for name in names]
     assert sorted(name for name in headings if name in {field.name for field in fields}) == sorted(
@@ -84,16 +84,15 @@ def test_every_setting_has_a_heading_and_its_docstring(cls: type[base.Config]) -
     assert "others:" not in words
 
 
-def test_help_has_units_defaults_and_what_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_has_units_defaults_and_required_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     text = options.parser_of(PredictConfig, "python job.py", "What it does.\n\n  an example").format_help()
     assert text.startswith(
-        "usage: python job.py --checkpoint PLACE --images PLACE --output PLACE [FLAGS]\n\n"
-        "What it does.\n\n  an example\n"
+        "usage: python job.py --checkpoint PATH --images PATH --output PATH [FLAGS]\n\nWhat it does.\n\n  an example\n"
     )
     assert max(map(len, text.splitlines())) < 80
     words = " ".join(text.split())
-    assert "--images PLACE Folder or URI of the photos. Required." in words
+    assert "--images PATH Folder or URI of the photos. Required." in words
     assert (
         "--wait-min X Minutes to wait for an autoscaling cluster to reach the requested size. Default: 30.0." in words
     )
@@ -101,7 +100,7 @@ def test_help_has_units_defaults_and_what_is_required(monkeypatch: pytest.Monkey
     assert "--png, --no-png Write masks/<id>.png beside the Parquet files. Default: yes." in words
 
 
-def test_a_percent_sign_is_itself() -> None:
+def test_help_percent_sign_is_kept() -> None:
     parser = options.Parser("a 100 % job", "All of 50 %.")
     parser.add_argument("--share", help=options._help("of 100 %", "5%"))
     assert "of 100 % Default: 5%." in parser.format_help() and "usage: a 100 % job" in parser.format_help()

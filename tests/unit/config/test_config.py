@@ -4,8 +4,10 @@ import json
 import pytest
 
 from petseg.config import base
-from petseg.config.base import DatasetConfig, ModelConfig
-from petseg.config.predict import EvaluateConfig, PredictConfig
+from petseg.config.dataset import DatasetConfig
+from petseg.config.evaluate import EvaluateConfig
+from petseg.config.model import ModelConfig
+from petseg.config.predict import PredictConfig
 from petseg.config.prepare import OxfordConfig, ShardsConfig
 from petseg.config.train import TrainConfig
 from petseg.data import labels
@@ -14,7 +16,7 @@ from petseg.errors import InputError
 MODEL = ModelConfig(
     num_classes=3,
     image_size=(64, 96),
-    class_names=labels.class_names(3),
+    class_names=("pet", "background", "border"),
     palette=labels.palette(3),
     label_map="1:0,2:1,3:2",
 )
@@ -47,7 +49,7 @@ MODEL = ModelConfig(
     ],
     ids=lambda settings: type(settings).__name__,
 )
-def test_json_round_trip(settings: base.Config) -> None:
+def test_json_round_trip_settings_are_equal(settings: base.Config) -> None:
     assert base.from_json(type(settings), base.to_json(settings), "file") == settings
 
 
@@ -55,19 +57,19 @@ def test_json_round_trip(settings: base.Config) -> None:
     ("change", "message"),
     [
         ({"depth": 5}, "config.json: unknown setting depth"),
-        ({"num_classes": "three"}, "config.json: num_classes: 'three' is not a value"),
-        ({"num_classes": True}, "config.json: num_classes: True is not a value"),
-        ({"image_size": [64]}, r"config.json: image_size: \[64\] is not a value"),
+        ({"num_classes": "three"}, "config.json: num_classes: 'three' is not a valid value"),
+        ({"num_classes": True}, "config.json: num_classes: True is not a valid value"),
+        ({"image_size": [64]}, r"config.json: image_size: \[64\] is not a valid value"),
         ({"palette": [[1, 2, 3]]}, "palette: one colour per class"),
     ],
 )
-def test_json_that_does_not_fit_is_refused(change: dict[str, object], message: str) -> None:
+def test_from_json_unknown_setting_or_wrong_type_is_refused(change: dict[str, object], message: str) -> None:
     text = json.dumps(dataclasses.asdict(MODEL) | change)
     with pytest.raises(InputError, match=message):
         base.from_json(ModelConfig, text, "config.json")
 
 
-def test_json_that_is_cut_short_or_lacks_a_setting_is_refused() -> None:
+def test_from_json_truncated_or_incomplete_is_refused() -> None:
     with pytest.raises(InputError, match=r"config.json: not JSON"):
         base.from_json(ModelConfig, base.to_json(MODEL)[:40], "config.json")
     with pytest.raises(InputError, match=r"config.json: the setting class_names, .* is missing"):
@@ -86,7 +88,7 @@ def test_json_that_is_cut_short_or_lacks_a_setting_is_refused() -> None:
         ({"epochs": 0}, "--epochs 0"),
         ({"batch_size": 9, "num_workers": (2,)}, "--batch-size 9"),
         ({"num_workers": (0,)}, "--num-workers 0"),
-        ({"num_workers": (3, 2)}, "--num-workers 3 2: give one number, or the least and the most"),
+        ({"num_workers": (3, 2)}, "--num-workers 3 2: give one number, or the minimum and the maximum"),
         ({"num_workers": (1, 2, 3)}, "--num-workers 1 2 3"),
         ({"batch_size": 2, "num_workers": (2, 8)}, "--batch-size 2"),
         ({"images": "a", "masks": "b", "data": "c"}, "--data is instead of --images and --masks"),
@@ -101,7 +103,7 @@ def test_json_that_is_cut_short_or_lacks_a_setting_is_refused() -> None:
         ({"resume": True}, "--resume needs --name"),
     ],
 )
-def test_train_settings_are_checked(settings: dict[str, object], message: str) -> None:
+def test_train_config_invalid_setting_is_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message.replace(".", r"\.")):
         dataclasses.replace(TrainConfig(), **settings)
 
@@ -118,7 +120,7 @@ PREDICT = PredictConfig(checkpoint="c", images="i", output="o")
         ],
         ({"max_errors": -0.5}, "--max-errors -0.5"),
         ({"max_errors": -1.0}, "--max-errors -1"),
-        ({"max_errors": 2.5}, "--max-errors 2.5: give a whole number, or a share between 0 and 1"),
+        ({"max_errors": 2.5}, "--max-errors 2.5: give a whole number, or a fraction between 0 and 1"),
         ({"max_errors": float("inf")}, "--max-errors inf"),
         ({"max_errors": float("nan")}, "--max-errors nan"),
         ({"tile": (15,)}, "--tile 15: give one number or two"),
@@ -127,12 +129,12 @@ PREDICT = PredictConfig(checkpoint="c", images="i", output="o")
         ({"tile_overlap": 3}, "--tile-overlap needs --tile"),
     ],
 )
-def test_predict_settings_are_checked(settings: dict[str, object], message: str) -> None:
+def test_predict_config_invalid_setting_is_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message.replace(".", r"\.")):
         dataclasses.replace(PREDICT, **settings)
 
 
-def test_what_predict_settings_come_to() -> None:
+def test_predict_config_tile_overlap_and_batch_size_are_derived() -> None:
     assert (PREDICT.tile_hw, PREDICT.overlap, PREDICT.photos_per_pass) == (None, 0, 8)
     tiled = dataclasses.replace(PREDICT, tile=(640,), use_gpu=True)
     assert (tiled.tile_hw, tiled.overlap, tiled.photos_per_pass) == ((640, 640), 160, 128)
@@ -144,12 +146,12 @@ EVALUATE = EvaluateConfig(checkpoint="c", images="i", masks="m", output="o")
 
 
 @pytest.mark.parametrize("flag", ["batch_size", "max_pixels", "limit"])
-def test_evaluate_settings_are_checked(flag: str) -> None:
+def test_evaluate_config_zero_is_refused(flag: str) -> None:
     with pytest.raises(InputError, match=f"--{flag.replace('_', '-')} 0: give at least 1"):
         dataclasses.replace(EVALUATE, **{flag: 0})
 
 
-def test_what_evaluate_settings_come_to() -> None:
+def test_evaluate_config_batch_size_is_derived() -> None:
     assert EVALUATE.photos_per_pass == 8
     assert dataclasses.replace(EVALUATE, use_gpu=True).photos_per_pass == 128
     assert dataclasses.replace(EVALUATE, batch_size=3).photos_per_pass == 3
@@ -166,18 +168,18 @@ SHARDS = ShardsConfig(images="i", masks="m", output="o")
         ({"shard_size": 0}, "--shard-size 0: give at least 1"),
     ],
 )
-def test_shards_settings_are_checked(settings: dict[str, object], message: str) -> None:
+def test_shards_config_invalid_setting_is_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         dataclasses.replace(SHARDS, **settings)
 
 
-def test_a_shard_has_32_mb_of_pixels_unless_told() -> None:
+def test_shards_config_default_shard_holds_32_mb_of_pixels() -> None:
     assert SHARDS.pairs_per_shard == 327  # 160 × 160 × 4 bytes
     assert dataclasses.replace(SHARDS, image_size=(4096, 4096)).pairs_per_shard == 1
     assert dataclasses.replace(SHARDS, shard_size=5).pairs_per_shard == 5
 
 
 @pytest.mark.parametrize("url", ["ftp://a/b", "file:///a", "a/b", "https:///a", "data:,a"])
-def test_only_web_addresses_are_downloaded_from(url: str) -> None:
+def test_oxford_config_url_other_than_http_is_refused(url: str) -> None:
     with pytest.raises(InputError, match=f"--url {url}: give an address that begins with https:// or http://"):
         OxfordConfig(output="o", url=url)

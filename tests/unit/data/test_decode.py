@@ -1,5 +1,6 @@
 import io
 import struct
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +11,14 @@ from PIL import Image
 
 from petseg.data import decode, labels, visualize
 from petseg.data.decode import DecodeError
+from petseg.data.encode import encode_mask
 from petseg.data.labels import IGNORE_ID, LabelMap
 from petseg.data.pairs import decode_pair, decode_pair_and_truth, raw_values
 
 TRIMAP = LabelMap.parse("", 3)
 LIMIT = 10**6
 
-# A picture that no flip or turn leaves as it is: red top left, green top right, blue bottom left, grey bottom right.
+# An image that every flip or rotation changes: red top left, green top right, blue bottom left, grey bottom right.
 UPRIGHT = np.zeros((32, 48, 3), np.uint8)
 UPRIGHT[:16, :24], UPRIGHT[:16, 24:], UPRIGHT[16:, :24], UPRIGHT[16:, 24:] = (255, 0, 0), (0, 255, 0), (0, 0, 255), 90
 MASK = np.repeat(np.repeat(np.array([[1, 2], [3, 255]], np.uint8), 16, 0), 24, 1)
@@ -29,8 +31,8 @@ def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def stored(upright: np.ndarray, orientation: int) -> Image.Image:
-    """The picture as a camera stores it whose viewers must apply this EXIF orientation."""
+def stored_with_orientation(upright: np.ndarray, orientation: int) -> Image.Image:
+    """Return the image as a camera stores it with this EXIF orientation."""
     a = upright
     turned = {
         1: a,
@@ -52,13 +54,13 @@ def exif(orientation: int) -> Image.Exif:
 
 
 def corners(pixels: np.ndarray) -> np.ndarray:
-    """The centres of the four quarters."""
+    """Return the centre pixels of the four quarters."""
     height, width = pixels.shape[:2]
     return pixels[height // 4 :: height // 2, width // 4 :: width // 2]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"])
-def test_every_format_decodes_whatever_its_name(kind: str) -> None:
+def test_decode_photo_each_file_format_is_decoded(kind: str) -> None:
     photo = decode.decode_photo(encode(Image.fromarray(UPRIGHT), kind), (16, 24), LIMIT)
     assert photo.pixels.dtype == np.uint8
     assert photo.pixels.shape == (16, 24, 3)
@@ -77,7 +79,7 @@ def test_every_format_decodes_whatever_its_name(kind: str) -> None:
         ("CMYK", (200, 100, 50)),
     ],
 )
-def test_every_mode_becomes_rgb(mode: str, expected: tuple[int, int, int]) -> None:
+def test_decode_photo_each_colour_mode_becomes_rgb(mode: str, expected: tuple[int, int, int]) -> None:
     colour = {"L": 200, "1": 1, "LA": (200, 40), "RGBA": (200, 100, 50, 40), "CMYK": (55, 155, 205, 0)}
     if mode == "P":
         image = Image.new("RGB", (20, 20), (200, 100, 50)).quantize(4)
@@ -88,17 +90,17 @@ def test_every_mode_becomes_rgb(mode: str, expected: tuple[int, int, int]) -> No
     assert np.abs(pixels.astype(int) - expected).max() <= 1
 
 
-def test_16_bits_are_scaled_to_8() -> None:
+def test_decode_photo_16_bit_values_are_scaled_to_8() -> None:
     deep = Image.fromarray(np.full((8, 8), 200 * 257, np.uint16))
     assert (decode.decode_photo(encode(deep), (4, 4), LIMIT).pixels == 200).all()
 
 
-def test_8_bits_in_32_are_not_scaled() -> None:
+def test_decode_photo_8_bit_values_in_32_bits_are_not_scaled() -> None:
     wide = Image.fromarray(np.full((8, 8), 200, np.int32))
     assert (decode.decode_photo(encode(wide, "TIFF"), (4, 4), LIMIT).pixels == 200).all()
 
 
-def test_of_an_animation_the_first_frame() -> None:
+def test_decode_photo_animation_first_frame_is_used() -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     content = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert decode.decode_photo(content, (4, 4), LIMIT).pixels[0, 0].tolist() == [255, 0, 0]
@@ -106,12 +108,14 @@ def test_of_an_animation_the_first_frame() -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_turns_photo_and_mask_alike(orientation: int, kind: str) -> None:
-    photo = encode(stored(UPRIGHT, orientation), kind, exif=exif(orientation))
+def test_decode_pair_exif_rotation_is_applied_to_photo_and_mask(orientation: int, kind: str) -> None:
+    photo = encode(stored_with_orientation(UPRIGHT, orientation), kind, exif=exif(orientation))
     masks = {
-        "without a tag of its own": encode(stored(MASK, orientation)),
-        "with its own tag": encode(stored(MASK, orientation), exif=exif(orientation)),
-        "as a TIFF with its own tag": encode(stored(MASK, orientation), "TIFF", exif=exif(orientation)),
+        "without a tag of its own": encode(stored_with_orientation(MASK, orientation)),
+        "with its own tag": encode(stored_with_orientation(MASK, orientation), exif=exif(orientation)),
+        "as a TIFF with its own tag": encode(
+            stored_with_orientation(MASK, orientation), "TIFF", exif=exif(orientation)
+        ),
     }
     if orientation in (5, 6, 7, 8):
         masks["drawn upright"] = encode(Image.fromarray(MASK))
@@ -126,19 +130,19 @@ def test_exif_orientation_turns_photo_and_mask_alike(orientation: int, kind: str
         assert np.array_equal(of_pair[2], IDS.repeat(16, 0).repeat(24, 1)), how
 
 
-def test_an_orientation_that_does_not_exist_is_upright() -> None:
+def test_decode_photo_invalid_exif_orientation_is_ignored() -> None:
     content = encode(Image.fromarray(UPRIGHT), exif=exif(0))
     assert np.array_equal(decode.decode_photo(content, (32, 48), LIMIT).pixels, UPRIGHT)
 
 
-def test_photos_are_antialiased() -> None:
-    """A fine chessboard becomes grey: picking pixels would leave it black and white."""
+def test_decode_photo_smaller_size_is_antialiased() -> None:
+    """A fine chessboard becomes grey. Nearest-pixel sampling would leave it black and white."""
     board = (np.indices((160, 160)).sum(0) % 2 * 255).astype(np.uint8)
     pixels = decode.decode_photo(encode(Image.fromarray(board)), (20, 20), LIMIT).pixels
     assert np.abs(pixels.astype(int) - 127).max() <= 3
 
 
-def test_a_large_jpeg_is_decoded_small_to_nearly_the_same_pixels() -> None:
+def test_decode_photo_large_jpeg_reduced_decoding_is_nearly_exact() -> None:
     generator = np.random.default_rng(0)
     smooth = Image.fromarray(generator.integers(0, 256, (12, 16, 3), np.uint8)).resize((1600, 1200))
     content = encode(smooth, "JPEG", quality=95)
@@ -149,14 +153,14 @@ def test_a_large_jpeg_is_decoded_small_to_nearly_the_same_pixels() -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_whole_photo_is_upright_at_its_own_size(orientation: int, kind: str) -> None:
-    content = encode(stored(UPRIGHT, orientation), kind, exif=exif(orientation))
+def test_decode_whole_exif_rotation_is_applied_and_size_is_kept(orientation: int, kind: str) -> None:
+    content = encode(stored_with_orientation(UPRIGHT, orientation), kind, exif=exif(orientation))
     assert decode.upright_size(content, LIMIT) == (32, 48)
     whole = decode.decode_whole(content, LIMIT)
     assert whole.mode == "RGB" and np.array_equal(np.asarray(whole), UPRIGHT)
 
 
-def test_a_tile_is_what_a_photo_of_it_would_be() -> None:
+def test_cut_tile_equals_a_decoded_photo_of_its_pixels() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
     whole = Image.fromarray(pixels)
     tile = decode.cut(whole, 20, 50, (60, 64), (16, 24))
@@ -167,33 +171,31 @@ def test_a_tile_is_what_a_photo_of_it_would_be() -> None:
 
 
 @pytest.mark.parametrize("look", [decode.upright_size, decode.decode_whole, visualize.preview])
-def test_the_limit_holds_wherever_a_photo_is_opened(look: Callable[[bytes, int], object]) -> None:
+def test_each_decoder_photo_above_max_pixels_is_refused(look: Callable[[bytes, int], object]) -> None:
     with pytest.raises(DecodeError, match="more than the limit of 99"):
         look(encode(Image.new("L", (10, 10))), 99)
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_a_preview_is_upright_and_an_overlay_half_photo_half_mask(orientation: int) -> None:
-    preview = visualize.preview(encode(stored(UPRIGHT, orientation), exif=exif(orientation)), LIMIT)
-    mask = decode.encode_mask(
-        np.repeat(np.repeat(np.array([[0, 1], [2, 0]], np.uint8), 16, 0), 24, 1), labels.palette(3)
-    )
+def test_overlay_exif_rotation_is_applied_and_colours_are_averaged(orientation: int) -> None:
+    preview = visualize.preview(encode(stored_with_orientation(UPRIGHT, orientation), exif=exif(orientation)), LIMIT)
+    mask = encode_mask(np.repeat(np.repeat(np.array([[0, 1], [2, 0]], np.uint8), 16, 0), 24, 1), labels.palette(3))
     laid_over = np.asarray(Image.open(io.BytesIO(visualize.overlay(preview, mask))))
     assert laid_over.shape == (32, 48, 3)
     colours = np.array(labels.palette(3))[np.array([[0, 1], [2, 0]])]
     assert np.abs(corners(laid_over) - (corners(UPRIGHT).astype(int) + colours) / 2).max() < 12  # JPEG is lossy
 
 
-def test_a_preview_of_a_large_photo_is_small() -> None:
+def test_preview_large_photo_is_reduced() -> None:
     preview = Image.open(io.BytesIO(visualize.preview(encode(Image.new("CMYK", (3000, 1500)), "JPEG"), 10**7)))
     assert (preview.mode, preview.size) == ("RGB", (1024, 512))
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
 @pytest.mark.parametrize("scale", [1, 30])
-def test_a_comparison_shows_photo_truth_prediction_and_errors(orientation: int, scale: int) -> None:
+def test_comparison_shows_photo_truth_prediction_and_errors(orientation: int, scale: int) -> None:
     upright = UPRIGHT.repeat(scale, 0).repeat(scale, 1)
-    photo = encode(stored(upright, orientation), exif=exif(orientation))
+    photo = encode(stored_with_orientation(upright, orientation), exif=exif(orientation))
     truth = IDS.repeat(16 * scale, 0).repeat(24 * scale, 1).astype(np.uint8)
     predicted = np.full_like(truth, 1)
     small = decode.decode_small(photo, visualize.COMPARISON_SIDE, 10**7)
@@ -207,11 +209,11 @@ def test_a_comparison_shows_photo_truth_prediction_and_errors(orientation: int, 
     assert np.abs(shown[0] - corners(UPRIGHT)).max() < 12  # JPEG is lossy
     assert np.abs(shown[1] - [[pet, background], [border, white]]).max() < 12
     assert np.abs(shown[2] - background).max() < 12
-    grey = [150, 90]  # of green, and of the photo's grey
+    grey = [150, 90]  # of green and of grey
     assert np.abs(shown[3] - [[red, np.full(3, grey[0])], [red, np.full(3, grey[1])]]).max() < 12
 
 
-def test_masks_get_no_class_that_was_not_there() -> None:
+def test_decode_pair_resized_mask_gets_no_new_class() -> None:
     stripes = np.tile(np.array([1, 1, 3, 3, 3], np.uint8), (50, 10))
     photo = encode(Image.new("RGB", (50, 50)))
     _, ids = decode_pair(photo, encode(Image.fromarray(stripes)), (37, 23), TRIMAP, LIMIT)
@@ -227,14 +229,14 @@ def test_masks_get_no_class_that_was_not_there() -> None:
     ],
     ids=["8 bits", "1 bit", "16 bits"],
 )
-def test_grey_masks_of_any_depth(raw: np.ndarray) -> None:
+def test_decode_pair_grey_mask_of_each_bit_depth_is_decoded(raw: np.ndarray) -> None:
     photo = encode(Image.new("RGB", (8, 1)))
     _, ids = decode_pair(photo, encode(Image.fromarray(raw)), (1, 8), LabelMap.parse("0:0,1:1", 2), LIMIT)
     assert ids.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]]
 
 
 def png_of_few_bits(values: np.ndarray, bits: int) -> bytes:
-    """A grey PNG of 2 or 4 bits per pixel, which Pillow reads but does not write."""
+    """Return a grey PNG of 2 or 4 bits per pixel, which Pillow reads but cannot write."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -248,7 +250,7 @@ def png_of_few_bits(values: np.ndarray, bits: int) -> bytes:
 
 
 @pytest.mark.parametrize("bits", [2, 4])
-def test_grey_masks_of_few_bits_have_the_values_that_are_stored(bits: int) -> None:
+def test_decode_pair_grey_mask_of_2_or_4_bits_keeps_stored_values(bits: int) -> None:
     values = np.array([[1, 2, 3, 1, 2, 3, 1, 2]])
     photo = encode(Image.new("RGB", (8, 1)))
     _, ids = decode_pair(photo, png_of_few_bits(values, bits), (1, 8), TRIMAP, LIMIT)
@@ -257,7 +259,7 @@ def test_grey_masks_of_few_bits_have_the_values_that_are_stored(bits: int) -> No
     assert np.array_equal(ids, values - 1)
 
 
-def test_the_indices_of_a_palette_mask_are_its_values() -> None:
+def test_decode_pair_palette_mask_indices_are_its_values() -> None:
     mask = Image.fromarray(MASK)
     mask.putpalette([9, 9, 9] * 256)
     _, ids = decode_pair(encode(Image.fromarray(UPRIGHT)), encode(mask), (32, 48), TRIMAP, LIMIT)
@@ -265,7 +267,7 @@ def test_the_indices_of_a_palette_mask_are_its_values() -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
-def test_masks_of_colours(mode: str) -> None:
+def test_decode_pair_colour_mask_is_mapped_by_colour(mode: str) -> None:
     colours = np.array([[[255, 0, 0], [0, 0, 7], [9, 9, 9], [255, 0, 0]]], np.uint8)
     mask = encode(Image.fromarray(colours).convert(mode, palette=Image.Palette.ADAPTIVE))
     photo, label_map = encode(Image.new("RGB", (4, 1))), LabelMap.parse("#ff0000:1,#000007:0", 2, ignore="#090909")
@@ -275,8 +277,8 @@ def test_masks_of_colours(mode: str) -> None:
         decode_pair(photo, mask, (1, 4), LabelMap.parse("#ff0000:1,#000007:0", 2), LIMIT)
 
 
-def test_the_nearest_pixel_is_taken_where_that_is_asked_for() -> None:
-    """As Keras's load_img does: no average, no reduced JPEG."""
+def test_decode_photo_nearest_equals_pillow_nearest() -> None:
+    """Keras's load_img also takes the nearest pixel: no average, no reduced JPEG."""
     pixels = np.random.default_rng(0).integers(0, 256, (400, 600, 3), np.uint8)
     for kind in ("PNG", "JPEG"):
         content = encode(Image.fromarray(pixels), kind)
@@ -300,13 +302,13 @@ def test_the_nearest_pixel_is_taken_where_that_is_asked_for() -> None:
         (b"", "the file is empty"),
     ],
 )
-def test_a_mask_that_does_not_fit_is_refused(mask: bytes, message: str) -> None:
+def test_decode_pair_invalid_mask_is_refused(mask: bytes, message: str) -> None:
     with pytest.raises(DecodeError, match=message) as caught:
         decode_pair(encode(Image.fromarray(UPRIGHT)), mask, (16, 16), TRIMAP, LIMIT)
     assert caught.value.in_mask
 
 
-def test_one_stray_pixel_is_found_though_resizing_would_lose_it() -> None:
+def test_decode_pair_single_unknown_pixel_is_refused_before_resizing() -> None:
     mask = np.full((200, 200), 1, np.uint8)
     mask[101, 57] = 77
     photo = encode(Image.new("RGB", (200, 200)))
@@ -331,7 +333,7 @@ JPEG = encode(Image.fromarray(UPRIGHT).resize((400, 300)), "JPEG")
         (encode(Image.new("1", (1001, 1000))), "1001 × 1000 pixels are more than the limit of 1000000"),
     ],
 )
-def test_a_photo_that_cannot_be_used_is_refused(photo: bytes, message: str) -> None:
+def test_decode_photo_unusable_photo_is_refused(photo: bytes, message: str) -> None:
     with pytest.raises(DecodeError, match=message):
         decode.decode_photo(photo, (16, 16), LIMIT)
     with pytest.raises(DecodeError, match=message) as caught:
@@ -339,22 +341,22 @@ def test_a_photo_that_cannot_be_used_is_refused(photo: bytes, message: str) -> N
     assert not caught.value.in_mask
 
 
-def test_a_mask_is_written_as_its_ids_with_a_palette() -> None:
+def test_encode_mask_png_has_class_ids_and_palette() -> None:
     ids = np.random.default_rng(0).integers(0, 3, (37, 51)).astype(np.uint8)
-    image = Image.open(io.BytesIO(decode.encode_mask(ids, labels.palette(3))))
+    image = Image.open(io.BytesIO(encode_mask(ids, labels.palette(3))))
     assert (image.format, image.mode) == ("PNG", "P")
     assert np.array_equal(np.asarray(image), ids)
     assert image.convert("RGB").getpixel((0, 0)) == labels.palette(3)[ids[0, 0]]
 
 
-def test_masks_of_many_classes_survive() -> None:
+def test_encode_mask_200_classes_round_trip() -> None:
     ids = np.arange(200, dtype=np.uint8).reshape(10, 20)
-    image = Image.open(io.BytesIO(decode.encode_mask(ids, labels.palette(200))))
+    image = Image.open(io.BytesIO(encode_mask(ids, labels.palette(200))))
     assert np.array_equal(np.asarray(image), ids)
 
 
-def test_the_published_files_that_are_odd(pets: Path) -> None:
-    """A GIF and a PNG called .jpg, and a JPEG whose end is lost, decode; a mask of another size is refused."""
+def test_decode_pair_unusual_published_files_are_decoded_or_refused(pets: Path) -> None:
+    """A GIF and a PNG named .jpg and a truncated JPEG are decoded. A mask of another size is refused."""
 
     def pair(folder: str, name: str) -> tuple[decode.Photo, np.ndarray]:
         photo = (pets / folder / "images" / f"{name}.jpg").read_bytes()
@@ -372,3 +374,31 @@ def test_the_published_files_that_are_odd(pets: Path) -> None:
         assert set(np.unique(ids)) <= {0, 1, 2}
     with pytest.raises(DecodeError, match="its size 3264 × 2448 differs from its photo's 2048 × 1536"):
         pair("bad", "Egyptian_Mau_162")
+
+
+def test_lift_pillow_limit_two_threads_limit_is_restored_after_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(buffer, "PNG")
+    with pytest.raises(Image.DecompressionBombError):  # 1,200 pixels are more than twice the limit
+        Image.open(io.BytesIO(buffer.getvalue()))
+    assert decode.decode_photo(buffer.getvalue(), (16, 16), 1200).pixels.shape == (16, 16, 3)
+    with pytest.raises(decode.DecodeError, match="more than the limit of 1199"):
+        decode.decode_photo(buffer.getvalue(), (16, 16), 1199)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+    entered, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with decode.lift_pillow_limit():
+            entered.set()
+            leave.wait(10)
+
+    with decode.lift_pillow_limit():
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert entered.wait(10)
+    assert Image.MAX_IMAGE_PIXELS is None  # the other thread still needs it
+    leave.set()
+    thread.join()
+    assert Image.MAX_IMAGE_PIXELS == 100

@@ -6,7 +6,7 @@ from PIL import Image
 from petseg.data import demo, manifest
 
 
-def test_pairs_follow_from_index_and_seed() -> None:
+def test_draw_pair_same_index_and_seed_same_pixels() -> None:
     first, again, other, reseeded = (
         b"".join(image.tobytes() for image in demo.draw_pair(*key)) for key in ((3, 0), (3, 0), (4, 0), (3, 1))
     )
@@ -14,11 +14,11 @@ def test_pairs_follow_from_index_and_seed() -> None:
     assert len({first, other, reseeded}) == 3
 
 
-def test_trimaps_are_like_the_real_ones(drawn: tuple[Path, Path]) -> None:
-    """In the published set about 29% of the pixels are pet and 12% border (of 3,680 pairs, its own annotations)."""
+def test_draw_set_class_fractions_resemble_the_pet_dataset(drawn: tuple[Path, Path]) -> None:
+    """In the published set about 29% of the pixels are pet and 12% border (3,680 pairs with annotations)."""
     shares = []
     sizes = set()
-    for path in sorted(drawn[1].iterdir()):
+    for path in sorted(drawn[1].glob("*.png")):
         trimap = np.asarray(Image.open(path))
         with Image.open(drawn[0] / f"{path.stem}.jpg") as photo:
             assert photo.size == trimap.shape[::-1]
@@ -30,14 +30,14 @@ def test_trimaps_are_like_the_real_ones(drawn: tuple[Path, Path]) -> None:
     assert len(sizes) > len(shares) / 2
 
 
-def test_border_separates_pet_from_background(drawn: tuple[Path, Path]) -> None:
-    for path in drawn[1].iterdir():
+def test_draw_set_border_separates_pet_from_background(drawn: tuple[Path, Path]) -> None:
+    for path in drawn[1].glob("*.png"):
         trimap = np.asarray(Image.open(path)).astype(int)
         for a, b in ((trimap[1:], trimap[:-1]), (trimap[:, 1:], trimap[:, :-1])):
             assert not ((np.minimum(a, b) == demo.PET) & (np.maximum(a, b) == demo.BACKGROUND)).any()
 
 
-def test_a_set_that_is_complete_is_kept_and_any_other_drawn_anew(tmp_path: Path) -> None:
+def test_draw_set_complete_is_kept_incomplete_is_redrawn(tmp_path: Path) -> None:
     images, trimaps = demo.draw_set(str(tmp_path), count=2)
     photo = Path(images) / "pet_0000.jpg"
     content, drawn_at = photo.read_bytes(), photo.stat().st_mtime_ns

@@ -14,7 +14,7 @@ def touch(folder: Path, *names: str) -> str:
     return str(folder)
 
 
-def test_photos_and_masks_are_paired_by_name_below_their_folders(tmp_path: Path) -> None:
+def test_discover_subfolders_photos_and_masks_are_paired_by_path(tmp_path: Path) -> None:
     images = touch(tmp_path / "images", "b/x.y.JPG", "a.jpg", "notes.txt")
     masks = touch(tmp_path / "masks", "a.png", "b/x.y.png", "._a.png")
     assert manifest.discover(images, masks).to_pylist() == [
@@ -23,26 +23,26 @@ def test_photos_and_masks_are_paired_by_name_below_their_folders(tmp_path: Path)
     ]
 
 
-def test_without_masks_the_column_is_null(tmp_path: Path) -> None:
+def test_discover_no_masks_column_is_null(tmp_path: Path) -> None:
     found = manifest.discover(touch(tmp_path, "b.webp", "a.tif"))
     assert found.schema == manifest.SCHEMA
     assert found["id"].to_pylist() == ["a", "b"]
     assert found["mask"].null_count == 2
 
 
-def test_masks_in_a_folder_below_the_photos_are_no_photos(tmp_path: Path) -> None:
+def test_discover_mask_folder_inside_photo_folder_masks_are_skipped(tmp_path: Path) -> None:
     images = touch(tmp_path, "a.jpg", "masks/a.png")
     found = manifest.discover(images, f"{images}/masks")
     assert found["image"].to_pylist() == [f"{images}/a.jpg"]
 
 
-def test_photos_in_a_folder_below_the_masks_are_no_masks(tmp_path: Path) -> None:
+def test_discover_photo_folder_inside_mask_folder_photos_are_skipped(tmp_path: Path) -> None:
     masks = touch(tmp_path, "a.png", "photos/a.jpg")
     found = manifest.discover(f"{masks}/photos", masks)
     assert found["mask"].to_pylist() == [f"{masks}/a.png"]
 
 
-def test_photos_and_masks_in_one_folder_are_refused(tmp_path: Path) -> None:
+def test_discover_same_folder_for_photos_and_masks_is_refused(tmp_path: Path) -> None:
     folder = touch(tmp_path, "a.jpg", "a.png")
     with pytest.raises(InputError, match="--images and --masks are one folder"):
         manifest.discover(folder, folder)
@@ -54,57 +54,59 @@ def test_photos_and_masks_in_one_folder_are_refused(tmp_path: Path) -> None:
         (["a.jpg", "b.jpg"], ["a.png"], r"a photo without a mask: b \(1 in all\)"),
         (["a.jpg"], ["a.png", "c.png", "d.png"], r"a mask without a photo: c, d \(2 in all\)"),
         ([f"{i}.jpg" for i in range(9)], ["0.png"], r"1, 2, 3, 4, 5, … \(8 in all\)"),
-        (["a.jpg", "a.png"], ["a.png"], r"images/a\.png and .*images/a\.jpg: two files with one id \(a\)"),
-        (["a.jpg", "a.png", "a.tif", "b.png", "b.gif"], ["a.png"], r"two files with one id \(a; the same of b\)"),
+        (["a.jpg", "a.png"], ["a.png"], r"images/a\.png and .*images/a\.jpg: two files with the same id \(a\)"),
+        (["a.jpg", "a.png", "a.tif", "b.png", "b.gif"], ["a.png"], r"two files with the same id \(a; also b\)"),
         (["notes.txt"], ["a.png"], r"--images .*images: no image in it .* but 1 files of other kinds"),
         (["a.jpg"], ["a.npy"], r"--masks .*masks: no image in it"),
-        (["a\nb.jpg"], ["a\nb.png"], r"a\\nb\.jpg': this name cannot be kept"),
-        (["a\\b.jpg"], ["a\\b.png"], r"cannot be kept"),
+        (["a\nb.jpg"], ["a\nb.png"], r"a\\nb\.jpg': an output file cannot have this name"),
+        (["a\\b.jpg"], ["a\\b.png"], r"cannot have this name"),
         (
             ["a.jpg", "a.png/b.jpg"],
             ["a.png"],
-            r"images/a\.png/b: its folder has the name that an output of a gets",
+            r"images/a\.png/b: its folder has the same name as an output of a",
         ),
     ],
 )
-def test_folders_that_do_not_fit_are_refused(tmp_path: Path, photos: list[str], masks: list[str], message: str) -> None:
+def test_discover_unpaired_or_ambiguous_files_are_refused(
+    tmp_path: Path, photos: list[str], masks: list[str], message: str
+) -> None:
     images_folder, masks_folder = touch(tmp_path / "images", *photos), touch(tmp_path / "masks", *masks)
     with pytest.raises(InputError, match=message):
         manifest.discover(images_folder, masks_folder)
 
 
-def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+def test_discover_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--images .*: no image in it .* but nothing"):
         manifest.discover(str(tmp_path))
 
 
-def test_a_key_that_would_leave_the_output_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No local file can be called so, but an object can."""
+def test_discover_key_with_parent_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No local file can have such a name, but an object can."""
     monkeypatch.setattr(manifest.storage, "list_files", lambda _: iter(["a/../../b.jpg"]))
-    with pytest.raises(InputError, match="cannot be kept"):
+    with pytest.raises(InputError, match="cannot have this name"):
         manifest.discover("s3://bucket/photos")
 
 
-def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_discover_undecodable_file_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / "\udcff.jpg").touch()
-    with pytest.raises(InputError, match="cannot be kept"):
+    with pytest.raises(InputError, match="cannot have this name"):
         manifest.discover(str(tmp_path))
 
 
 @pytest.mark.parametrize(
     "name", ["Screenshot 1.23.45\u202fPM", "写真\u3000一", "a\u00a0b", "👩\u200d🚀", "50% off", "Größe"]
 )
-def test_names_of_all_the_world_are_kept(name: str, tmp_path: Path) -> None:
+def test_discover_unicode_file_name_is_kept(name: str, tmp_path: Path) -> None:
     assert manifest.discover(touch(tmp_path, f"{name}.png"))["id"].to_pylist() == [name]
 
 
-def test_a_folder_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be kept"):
+def test_discover_undecodable_folder_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot have this name"):
         manifest.discover(touch(tmp_path / "caf\udce9", "a.jpg"))
 
 
-def test_split_is_the_keras_example_s(tmp_path: Path) -> None:
-    """random.Random(1337).shuffle of 0..9 is [0, 3, 7, 2, 1, 6, 4, 5, 8, 9]; the last ones are held out."""
+def test_split_seed_1337_equals_the_keras_example(tmp_path: Path) -> None:
+    """random.Random(1337).shuffle of 0..9 is [0, 3, 7, 2, 1, 6, 4, 5, 8, 9]. The last ones are the validation split."""
     rows = manifest.discover(touch(tmp_path, *(f"{i}.jpg" for i in range(10))))
     train, val = splits.split(rows, seed=1337, val_count=3)
     assert "".join(train["id"].to_pylist() + val["id"].to_pylist()) == SHUFFLED
@@ -116,14 +118,14 @@ def test_split_is_the_keras_example_s(tmp_path: Path) -> None:
 SHUFFLED = "0372164589"
 
 
-def test_a_sample_is_spread_over_the_names(tmp_path: Path) -> None:
+def test_sample_rows_are_evenly_spaced(tmp_path: Path) -> None:
     rows = manifest.discover(touch(tmp_path, *(f"{i}.jpg" for i in range(10))))
     assert manifest.sample(rows, 4)["id"].to_pylist() == ["0", "2", "5", "7"]
     assert manifest.sample(rows, 1)["id"].to_pylist() == ["0"]
     assert manifest.sample(rows, 10) == manifest.sample(rows, 99) == rows
 
 
-def test_many_names_are_sorted_by_id_across_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_discover_several_chunks_rows_are_sorted_by_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest, "_CHUNK", 3)
     names = [f"{i % 3}/{i:02}.jpg" for i in range(20)]
     rows = manifest.discover(touch(tmp_path, *names))
@@ -131,7 +133,7 @@ def test_many_names_are_sorted_by_id_across_chunks(tmp_path: Path, monkeypatch: 
     assert rows["id"].to_pylist() == sorted(name[:-4] for name in names)
 
 
-def test_pairs_are_read_in_order_and_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_read_pairs_order_is_kept_and_unreadable_files_are_named(tmp_path: Path) -> None:
     rows = [{"id": str(n), "image": str(tmp_path / f"{n}.jpg"), "mask": str(tmp_path / f"{n}.png")} for n in range(4)]
     for row in rows:
         Path(row["image"]).write_text(f"photo {row['id']}")
@@ -143,3 +145,12 @@ def test_pairs_are_read_in_order_and_what_cannot_be_read_is_named(tmp_path: Path
     assert found[0][1:] == (b"photo 0", b"mask 0", "") and found[3][1:] == (b"photo 3", b"mask 3", "")
     assert found[1][1:] == (b"", b"", f"{rows[1]['mask']}: cannot be read: No such file or directory")
     assert found[2][1:] == (b"", b"", f"{rows[2]['image']}: cannot be read: No such file or directory")
+
+
+def test_match_unpaired_photos_and_masks_are_listed(tmp_path: Path) -> None:
+    for name in ("i/a.jpg", "i/b.jpg", "m/b.png", "m/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    pairs, photos, masks = manifest.match(str(tmp_path / "i"), str(tmp_path / "m"))
+    assert (pairs["id"].to_pylist(), photos["id"].to_pylist(), masks["id"].to_pylist()) == (["b"], ["a"], ["c"])
+    assert pairs["mask"].to_pylist() == [str(tmp_path / "m" / "b.png")]

@@ -1,4 +1,4 @@
-"""Archives of the published form, small, from a web server on this machine."""
+"""Small archives in the published format, from a web server on this machine."""
 
 import hashlib
 import io
@@ -14,19 +14,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webserver
-from conftest import ROOT
+from conftest import ROOT, RunJob, assert_refused
 from PIL import Image
 from webserver import Server
 
 from petseg import storage
 from petseg.data import manifest, oxford_pets
+from petseg.data.classes import read_classes
 from petseg.errors import InputError, JobError
 
 Files = dict[str, bytes]
 
 
 def archive(files: Files, *others: tuple[tarfile.TarInfo, bytes]) -> bytes:
-    """A .tar.gz of files, and of members that need not be files."""
+    """Return a .tar.gz of files and of other members."""
     buffer = io.BytesIO()
     members = [(tarfile.TarInfo(name), content) for name, content in files.items()]
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
@@ -44,7 +45,7 @@ def png(value: int, size: tuple[int, int]) -> bytes:
 
 @pytest.fixture
 def published(drawn: tuple[Path, Path]) -> tuple[Files, Files]:
-    """Images and annotations: 12 pairs, of which 8 can be used, and all that else is in the archives."""
+    """Images and annotations: 12 pairs, of which 8 are usable, and the other files of the archives."""
     photos = {path.stem: path.read_bytes() for path in sorted(drawn[0].iterdir())[:12]}
     trimaps = {name: (drawn[1] / f"{name}.png").read_bytes() for name in photos}
     picture = Image.open(io.BytesIO(photos["pet_0001"]))
@@ -67,7 +68,7 @@ def published(drawn: tuple[Path, Path]) -> tuple[Files, Files]:
     return images, annotations
 
 
-LEFT_OUT = {
+SKIPPED = {
     "pet_0002": "its photo: OSError: image file is truncated",
     "pet_0004": "its mask: its size 9 × 9 differs",
     "pet_0005": "it has no trimap",
@@ -78,7 +79,7 @@ ODD = {"pet_0001": "its photo is a GIF", "pet_0003": "its mask is blank: one cla
 
 @pytest.fixture
 def cache(tmp_path: Path, published: tuple[Files, Files], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with both archives."""
+    """Folder with both archives."""
     (tmp_path / "cache").mkdir()
     for name, files in zip(("images", "annotations"), published, strict=True):
         (tmp_path / "cache" / f"{name}.tar.gz").write_bytes(archive(files))
@@ -95,15 +96,24 @@ def tree(folder: Path) -> Files:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_what_is_written(cache: Path, published: tuple[Files, Files], tmp_path: Path) -> None:
+def test_unpack_usable_pairs_lists_and_summary_are_written(
+    cache: Path, published: tuple[Files, Files], tmp_path: Path
+) -> None:
     output = tmp_path / "pets"
     found = oxford_pets.unpack(cache, str(output))
-    assert found.pairs == 8 and found.odd == ODD
-    assert found.left_out.keys() == LEFT_OUT.keys()
-    assert all(found.left_out[name].startswith(reason) for name, reason in LEFT_OUT.items())
+    assert found.pairs == 8 and found.warnings == ODD
+    assert found.skipped.keys() == SKIPPED.keys()
+    assert all(found.skipped[name].startswith(reason) for name, reason in SKIPPED.items())
     kept = [f"pet_{index:04d}" for index in (0, 1, 3, 7, 8, 9, 10, 11)]
     written = tree(output)
-    assert json.loads(written.pop("oxford-pets.json")) == {**vars(found), "md5": oxford_pets.MD5S}
+    assert json.loads(written.pop("oxford-pets.json")) == {
+        "pairs": 8,
+        "left_out": found.skipped,
+        "odd": found.warnings,
+        "md5": oxford_pets.MD5S,
+    }
+    assert read_classes(str(output / "masks")) == oxford_pets.CLASSES
+    del written["masks/classes.json"]
     images, annotations = published
     assert written == {
         **{f"images/{name}.jpg": images[f"images/{name}.jpg"] for name in kept},
@@ -114,7 +124,7 @@ def test_what_is_written(cache: Path, published: tuple[Files, Files], tmp_path: 
     assert manifest.discover(f"{output}/images", f"{output}/masks")["id"].to_pylist() == kept
 
 
-def test_it_is_finished_while_its_files_are_there(cache: Path, tmp_path: Path) -> None:
+def test_finished_missing_file_or_other_version_is_not_finished(cache: Path, tmp_path: Path) -> None:
     output = tmp_path / "pets"
     assert oxford_pets.finished(str(output)) is None
     found = oxford_pets.unpack(cache, str(output))
@@ -132,7 +142,7 @@ def test_it_is_finished_while_its_files_are_there(cache: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("writes", [0, 1, 9, 16, 17, 18])
-def test_stopped_anywhere_it_ends_with_the_same_files(
+def test_unpack_interrupted_second_run_writes_the_same_files(
     writes: int, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     oxford_pets.unpack(cache, str(tmp_path / "whole"))
@@ -156,7 +166,7 @@ def test_stopped_anywhere_it_ends_with_the_same_files(
     assert tree(output) == tree(tmp_path / "whole")
 
 
-def test_files_of_others_are_not_mixed_in(cache: Path, tmp_path: Path) -> None:
+def test_unpack_output_with_other_files_is_refused(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "pets" / "masks").mkdir(parents=True)
     (tmp_path / "pets" / "masks" / "mine.png").touch()
     with pytest.raises(InputError, match=r"--output .*/masks/mine.png is not of the dataset; choose another folder"):
@@ -186,7 +196,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", size: int =
     ids=lambda value: value if isinstance(value, str) else f"{value.name}-{value.type.decode()}-{value.linkname}",
 )
 @pytest.mark.parametrize("name", ["images", "annotations"])
-def test_archives_with_evil_members_are_not_unpacked(
+def test_unpack_malicious_member_nothing_is_written(
     name: str, evil: tarfile.TarInfo, reason: str, cache: Path, published: tuple[Files, Files], tmp_path: Path
 ) -> None:
     content = archive(published[name == "annotations"], (evil, b""))
@@ -199,9 +209,11 @@ def test_archives_with_evil_members_are_not_unpacked(
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
-def test_giants_are_not_unpacked(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unpack_member_or_total_above_limit_is_refused(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:  # 64 MB and a byte, said but not there
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:  # its header declares 64 MB and a byte; there is no content
         tar.addfile(member("images/pet_0099.jpg", size=oxford_pets.MAX_MEMBER_BYTES + 1))
     (cache / "images.tar.gz").write_bytes(buffer.getvalue())
     with pytest.raises(JobError, match=r"'images/pet_0099.jpg' has 67108865 bytes, .* more than the dataset"):
@@ -212,25 +224,27 @@ def test_giants_are_not_unpacked(cache: Path, tmp_path: Path, monkeypatch: pytes
         oxford_pets.unpack(cache, str(tmp_path / "pets"))
 
 
-def test_one_name_twice_is_not_unpacked(cache: Path, tmp_path: Path) -> None:
+def test_unpack_duplicate_name_is_refused(cache: Path, tmp_path: Path) -> None:
     twice = member("images/pet_0000.jpg")
     (cache / "images.tar.gz").write_bytes(archive({"images/pet_0000.jpg": b"a"}, (twice, b"b")))
-    with pytest.raises(JobError, match=r"images.tar.gz: pet_0000 is there twice"):
+    with pytest.raises(JobError, match=r"images.tar.gz: pet_0000 occurs twice"):
         oxford_pets.unpack(cache, str(tmp_path / "pets"))
 
 
 @pytest.mark.parametrize("spoil", [lambda content: content[:-300], lambda content: b"text", lambda content: b""])
-def test_what_is_no_archive_is_one_line(spoil: Callable[[bytes], bytes], cache: Path, tmp_path: Path) -> None:
+def test_unpack_invalid_archive_is_refused_in_one_line(
+    spoil: Callable[[bytes], bytes], cache: Path, tmp_path: Path
+) -> None:
     file = cache / "annotations.tar.gz"
     file.write_bytes(spoil(file.read_bytes()))
-    with pytest.raises(JobError, match=r"annotations.tar.gz: cannot be unpacked: .*; delete it, and give"):
+    with pytest.raises(JobError, match=r"annotations.tar.gz: cannot be unpacked: .*; delete it and run"):
         oxford_pets.unpack(cache, str(tmp_path / "pets"))
     file.write_bytes(archive({"README": b"text"}))
     with pytest.raises(JobError, match="no photo with a trimap in the archives"):
         oxford_pets.unpack(cache, str(tmp_path / "pets"))
 
 
-def test_real_pairs_that_are_odd_are_kept_and_bad_ones_left_out(
+def test_unpack_real_pairs_unusual_are_kept_invalid_are_skipped(
     pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sources = [pets / "bad", pets / "full"]
@@ -238,16 +252,16 @@ def test_real_pairs_that_are_odd_are_kept_and_bad_ones_left_out(
         files = {f"{inside}/{p.name}": p.read_bytes() for source in sources for p in (source / folder).iterdir()}
         (tmp_path / f"{name}.tar.gz").write_bytes(archive(files))
     found = oxford_pets.unpack(tmp_path, str(tmp_path / "pets"))
-    assert found.odd == {
+    assert found.warnings == {
         "Abyssinian_34": "its photo is a GIF; its mask is blank: one class everywhere",
         "Abyssinian_5": "its photo is a PNG",
     }
-    assert found.left_out.keys() == {"Egyptian_Mau_162", "Egyptian_Mau_165", "Egyptian_Mau_196"}
-    assert found.left_out["Egyptian_Mau_162"] == ("its mask: its size 3264 × 2448 differs from its photo's 2048 × 1536")
+    assert found.skipped.keys() == {"Egyptian_Mau_162", "Egyptian_Mau_165", "Egyptian_Mau_196"}
+    assert found.skipped["Egyptian_Mau_162"] == ("its mask: its size 3264 × 2448 differs from its photo's 2048 × 1536")
 
 
 class TestJob:
-    """From the command line, with the MD5s of the small archives in place of the published ones."""
+    """The job from its command line, with the small archives' MD5s instead of the published ones."""
 
     @pytest.fixture
     def server(self, cache: Path) -> Iterator[Server]:
@@ -273,20 +287,20 @@ runpy.run_path({str(ROOT / "jobs" / "prepare.py")!r}, run_name="__main__")
             self.command(url, *flags), cwd=folder, env=environment, capture_output=True, text=True, check=False
         )
 
-    def test_all_of_it(self, server: Server, tmp_path: Path) -> None:
+    def test_job_server_faults_are_retried_and_second_run_does_nothing(self, server: Server, tmp_path: Path) -> None:
         server.faults = ["", webserver.BUSY, webserver.CUT]
         done = self.run(tmp_path, f"{server.address}/data/")
         assert done.returncode == 0, done.stderr
         lines = done.stdout.splitlines()
         assert "images.tar.gz: HTTP 503 Service Unavailable; trying again in 0 s" in lines
         report = lines.index(
-            f"the archives are kept in {tmp_path}/archives; 8 pairs, 4 left out, 2 odd: {tmp_path}/pets"
+            f"the archives are kept in {tmp_path}/archives; 8 pairs, 4 skipped, 2 warnings: {tmp_path}/pets"
         )
         assert lines[report - 1].startswith("10/10 images  100%") and "2 failed" in lines[report - 1]
         said = lines[report + 1 : -1]
         assert [line.split(": ")[:2] for line in said] == [
-            *[["  left out", name] for name in LEFT_OUT],
-            *[["  odd, but kept", name] for name in ODD],
+            *[["  skipped", name] for name in SKIPPED],
+            *[["  warning", name] for name in ODD],
         ]
         assert (
             lines[-1]
@@ -296,11 +310,13 @@ runpy.run_path({str(ROOT / "jobs" / "prepare.py")!r}, run_name="__main__")
         asked = len(server.asked)
         again = self.run(tmp_path, f"{server.address}/data/")
         assert again.returncode == 0
-        assert again.stdout.startswith("finished before; nothing to do; 8 pairs, 4 left out, 2 odd: ")
+        assert again.stdout.startswith("already finished; nothing to do; 8 pairs, 4 skipped, 2 warnings: ")
         assert again.stdout.splitlines()[1:] == lines[report + 1 :]
         assert len(server.asked) == asked
 
-    def test_killed_it_goes_on(self, server: Server, cache: Path, tmp_path: Path) -> None:
+    def test_job_killed_at_each_stage_ends_with_the_same_files(
+        self, server: Server, cache: Path, tmp_path: Path
+    ) -> None:
         oxford_pets.unpack(cache, str(tmp_path / "whole"))
         for moment in ("archives/annotations.tar.gz", "archives/images.tar.gz", "pets/images", "pets/masks"):
             command = self.command(f"{server.address}/data")
@@ -312,29 +328,28 @@ runpy.run_path({str(ROOT / "jobs" / "prepare.py")!r}, run_name="__main__")
         assert self.run(tmp_path, f"{server.address}/data").returncode == 0
         assert tree(tmp_path / "pets") == tree(tmp_path / "whole")
 
-    def test_refusals(self, server: Server, tmp_path: Path) -> None:
-        for url, flags, code, line in (
-            ("ftp://example.org", (), 2, "error: --url ftp://example.org: give an address that begins with https://"),
-            ("https:pets", (), 2, "error: --url https:pets: give an address"),
-            (f"{server.address}/other", (), 2, f"error: --url: {server.address}/other/annotations.tar.gz: HTTP 404"),
-            (f"{server.address}/data", ("--cache", "s3://bucket/cache"), 2, "error: --cache s3://bucket/cache: give a"),
+    def test_job_invalid_url_or_cache_is_refused(self, server: Server, tmp_path: Path, call_job: RunJob) -> None:
+        for url, flags, line in (
+            ("ftp://example.org", (), "error: --url ftp://example.org: give an address that begins with https://"),
+            ("https:pets", (), "error: --url https:pets: give an address"),
+            (f"{server.address}/other", (), f"error: --url: {server.address}/other/annotations.tar.gz: HTTP 404"),
+            (f"{server.address}/data", ("--cache", "s3://bucket/cache"), "error: --cache s3://bucket/cache: give a"),
         ):
-            done = self.run(tmp_path, url, *flags)
-            assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
-            assert done.stderr.startswith(line)
+            places = ("--output", "pets", "--cache", "archives", "--url", url)
+            assert_refused(call_job("prepare", "oxford-pets", *places, *flags), line)
             assert not (tmp_path / "pets").exists()
 
-    def test_other_content_stops_it(self, server: Server, tmp_path: Path) -> None:
+    def test_job_archive_with_other_md5_stops_and_removes_it(self, server: Server, tmp_path: Path) -> None:
         server.files["/data/images.tar.gz"] = b"other"
         done = self.run(tmp_path, f"{server.address}/data")
         assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-        assert done.stderr.startswith(f"stopped: {server.address}/data/images.tar.gz: what arrived has the MD5 ")
+        assert done.stderr.startswith(f"stopped: {server.address}/data/images.tar.gz: the download has the MD5 ")
         assert [path.name for path in (tmp_path / "archives").iterdir()] == ["annotations.tar.gz"]
         assert not (tmp_path / "pets").exists()
 
 
-def test_blank_is_told_by_class_not_by_chance(drawn: tuple[Path, Path]) -> None:
-    """The size at which pairs are checked shows the pet of every drawn mask."""
-    for path in drawn[1].iterdir():
+def test_unpack_check_size_shows_all_classes_of_every_generated_mask(drawn: tuple[Path, Path]) -> None:
+    """Masks are checked at a reduced size. Every generated mask still shows its pet there."""
+    for path in drawn[1].glob("*.png"):
         with Image.open(path) as mask:
             assert len(np.unique(np.asarray(mask.resize(oxford_pets._CHECKED_AT, Image.Resampling.NEAREST)))) == 3

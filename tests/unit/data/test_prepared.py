@@ -1,4 +1,4 @@
-"""Writing and reading a prepared set without Ray: what is in it, killed and begun again, spoilt in every way."""
+"""Writing and reading a prepared set without Ray: its content, interrupted writing, and damaged files."""
 
 import dataclasses
 import json
@@ -17,11 +17,13 @@ from PIL import Image
 
 from petseg.config.prepare import ShardsConfig
 from petseg.data import manifest, prepared, prepared_writer
+from petseg.data.classes import resolve_classes
 from petseg.data.labels import LabelMap
 from petseg.data.pairs import decode_pair
 from petseg.data.prepared import Prepared, Target
 from petseg.errors import InputError
 from petseg.pipelines.decode import decode_rows
+from petseg.storage import sharded_output
 
 SIZE = (16, 24)
 LABELS = LabelMap.parse("", 3)
@@ -30,11 +32,11 @@ BAD = 6
 
 @pytest.fixture(scope="module")
 def source(drawn: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """images/ and masks/ of 10 pairs, of which one has no photo in its file."""
+    """Folder with images/ and masks/ of 10 pairs. One photo is invalid."""
     folder = tmp_path_factory.mktemp("source")
     for name, of_drawn in zip(("images", "masks"), drawn, strict=True):
         (folder / name).mkdir()
-        for path in sorted(of_drawn.iterdir())[:10]:
+        for path in sorted(of_drawn.glob("pet_*"))[:10]:
             shutil.copy(path, folder / name)
     (folder / "images" / f"pet_{BAD:04d}.jpg").write_bytes(b"text")
     return folder
@@ -45,13 +47,14 @@ def begin(source: Path, output: Path, **changes: object) -> tuple[pa.Table, Targ
         images=str(source / "images"), masks=str(source / "masks"), output=str(output), image_size=SIZE, shard_size=3
     )
     pairs = manifest.discover(config.images, config.masks)
-    return pairs, prepared_writer.make_target(pairs, dataclasses.replace(config, **changes), LABELS)
+    config = dataclasses.replace(config, **changes)
+    return pairs, prepared_writer.make_target(pairs, config, resolve_classes(config, config.masks))
 
 
 def do_shards(pairs: pa.Table, target: Target, *shards: int) -> dict[int, prepared_writer.Summary]:
     done = {}
     for shard in shards:
-        rows = prepared_writer.rows_of(pairs, shard, target.settings.shard_size)
+        rows = sharded_output.rows_of(pairs, shard, target.settings.shard_size)
         decoded = decode_rows(rows, target.settings.image_size, LABELS)
         done[shard] = prepared_writer.summarise(decoded, target)
         prepared_writer.write_shard(decoded, done[shard], shard, target)
@@ -65,22 +68,22 @@ def make(source: Path, output: Path, **changes: object) -> Prepared:
 
 @pytest.fixture(scope="module")
 def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    """A finished set of 9 pairs in 4 files; not to be changed."""
+    """A finished set of 9 pairs in 4 files. Do not change it."""
     return make(source, tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture
 def copy(whole: Prepared, tmp_path: Path) -> Path:
-    """The same set elsewhere, to be changed."""
+    """Copy of the set that a test may change."""
     return Path(shutil.copytree(whole.location, tmp_path / "copy"))
 
 
 def tree(folder: str | Path) -> dict[str, bytes]:
-    """But for `config.json`, which names the folder."""
+    """Return {name: content} of the files except `config.json`, which names the folder."""
     return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.name != "config.json"}
 
 
-def test_what_is_written(whole: Prepared, source: Path) -> None:
+def test_finish_files_settings_and_rows_match_the_source(whole: Prepared, source: Path) -> None:
     names = [f"part-0000{shard}-of-00004.parquet" for shard in range(4)]
     assert sorted(tree(whole.location)) == ["dataset.json", "manifest.parquet", *names]
     settings = json.loads((Path(whole.location) / "dataset.json").read_text())
@@ -104,7 +107,7 @@ def test_what_is_written(whole: Prepared, source: Path) -> None:
     assert footer.num_row_groups == 3 and footer.row_group(0).column(1).compression == "ZSTD"
 
 
-def test_the_example_of_the_page_reads_it(whole: Prepared) -> None:
+def test_docs_example_reads_a_prepared_set(whole: Prepared) -> None:
     [example] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), re.DOTALL)
     names: dict[str, np.ndarray] = {}
     here = example.replace("/data/pets-160", whole.location).replace("-of-00023", "-of-00004")
@@ -113,7 +116,7 @@ def test_the_example_of_the_page_reads_it(whole: Prepared) -> None:
     assert set(np.unique(names["mask"])) <= {0, 1, 2}
 
 
-def test_a_set_is_found_again_also_elsewhere(whole: Prepared, copy: Path, source: Path) -> None:
+def test_open_set_copied_folder_has_the_same_settings_and_manifest(whole: Prepared, copy: Path, source: Path) -> None:
     for location in (whole.location, str(copy)):
         found = prepared.open_set(location)
         assert (found.location, found.settings, found.manifest) == (location, whole.settings, whole.manifest)
@@ -125,13 +128,13 @@ def test_a_set_is_found_again_also_elsewhere(whole: Prepared, copy: Path, source
     assert finished is not None and finished.settings == whole.settings
 
 
-def test_the_same_pairs_give_the_same_bytes(whole: Prepared, source: Path, tmp_path: Path) -> None:
+def test_write_shard_same_pairs_same_bytes(whole: Prepared, source: Path, tmp_path: Path) -> None:
     make(source, tmp_path / "again")
     assert tree(tmp_path / "again") == tree(whole.location)
 
 
 @pytest.mark.parametrize("begun", [(), (2,), (0, 3), (0, 1, 2, 3)], ids=str)
-def test_killed_it_goes_on_to_the_same_bytes(
+def test_find_done_interrupted_set_finishes_with_the_same_bytes(
     begun: tuple[int, ...], whole: Prepared, source: Path, tmp_path: Path
 ) -> None:
     pairs, target = begin(source, tmp_path)
@@ -154,7 +157,7 @@ def test_killed_it_goes_on_to_the_same_bytes(
         ({"num_classes": 4}, r"class_names \(was .*, palette \(was"),
     ],
 )
-def test_another_set_in_the_same_folder_is_refused(
+def test_find_finished_other_settings_in_the_folder_are_refused(
     changes: dict[str, object], message: str, copy: Path, source: Path
 ) -> None:
     _, target = begin(source, copy, **changes)
@@ -168,7 +171,7 @@ def test_another_set_in_the_same_folder_is_refused(
         prepared_writer.find_done(target)
 
 
-def test_other_pairs_are_another_set(copy: Path, source: Path, tmp_path: Path) -> None:
+def test_find_finished_other_pairs_are_refused(copy: Path, source: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(source, tmp_path / "other"))
     for path in other.glob("*/pet_0001.*"):
         path.rename(path.with_stem("pet_0100"))
@@ -177,7 +180,7 @@ def test_other_pairs_are_another_set(copy: Path, source: Path, tmp_path: Path) -
         prepared_writer.find_finished(target)
 
 
-def test_a_set_without_one_labelled_pixel_is_refused(tmp_path: Path) -> None:
+def test_finish_no_labelled_pixel_is_refused(tmp_path: Path) -> None:
     for folder, value in (("images", 9), ("masks", 255)):
         (tmp_path / folder).mkdir()
         Image.fromarray(np.full((8, 8), value, np.uint8)).save(tmp_path / folder / "a.png")
@@ -226,11 +229,11 @@ SPOILT: list[tuple[Callable[[Path], object], str]] = [
     (lambda folder: (folder / "dataset.json").unlink(), r": no dataset.json in it; `petseg prepare shards`"),
     (lambda folder: (folder / "dataset.json").write_text("{"), r"/dataset.json: not JSON"),
     (edit(depth=3), r"/dataset.json: unknown setting depth"),
-    (edit(rows="nine"), r"/dataset.json: rows: 'nine' is not a value"),
+    (edit(rows="nine"), r"/dataset.json: rows: 'nine' is not a valid value"),
     (edit(rows=8), r"/dataset.json: its numbers of rows do not agree; was it edited\?"),
     (edit(rows=0, files=[], file_rows=[]), r"/dataset.json: it says 0 rows of 9; was it edited\?"),
     (edit(format=0), r"/dataset.json: made by another version"),
-    (edit(resize="other"), r"/dataset.json: resize: 'other' is not a value"),
+    (edit(resize="other"), r"/dataset.json: resize: 'other' is not a valid value"),
     (edit(file_rows=[3, 3, 1, 2]), r"/part-00002-of-00004.parquet: it has 2 rows, not 1; prepare the set again"),
     (edit(files=["/etc/passwd", "b", "c", "d"]), r"/dataset.json: it names a file '/etc/passwd'; was it edited"),
     (edit(image_size=[24, 16]), r"/part-00000-of-00004.parquet: not written for this dataset.json; was that edited"),
@@ -246,14 +249,16 @@ SPOILT: list[tuple[Callable[[Path], object], str]] = [
 
 
 @pytest.mark.parametrize(("spoil", "message"), SPOILT, ids=range(len(SPOILT)))
-def test_a_spoilt_set_is_refused_by_file(spoil: Callable[[Path], object], message: str, copy: Path) -> None:
+def test_open_set_damaged_set_is_refused_by_file_name(
+    spoil: Callable[[Path], object], message: str, copy: Path
+) -> None:
     spoil(copy)
     with pytest.raises(InputError, match=f"^{re.escape(str(copy))}{message}") as caught:
         prepared.open_set(str(copy))
     assert "\n" not in str(caught.value)
 
 
-def test_rows_are_read_in_the_order_asked_for(whole: Prepared) -> None:
+def test_read_rows_any_order_equals_decoding(whole: Prepared) -> None:
     for order in ([8, 0, 3, 7, 6, 1], [5], list(range(9)), []):
         rows = whole.manifest.take(pa.array(order, pa.int64()))
         read = prepared.read_rows(prepared.locate(whole, rows), SIZE)
@@ -262,12 +267,12 @@ def test_rows_are_read_in_the_order_asked_for(whole: Prepared) -> None:
         assert read == expected.select(["image", "mask", "error"])
 
 
-def test_what_cannot_be_read_is_an_error_in_its_row(copy: Path) -> None:
+def test_read_rows_corrupt_file_error_is_in_each_of_its_rows(copy: Path) -> None:
     found = prepared.open_set(str(copy))
     file = copy / PART_1
     content = bytearray(file.read_bytes())
     offset = pq.read_metadata(file).row_group(0).column(1).data_page_offset
-    content[offset + 100] ^= 1  # in the pixels, which only a checksum tells
+    content[offset + 100] ^= 1  # in the pixels, which only a checksum detects
     file.write_bytes(content)
     read = prepared.read_rows(prepared.locate(found, found.manifest), SIZE)
     assert read["image"].null_count == 9

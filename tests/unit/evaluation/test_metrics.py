@@ -8,31 +8,31 @@ from torchmetrics.functional import classification as peer
 from petseg.data.labels import IGNORE_ID
 from petseg.evaluation import metrics
 
-# Truth and prediction of eight pixels, one of them ignored, counted by hand.
+# Truth and prediction of eight pixels, one of them ignored, and their confusion matrix computed by hand.
 TARGET = torch.tensor([[0, 0, 0, 1], [1, 2, 2, IGNORE_ID]], dtype=torch.uint8)
 PREDICTED = torch.tensor([[0, 0, 1, 1], [0, 2, 2, 0]])
 CONFUSION = torch.tensor([[2, 1, 0], [1, 1, 0], [0, 0, 2]])
 
 
-def test_confusion_matrix_counts_what_is_not_ignored() -> None:
+def test_confusion_matrix_ignored_pixels_are_not_counted() -> None:
     confusion = metrics.confusion_matrix(PREDICTED, TARGET, 3)
     assert confusion.dtype == torch.int64
     assert torch.equal(confusion, CONFUSION)
 
 
-def test_confusion_matrices_add_up() -> None:
+def test_confusion_matrix_sum_of_parts_equals_the_whole() -> None:
     parts = [metrics.confusion_matrix(PREDICTED[i], TARGET[i], 3) for i in range(2)]
     assert torch.equal(parts[0] + parts[1], CONFUSION)
 
 
-def test_scores() -> None:
+def test_scores_equal_hand_computed_values() -> None:
     assert metrics.pixel_accuracy(CONFUSION) == pytest.approx(5 / 7)
     assert metrics.iou(CONFUSION) == pytest.approx([2 / 4, 1 / 3, 1])
     assert metrics.mean_iou(CONFUSION) == pytest.approx((2 / 4 + 1 / 3 + 1) / 3)
     assert metrics.dice(CONFUSION) == pytest.approx([4 / 6, 2 / 4, 1])
 
 
-def test_a_class_that_is_nowhere_has_no_iou_and_does_not_count() -> None:
+def test_mean_iou_absent_class_is_nan_and_not_counted() -> None:
     confusion = torch.tensor([[3, 0, 0], [1, 4, 0], [0, 0, 0]])
     iou = metrics.iou(confusion)
     assert iou[:2] == pytest.approx([3 / 4, 4 / 5])
@@ -40,12 +40,12 @@ def test_a_class_that_is_nowhere_has_no_iou_and_does_not_count() -> None:
     assert metrics.mean_iou(confusion) == pytest.approx((3 / 4 + 4 / 5) / 2)
 
 
-def test_counts_beyond_single_precision_stay_exact() -> None:
+def test_pixel_accuracy_large_counts_stay_exact() -> None:
     confusion = torch.tensor([[10**12, 1], [0, 10**12]])
     assert 1 - metrics.pixel_accuracy(confusion) == pytest.approx(5e-13, rel=1e-3)
 
 
-def test_torchmetrics_finds_the_same() -> None:
+def test_scores_equal_torchmetrics() -> None:
     generator = torch.Generator().manual_seed(0)
     target = torch.randint(0, 4, (3, 20, 30), generator=generator, dtype=torch.uint8)
     guessed = torch.randint(0, 4, target.shape, generator=generator)
@@ -61,10 +61,11 @@ def test_torchmetrics_finds_the_same() -> None:
     assert metrics.pixel_accuracy(confusion) == pytest.approx(accuracy)
 
 
-def test_boundary_iou_of_a_contour_that_is_one_pixel_off() -> None:
-    """6 × 6 pixels in two halves; the prediction has the line between them one pixel further right. At distance 1 the
-    edge of the picture is near, and the pixels on both sides of the line: counted by hand, of class 0, 14 in the truth,
-    16 in the prediction, 10 in both; of class 1, 14, 12 and 8.
+def test_boundary_iou_contour_off_by_one_pixel_equals_hand_computed() -> None:
+    """The truth is 6 × 6 pixels in two halves. The prediction has the contour one pixel further right.
+
+    At distance 1 the boundary is the image's edge and the pixels on both sides of the contour. Counted by hand, class 0
+    has 14 in the truth, 16 in the prediction and 10 in both; class 1 has 14, 12 and 8.
     """
     target, predicted = (torch.tensor([[0] * left + [1] * (6 - left)] * 6, dtype=torch.uint8) for left in (3, 4))
     confusion = metrics.boundary_confusion(predicted, target, 2, distance=1)
@@ -80,8 +81,8 @@ def blobs(seed: int) -> torch.Tensor:
     return torch.from_numpy(coarse.repeat(7, 0).repeat(5, 1))
 
 
-def eroded(mask: np.ndarray, times: int) -> np.ndarray:
-    """By 3 × 3 pixels at a time, with nothing around the picture: the paper's `mask_to_boundary`, without OpenCV."""
+def erode(mask: np.ndarray, times: int) -> np.ndarray:
+    """Erode a mask `times` times by 3 × 3 pixels, with zeros around it: the paper's `mask_to_boundary`."""
     for _ in range(times):
         framed = np.pad(mask, 1)
         height, width = mask.shape
@@ -91,19 +92,19 @@ def eroded(mask: np.ndarray, times: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("distance", [1, 2, 3, 6, 40])
-def test_boundary_iou_is_that_of_eroded_masks(distance: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_boundary_iou_equals_that_of_eroded_masks(distance: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "_PIXELS_AT_A_TIME", 500)
     target, predicted = blobs(0), blobs(1)
     expected = []
     for class_id in range(4):
         of_class = [(class_ids == class_id).numpy() for class_ids in (target, predicted)]
-        one, other = (mask & ~eroded(mask, distance) for mask in of_class)
+        one, other = (mask & ~erode(mask, distance) for mask in of_class)
         expected.append((one & other).sum() / (one | other).sum())
     assert min(expected) > 0.02 and max(expected) < 0.6
     assert metrics.boundary_iou(metrics.boundary_confusion(predicted, target, 4, distance)) == pytest.approx(expected)
 
 
-def test_what_is_said_of_ignored_pixels_changes_no_boundary() -> None:
+def test_boundary_confusion_prediction_in_ignored_pixels_has_no_effect() -> None:
     target, predicted = blobs(0), blobs(1)
     ignored = blobs(2) == 0
     target[ignored] = IGNORE_ID
@@ -115,12 +116,12 @@ def test_what_is_said_of_ignored_pixels_changes_no_boundary() -> None:
 
 
 @pytest.mark.parametrize(("size", "distance"), [((160, 160), 5), ((300, 400), 10), ((3, 4), 1)])
-def test_near_is_two_percent_of_the_diagonal(size: tuple[int, int], distance: int) -> None:
+def test_boundary_distance_is_two_percent_of_the_diagonal(size: tuple[int, int], distance: int) -> None:
     assert metrics.boundary_distance(*size) == distance
 
 
-def test_cross_entropy_in_nats() -> None:
-    """Four pixels: sure and right, right by a half, the half of what there is, and ignored."""
+def test_cross_entropy_sum_equals_hand_computed_nats() -> None:
+    """Four pixels: probability 1 of the true class, 1/2, 1/4 (half of the sum), and ignored."""
     probabilities = torch.tensor([[[1, 0.5, 0.25, 0]], [[0, 0.5, 0.25, 1]]])
     target = torch.tensor([[0, 1, 0, IGNORE_ID]], dtype=torch.uint8)
     assert metrics.cross_entropy_sum(probabilities, target).item() == pytest.approx(2 * math.log(2))

@@ -6,10 +6,10 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import do_shards, make_plan
 
-from petseg import storage
+from petseg import files, storage
 from petseg.errors import InputError
 from petseg.inference import output_folder
-from petseg.inference.plan import MANIFEST_FILE, PLAN_FILE, Outputs, Plan, Summary
+from petseg.inference.plan import Outputs, Plan, Summary
 from petseg.storage import local
 
 SETTINGS = {"checkpoint_sha256": "c0ffee"}
@@ -25,7 +25,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_second_start_does_the_rest_to_the_same_bytes(photos: Path, tmp_path: Path) -> None:
+def test_find_done_second_start_completes_with_the_same_bytes(photos: Path, tmp_path: Path) -> None:
     whole, halved = make_plan(photos, tmp_path / "whole"), make_plan(photos, tmp_path / "halved")
     start(whole)
     output_folder.finish(whole, do_shards(whole, 0, 1, 2))
@@ -44,7 +44,7 @@ def test_a_second_start_does_the_rest_to_the_same_bytes(photos: Path, tmp_path: 
 @pytest.mark.parametrize(
     "harm", ["missing", "cut short", "empty", "broken footer", "too few rows", "of another plan", "without footer"]
 )
-def test_a_shard_that_is_not_whole_and_ours_is_not_taken(harm: str, photos: Path, tmp_path: Path) -> None:
+def test_find_done_damaged_or_foreign_shard_is_not_done(harm: str, photos: Path, tmp_path: Path) -> None:
     plan = make_plan(photos, tmp_path / "out")
     start(plan)
     done = do_shards(plan, 0, 1, 2)
@@ -81,7 +81,7 @@ def test_a_shard_that_is_not_whole_and_ours_is_not_taken(harm: str, photos: Path
         ({"settings": SETTINGS | {"tile": 1}}, r"tile \(was None, now 1\)"),
     ],
 )
-def test_other_settings_over_an_output_are_refused(
+def test_find_done_other_settings_are_refused(
     changes: dict[str, object], message: str, photos: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
@@ -89,26 +89,26 @@ def test_other_settings_over_an_output_are_refused(
     start(plan)
     do_shards(plan, 0)
     before = content(output)
-    with pytest.raises(InputError, match=f"--output .*out: begun with other settings: {message}"):
+    with pytest.raises(InputError, match=f"--output .*out: started with other settings: {message}"):
         start(make_plan(photos, output, **changes))
     assert content(output) == before
 
 
-def test_looking_changes_nothing(photos: Path, tmp_path: Path) -> None:
+def test_find_done_new_output_is_not_created(photos: Path, tmp_path: Path) -> None:
     assert output_folder.find_done(make_plan(photos, tmp_path / "out")) == {}
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
-def test_a_plan_that_was_edited_is_refused(content: bytes, photos: Path, tmp_path: Path) -> None:
+def test_find_done_edited_plan_is_refused(content: bytes, photos: Path, tmp_path: Path) -> None:
     plan = make_plan(photos, tmp_path / "out")
     start(plan)
-    (tmp_path / "out" / PLAN_FILE).write_bytes(content)
+    (tmp_path / "out" / files.PLAN).write_bytes(content)
     with pytest.raises(InputError, match=r"out/_plan\.json: "):
         output_folder.find_done(plan)
 
 
-def test_a_folder_that_changed_is_refused_and_what_changed_is_named(photos: Path, tmp_path: Path) -> None:
+def test_find_done_changed_photos_are_refused_and_named(photos: Path, tmp_path: Path) -> None:
     start(make_plan(photos, tmp_path / "out"))
     (photos / "new.jpg").touch()
     (photos / "a" / "2.jpg").unlink()
@@ -121,101 +121,103 @@ def test_a_folder_that_changed_is_refused_and_what_changed_is_named(photos: Path
     assert f"2 gone: {photos}/a/2.jpg, {photos}/b/1.jpg" in message
 
 
-def test_a_changed_folder_is_refused_also_where_the_old_names_are_lost(photos: Path, tmp_path: Path) -> None:
+def test_find_done_changed_photos_and_broken_manifest_are_refused(photos: Path, tmp_path: Path) -> None:
     start(make_plan(photos, tmp_path / "out"))
-    (tmp_path / "out" / MANIFEST_FILE).write_bytes(b"broken")
+    (tmp_path / "out" / files.PREDICTION_MANIFEST).write_bytes(b"broken")
     (photos / "new.jpg").touch()
     with pytest.raises(InputError, match=r"images \(was 7, now 8\), manifest_sha256"):
         start(make_plan(photos, tmp_path / "out"))
 
 
-def finished(photos: Path, output: Path, **changes: object) -> dict[str, bytes]:
+def predict_all(photos: Path, output: Path, **changes: object) -> dict[str, bytes]:
     plan = make_plan(photos, output, **changes)
     start(plan, overwrite=True)
     output_folder.finish(plan, do_shards(plan, *range(plan.target.num_shards)))
     return content(output)
 
 
-def test_what_another_job_has_begun_since_one_looked_is_left_to_it(photos: Path, tmp_path: Path) -> None:
-    """Starting Ray lies between the look and the beginning: time enough."""
+def test_begin_output_of_another_job_begun_meanwhile_is_unchanged(photos: Path, tmp_path: Path) -> None:
+    """Ray is started between `find_done` and `begin`, so another job can begin meanwhile."""
     late, early = make_plan(photos, tmp_path / "out"), make_plan(photos, tmp_path / "out", shard_size=2)
     assert output_folder.find_done(late) == {}
     start(early)
     do_shards(early, 0)
     before = content(tmp_path / "out")
-    with pytest.raises(InputError, match=r"begun with other settings: shard_size \(was 2, now 3\)"):
+    with pytest.raises(InputError, match=r"started with other settings: shard_size \(was 2, now 3\)"):
         output_folder.begin(late)
     assert content(tmp_path / "out") == before
 
 
-def test_who_loses_the_race_changes_nothing(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not the list of the other's photos, by which they would be found."""
+def test_begin_two_jobs_race_loser_changes_nothing(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list of the other job's photos is not replaced either."""
     (photos / "late.jpg").touch()
     late = make_plan(photos, tmp_path / "out")
     (photos / "late.jpg").unlink()
     remove_leftovers, early = storage.remove_leftovers, {}
 
     def another_begins(output: str) -> None:
-        """Once this job has looked for a plan, and before it writes anything."""
+        """Start the other job after this one has looked for a plan and before it writes."""
         monkeypatch.setattr(storage, "remove_leftovers", remove_leftovers)
         start(make_plan(photos, tmp_path / "out"))
         early.update(content(tmp_path / "out"))
 
     monkeypatch.setattr(storage, "remove_leftovers", another_begins)
-    with pytest.raises(InputError, match=r"--output: .* is there already"):
+    with pytest.raises(InputError, match=r"--output: .* already exists"):
         output_folder.begin(late)
     assert early and content(tmp_path / "out") == early
 
 
-def test_a_machine_that_does_not_have_the_output_says_so(photos: Path, tmp_path: Path) -> None:
+def test_require_plan_output_missing_on_this_machine_is_an_error(photos: Path, tmp_path: Path) -> None:
     plan = make_plan(photos, tmp_path / "out")
     with pytest.raises(OSError, match=r"no _plan.json there any more, or not on every machine"):
         output_folder.require_plan(plan.target)
 
 
-def test_overwriting_leaves_nothing_of_the_other_job(photos: Path, tmp_path: Path) -> None:
+def test_overwrite_all_files_of_the_other_job_are_removed(photos: Path, tmp_path: Path) -> None:
     output, own = tmp_path / "out", tmp_path / "out" / "notes.txt"
-    finished(photos, output, shard_size=2, outputs=Outputs(overlay=True))
+    predict_all(photos, output, shard_size=2, outputs=Outputs(overlay=True))
     own.write_text("the user's")
     (photos / "a" / "2.jpg").unlink()
-    assert finished(photos, output) == finished(photos, tmp_path / "fresh") | {"notes.txt": b"the user's"}
+    assert predict_all(photos, output) == predict_all(photos, tmp_path / "fresh") | {"notes.txt": b"the user's"}
 
 
-def test_overwriting_does_not_touch_a_folder_of_masks_that_no_job_wrote(photos: Path, tmp_path: Path) -> None:
+def test_overwrite_masks_folder_of_no_job_is_refused(photos: Path, tmp_path: Path) -> None:
     labelled = tmp_path / "out" / "masks" / "a" / "0.png"
     start(make_plan(photos, tmp_path / "out", outputs=Outputs(png=False)))
     labelled.parent.mkdir(parents=True)
     labelled.touch()
-    finished(photos, tmp_path / "out", shard_size=2, outputs=Outputs(png=False))
+    predict_all(photos, tmp_path / "out", shard_size=2, outputs=Outputs(png=False))
     with pytest.raises(InputError, match=r"its masks/ is not of the job that was begun there"):
-        finished(photos, tmp_path / "out")
+        predict_all(photos, tmp_path / "out")
     assert labelled.read_bytes() == b""
 
 
-def test_overwriting_keeps_a_file_among_the_masks_that_no_job_wrote(photos: Path, tmp_path: Path) -> None:
-    finished(photos, tmp_path / "out")
+def test_overwrite_user_file_among_the_masks_is_kept(photos: Path, tmp_path: Path) -> None:
+    predict_all(photos, tmp_path / "out")
     corrected = tmp_path / "out" / "masks" / "corrected.png"
     corrected.touch()
-    finished(photos, tmp_path / "out", shard_size=2)
+    predict_all(photos, tmp_path / "out", shard_size=2)
     assert corrected.exists()
 
 
-def test_a_plan_of_something_else_is_not_overwritten(photos: Path, tmp_path: Path) -> None:
-    plan = tmp_path / "out" / PLAN_FILE
+def test_overwrite_plan_of_something_else_is_refused(photos: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "out" / files.PLAN
     plan.parent.mkdir()
     plan.write_text('{"png": true, "steps": []}')
     with pytest.raises(InputError, match="not the plan of a prediction"):
         start(make_plan(photos, tmp_path / "out"), overwrite=True)
 
 
-def test_masks_that_are_not_known_by_name_are_not_overwritten(photos: Path, tmp_path: Path) -> None:
-    finished(photos, tmp_path / "out")
-    (tmp_path / "out" / MANIFEST_FILE).unlink()
+def test_overwrite_missing_manifest_is_refused(photos: Path, tmp_path: Path) -> None:
+    predict_all(photos, tmp_path / "out")
+    (tmp_path / "out" / files.PREDICTION_MANIFEST).unlink()
     with pytest.raises(InputError, match="so what to overwrite is not known"):
         start(make_plan(photos, tmp_path / "out", shard_size=2), overwrite=True)
 
 
-def test_a_job_whose_output_another_has_taken_over_writes_no_more(photos: Path, tmp_path: Path) -> None:
+def test_write_shard_output_taken_over_by_another_job_is_an_error(photos: Path, tmp_path: Path) -> None:
     """Ctrl-C at `ray job submit` leaves a job running."""
     alive, later = make_plan(photos, tmp_path / "out"), make_plan(photos, tmp_path / "out", settings={"checkpoint": 2})
     start(alive)
@@ -232,15 +234,15 @@ def test_a_job_whose_output_another_has_taken_over_writes_no_more(photos: Path, 
         output_folder.finish(later, of_later)
 
 
-def test_the_names_are_written_again_where_an_overwriting_start_had_replaced_them(photos: Path, tmp_path: Path) -> None:
-    expected = finished(photos, tmp_path / "out")[MANIFEST_FILE]
-    (tmp_path / "out" / MANIFEST_FILE).write_bytes(b"of the job that was killed before its plan")
+def test_begin_manifest_replaced_by_a_killed_start_is_restored(photos: Path, tmp_path: Path) -> None:
+    expected = predict_all(photos, tmp_path / "out")[files.PREDICTION_MANIFEST]
+    (tmp_path / "out" / files.PREDICTION_MANIFEST).write_bytes(b"of the job that was killed before its plan")
     start(make_plan(photos, tmp_path / "out"))
-    assert (tmp_path / "out" / MANIFEST_FILE).read_bytes() == expected
+    assert (tmp_path / "out" / files.PREDICTION_MANIFEST).read_bytes() == expected
 
 
-def test_overwriting_keeps_what_the_same_job_has_done(photos: Path, tmp_path: Path) -> None:
-    """The same command, --overwrite and all, after a kill."""
+def test_overwrite_same_job_keeps_its_finished_shards(photos: Path, tmp_path: Path) -> None:
+    """The same command with --overwrite is run again after a kill."""
     plan = make_plan(photos, tmp_path / "out")
     start(plan, overwrite=True)
     done = do_shards(plan, 1)
@@ -248,11 +250,11 @@ def test_overwriting_keeps_what_the_same_job_has_done(photos: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("step", [0, 1, 3, 5, 8, 12, 15, 19, 20, 21, 22])
-def test_overwriting_that_was_killed_is_taken_up_again(
+def test_overwrite_killed_at_each_step_second_start_completes(
     step: int, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At each of its deletions and writes; and never is what is left taken for the new job's."""
-    finished(photos, tmp_path / "out", shard_size=2, outputs=Outputs(overlay=True))
+    """Killed at each deletion and write. Remaining files are never taken as finished by the new job."""
+    predict_all(photos, tmp_path / "out", shard_size=2, outputs=Outputs(overlay=True))
     left = step
 
     def killed_at_step(name: str) -> Callable[..., None]:
@@ -275,19 +277,19 @@ def test_overwriting_that_was_killed_is_taken_up_again(
         with pytest.raises(KeyboardInterrupt) if step < 22 else contextlib.nullcontext():
             start(plan, overwrite=True)
     assert not output_folder.is_finished(plan, output_folder.find_done(plan, overwrite=True))
-    assert finished(photos, tmp_path / "out") == finished(photos, tmp_path / "fresh")
+    assert predict_all(photos, tmp_path / "out") == predict_all(photos, tmp_path / "fresh")
 
 
 @pytest.mark.parametrize("name", ["masks/x.png", "data.parquet", "_SUCCESS.json"])
-def test_the_output_of_something_else_is_not_written_over(name: str, photos: Path, tmp_path: Path) -> None:
+def test_find_done_output_of_something_else_is_refused(name: str, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / name).parent.mkdir(parents=True)
     (tmp_path / "out" / name).touch()
-    with pytest.raises(InputError, match=f"{name.split('/')[0]} is there already"):
+    with pytest.raises(InputError, match=f"{name.split('/')[0]} already exists"):
         start(make_plan(photos, tmp_path / "out"))
     assert list(content(tmp_path / "out")) == [name]
 
 
-def test_leftovers_of_a_killed_start_are_cleared(photos: Path, tmp_path: Path) -> None:
+def test_begin_and_finish_temporary_files_are_removed(photos: Path, tmp_path: Path) -> None:
     plan = make_plan(photos, tmp_path / "out")
     start(plan)
     leftover = tmp_path / "out" / f"{local.TEMPORARY}0123"

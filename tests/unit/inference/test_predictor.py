@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from petseg.data.decode import Photo
-from petseg.inference import predictor as predict
+from petseg.inference import predictor
 from petseg.inference.predictor import Prediction, Predictor
 from petseg.models.unet import UNet
 
@@ -19,15 +19,15 @@ SIZE = (32, 48)
 
 @pytest.mark.parametrize("size", [(40, 64), (7, 5), (1, 1), (123, 77), (16, 24)])
 @pytest.mark.parametrize("strip_values", [1, 2000, 2**22])
-def test_a_mask_is_bilinear_upsampling_then_argmax(
+def test_prediction_mask_is_argmax_of_bilinear_upsampling(
     size: tuple[int, int], strip_values: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predict, "STRIP_VALUES", strip_values)
+    monkeypatch.setattr(predictor, "STRIP_VALUES", strip_values)
     values = (torch.randn(4, 16, 24, generator=torch.Generator().manual_seed(0)) * 3).softmax(0)
     mask = Prediction(values, *size, keep_probabilities=True).mask()
     whole = F.interpolate(values[None], size=size, mode="bilinear", align_corners=False)[0]
     top = whole.topk(2, 0).values
-    clear = (top[0] - top[1] > 1e-5).numpy()  # where rounding cannot decide
+    clear = (top[0] - top[1] > 1e-5).numpy()  # rounding does not decide here
     assert mask.class_ids.shape == size and mask.class_ids.dtype == np.uint8
     assert np.array_equal(mask.class_ids[clear], whole.argmax(0).numpy()[clear])
     assert clear.mean() > 0.99
@@ -43,7 +43,7 @@ def photos(count: int) -> list[Photo]:
 
 
 def network() -> UNet:
-    """One whose batch norms have statistics and weights that folding them must not lose."""
+    """Return a network with non-trivial batch-norm statistics and weights, which folding must keep."""
     torch.manual_seed(0)
     model = UNet(3, input_scale=1 / 127.5, input_offset=-1)
     with torch.no_grad():
@@ -54,7 +54,7 @@ def network() -> UNet:
     return model
 
 
-def test_masks_do_not_depend_on_the_batch() -> None:
+def test_predictor_each_batch_size_gives_the_same_masks() -> None:
     model = network()
     together, alone = (list(Predictor(model, CPU, size, SIZE, "fp32", threads=2)(photos(5))) for size in (4, 1))
     assert len(together) == 5
@@ -64,7 +64,7 @@ def test_masks_do_not_depend_on_the_batch() -> None:
         assert a.confidence == pytest.approx(b.confidence, abs=1e-4)
 
 
-def test_the_network_predicts_in_evaluation_mode_and_is_left_alone() -> None:
+def test_predictor_network_in_training_mode_is_left_unchanged() -> None:
     model = network().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     predictor = Predictor(model, CPU, 2, SIZE, "bf16")
@@ -75,8 +75,8 @@ def test_the_network_predicts_in_evaluation_mode_and_is_left_alone() -> None:
     assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_the_probabilities_are_those_of_the_network() -> None:
-    """At the network's own size nothing is enlarged, so they must be its softmax, batch norms folded or not."""
+def test_predictor_network_size_probabilities_equal_its_softmax() -> None:
+    """At the network's own size nothing is enlarged, so the probabilities equal its softmax."""
     model = network()
     photo = Photo(photos(1)[0].pixels, *SIZE)
     [prediction] = Predictor(model, CPU, 1, SIZE, "fp32", probabilities=True)([photo])
@@ -99,14 +99,14 @@ def test_the_probabilities_are_those_of_the_network() -> None:
         (3, 3, 2, [0]),
     ],
 )
-def test_tiles_cover_a_side_and_overlap(length: int, tile: int, overlap: int, starts: list[int]) -> None:
-    assert predict.tile_starts(length, tile, overlap) == starts
+def test_tile_starts_cover_the_side_with_the_overlap(length: int, tile: int, overlap: int, starts: list[int]) -> None:
+    assert predictor.tile_starts(length, tile, overlap) == starts
     assert starts[-1] + tile == length
     assert all(one + tile - other >= overlap for one, other in itertools.pairwise(starts))
 
 
 class Brightest(torch.nn.Module):
-    """A network that sees one pixel only: the logits are the channels, so its answer does not depend on the tiling."""
+    """A network with one pixel as receptive field: the logits are the channels, so tiling has no effect."""
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return pixels.float() / 16
@@ -120,10 +120,10 @@ def brightest(batch_size: int) -> Predictor:
 
 @pytest.mark.parametrize("overlap", [0, 8, 31])
 @pytest.mark.parametrize("strip_values", [200, 2**22])
-def test_tiles_are_blended_to_what_one_look_would_give(
+def test_tiled_blended_tiles_equal_a_single_pass(
     overlap: int, strip_values: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predict, "STRIP_VALUES", strip_values)
+    monkeypatch.setattr(predictor, "STRIP_VALUES", strip_values)
     pixels = np.random.default_rng(1).integers(0, 256, (101, 130, 3), np.uint8)
     mask = brightest(3).tiled(Image.fromarray(pixels), SIZE, overlap)
     expected = (torch.tensor(pixels).permute(2, 0, 1) / 16).softmax(0).numpy()
@@ -134,8 +134,8 @@ def test_tiles_are_blended_to_what_one_look_would_give(
     assert sum(mask.class_pixels) == 101 * 130
 
 
-def test_blending_falls_off_towards_the_edges_of_a_tile() -> None:
-    """Two tiles that disagree: over the overlap the second one's share grows evenly from pixel to pixel."""
+def test_tiled_disagreeing_tiles_blend_linearly() -> None:
+    """Over the overlap of two disagreeing tiles, the second one's weight grows linearly."""
 
     class ByTile(torch.nn.Module):
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -154,7 +154,7 @@ def test_blending_falls_off_towards_the_edges_of_a_tile() -> None:
 
 
 @pytest.mark.parametrize("size", [(32, 48), (20, 48), (31, 9)])
-def test_a_photo_no_larger_than_a_tile_is_treated_as_without_tiles(size: tuple[int, int]) -> None:
+def test_tiled_photo_within_one_tile_equals_untiled(size: tuple[int, int]) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8)
     picture = Image.fromarray(pixels)
     predictor = Predictor(network(), CPU, 2, SIZE, "fp32", probabilities=True)
@@ -186,10 +186,10 @@ print(peak() - before)
 """
 
 
-def test_a_hundred_megapixels_take_little_more_than_their_mask() -> None:
-    """100 MB for the mask and 123 MB for a row of tiles; with what the allocator keeps, 490 to 680 MB were seen.
+def test_tiled_hundred_megapixels_memory_is_bounded() -> None:
+    """The mask takes 100 MB and a row of tiles 123 MB. With the allocator's reserve, 490 to 680 MB were measured.
 
-    All probabilities at once would be 1,200 MB on top of that.
+    All probabilities at once would add 1,200 MB.
     """
     done = subprocess.run([sys.executable, "-c", HUNDRED_MEGAPIXELS], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -29,7 +29,7 @@ def write_all(photos: Path, output: Path, **changes: object) -> list[dict]:
     return pa.concat_tables([pq.read_table(file) for file in sorted(output.glob("part-*"))]).to_pylist()
 
 
-def test_every_photo_has_its_row_and_every_mask_its_files(photos: Path, tmp_path: Path) -> None:
+def test_write_shard_every_photo_has_a_row_and_every_mask_its_files(photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     found = write_all(photos, output, outputs=EVERYTHING)
     assert [file.name for file in sorted(output.glob("part-*"))] == [f"part-0000{i}-of-00003.parquet" for i in range(3)]
@@ -73,15 +73,15 @@ def test_every_photo_has_its_row_and_every_mask_its_files(photos: Path, tmp_path
     assert success["plan"]["checkpoint_sha256"] == "c0ffee"
 
 
-def test_without_png_the_masks_are_in_the_parquet_alone(photos: Path, tmp_path: Path) -> None:
+def test_write_shard_without_png_masks_are_only_in_parquet(photos: Path, tmp_path: Path) -> None:
     found = write_all(photos, tmp_path / "out", outputs=Outputs(png=False))
     assert not (tmp_path / "out" / "masks").exists()
     assert [row["mask_png"] is None for row in found] == [row["id"] == "b/3" for row in found]
     assert set(found[0]) == set(schema(Outputs()).names)
 
 
-def test_a_photo_that_is_lost_between_two_starts_leaves_no_file(photos: Path, tmp_path: Path) -> None:
-    """The first wrote its mask, but was killed before the shard's commit."""
+def test_write_shard_photo_deleted_after_a_kill_leaves_no_mask_file(photos: Path, tmp_path: Path) -> None:
+    """The first start wrote the mask, but was killed before the shard was complete."""
     plan = make_plan(photos, tmp_path / "out", outputs=EVERYTHING)
     output_folder.begin(plan)
     do_shards(plan, 0)
@@ -94,7 +94,7 @@ def test_a_photo_that_is_lost_between_two_starts_leaves_no_file(photos: Path, tm
 
 @pytest.fixture
 def as_nobody() -> Iterator[None]:
-    """Without root's right to read everything."""
+    """Run without root's permission to read everything."""
     user = os.geteuid()
     if user == 0:
         os.seteuid(65534)
@@ -102,8 +102,8 @@ def as_nobody() -> Iterator[None]:
     os.seteuid(user)
 
 
-def test_photos_that_cannot_be_read_are_rows(photos: Path, tmp_path: Path) -> None:
-    """Vanished between listing and reading, empty, and larger than the limit."""
+def test_read_shard_missing_empty_or_too_large_photo_is_an_error_row(photos: Path, tmp_path: Path) -> None:
+    """Photos: deleted between listing and reading, empty, and larger than the limit."""
     found = manifest.discover(str(photos))
     (photos / "a" / "0.jpg").unlink()
     (photos / "a" / "2.jpg").write_bytes(b"")
@@ -115,7 +115,7 @@ def test_photos_that_cannot_be_read_are_rows(photos: Path, tmp_path: Path) -> No
     assert errors[3] is None
 
 
-def test_a_photo_without_permission_is_a_row(photos: Path, request: pytest.FixtureRequest) -> None:
+def test_read_shard_photo_without_permission_is_an_error_row(photos: Path, request: pytest.FixtureRequest) -> None:
     found = manifest.discover(str(photos))
     (photos / "a" / "0.jpg").chmod(0)
     request.getfixturevalue("as_nobody")
@@ -135,7 +135,7 @@ KINDS = {
 }
 
 
-def test_unusual_photos_have_masks(tmp_path: Path) -> None:
+def test_predict_shard_unusual_colour_modes_have_masks(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for name, (image, options) in KINDS.items():
         image.save(tmp_path / "photos" / name, **options)
@@ -144,9 +144,9 @@ def test_unusual_photos_have_masks(tmp_path: Path) -> None:
     assert all(row["error"] is None and (row["height"], row["width"]) == (30, 40) for row in found)
 
 
-def test_photos_larger_than_a_tile_are_predicted_at_their_own_size(photos: Path, tmp_path: Path) -> None:
-    """Without tiles and with them the rows are the same here, where the stand-in for the network sees one colour; but
-    a photo as large as a tile must have come decoded, and a larger one not."""
+def test_read_shard_photo_larger_than_a_tile_is_decoded_later(photos: Path, tmp_path: Path) -> None:
+    """A photo within one tile is decoded while reading, a larger one is not. The rows are the same with and without
+    tiles, because the predictor of the tests sees one colour only."""
     found = manifest.discover(str(photos))
     table = read_shard(found, SHARD_SIZE_HW, 10**6, tile_hw=(20, 33))
     # 30 + i pixels wide; b/3 is broken
@@ -160,8 +160,8 @@ def test_photos_larger_than_a_tile_are_predicted_at_their_own_size(photos: Path,
         assert (tmp_path / "tiled" / file.relative_to(tmp_path / "whole")).read_bytes() == file.read_bytes()
 
 
-def test_a_large_photo_that_fails_only_when_decoded_is_a_row(photos: Path, tmp_path: Path) -> None:
-    """Its header is good, its pixels are not; the others go on."""
+def test_predict_shard_large_truncated_photo_is_an_error_row(photos: Path, tmp_path: Path) -> None:
+    """The photo's header is valid, its pixels are not. The other photos are predicted."""
     Image.effect_noise((400, 400), 50).convert("RGB").save(photos / "a" / "2.jpg")
     content = (photos / "a" / "2.jpg").read_bytes()
     (photos / "a" / "2.jpg").write_bytes(content[: len(content) // 2])
@@ -174,7 +174,7 @@ def test_a_large_photo_that_fails_only_when_decoded_is_a_row(photos: Path, tmp_p
     assert {key for key, value in row.items() if value is not None} == {"id", "image"}
 
 
-def test_a_folder_of_broken_photos_is_a_folder_of_rows(photos: Path, tmp_path: Path) -> None:
+def test_write_shard_all_photos_broken_all_rows_have_errors(photos: Path, tmp_path: Path) -> None:
     for path in photos.glob("*/*"):
         path.write_bytes(b"broken")
     found = write_all(photos, tmp_path / "out", outputs=EVERYTHING)
@@ -183,7 +183,7 @@ def test_a_folder_of_broken_photos_is_a_folder_of_rows(photos: Path, tmp_path: P
 
 
 def mutations(count: int) -> Iterator[bytes]:
-    """Photos of every format, with bytes changed, lost, doubled or cut off; seeded."""
+    """Yield photos of every format with bytes changed, removed, inserted or cut off. Seeded."""
     generator = random.Random(2026)
     picture = Image.effect_mandelbrot((120, 90), (-2, -1, 1, 1), 60).convert("RGB")
     turned = Image.Exif()
@@ -198,7 +198,7 @@ def mutations(count: int) -> Iterator[bytes]:
         seeds.append(buffer.getvalue())
     for number in range(count):
         content = bytearray(seeds[number % len(seeds)])
-        within = min(len(content), generator.choice([40, 700, 10**9]))  # headers are where the harm is done
+        within = min(len(content), generator.choice([40, 700, 10**9]))  # changes in headers do most harm
         place = generator.randrange(within)
         kind = generator.choice(["cut", "change", "change", "lose", "insert"])
         if kind == "cut":
@@ -213,14 +213,14 @@ def mutations(count: int) -> Iterator[bytes]:
         yield bytes(content)
 
 
-def test_a_thousand_mutated_photos_are_a_thousand_rows(tmp_path: Path) -> None:
+def test_write_shard_thousand_mutated_photos_give_thousand_rows(tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     for number, content in enumerate(mutations(1000)):
         (folder / f"{number:04}.jpg").write_bytes(content)
     started = time.monotonic()
     found = write_all(folder, tmp_path / "out", shard_size=100, outputs=Outputs(overlay=True))
-    assert time.monotonic() - started < 120  # no more than a guard against one that hangs; a few seconds are usual
+    assert time.monotonic() - started < 120  # only detects a hang; a few seconds are usual
     assert len(found) == 1000
     good = [row for row in found if row["error"] is None]
     assert 150 < len(good) < 850

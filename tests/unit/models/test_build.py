@@ -15,7 +15,7 @@ def weights(network: Network) -> torch.Tensor:
     return torch.cat([parameter.flatten() for parameter in network.parameters()])
 
 
-def test_build_seeded_weights_follow_from_the_seed_alone() -> None:
+def test_build_seeded_same_seed_same_weights() -> None:
     state = torch.get_rng_state()
     first, again, other = (weights(build.build_seeded(CONFIG, seed)) for seed in (5, 5, 6))
     assert torch.equal(first, again)
@@ -40,21 +40,21 @@ class Tiny(Network):
         return self.conv(pixels_nchw.float() / 255)
 
 
-def test_another_network_is_trained_kept_and_used_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through training's step, a checkpoint, prediction and `petseg.load`, which know no network by name."""
+def test_build_other_network_trains_saves_and_predicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training step, checkpoint, prediction and `petseg.load` know no network by name."""
     import numpy as np
 
     import petseg
     from petseg.config.train import TrainConfig
     from petseg.training import recipes
-    from petseg.training.trainer import Learner
+    from petseg.training.trainer import Trainer
 
     monkeypatch.setitem(build.NETWORKS, "tiny", lambda config: Tiny(config.num_classes))
     config = dataclasses.replace(CONFIG, network="tiny")
-    learner = Learner(recipes.resolve(TrainConfig(batch_size=2)), config, torch.device("cpu"), "fp32")
+    trainer = Trainer(recipes.resolve(TrainConfig(batch_size=2)), config, torch.device("cpu"), "fp32")
     photos = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    learner.step(photos, torch.zeros(2, 32, 32, dtype=torch.uint8), 0, 1, (1, 0, 1, 0))
-    checkpoint.save(str(tmp_path / "run"), learner.judged, learner.state(), config, [{"epoch": 1, "val_loss": 1.0}])
+    trainer.train_step(photos, torch.zeros(2, 32, 32, dtype=torch.uint8), 0, 1, (1, 0, 1, 0))
+    checkpoint.save(str(tmp_path / "run"), trainer.eval_model, trainer.state(), config, [{"epoch": 1, "val_loss": 1.0}])
 
     segmenter = petseg.load(str(tmp_path / "run"), precision="fp32")
     assert isinstance(checkpoint.load_model(checkpoint.find(str(tmp_path / "run"))), Tiny)
@@ -62,7 +62,7 @@ def test_another_network_is_trained_kept_and_used_by_its_name(tmp_path: Path, mo
     assert mask.class_ids.shape == (20, 30)
 
 
-def test_checkpoint_from_before_networks_had_names_loads_with_its_fingerprint(tmp_path: Path) -> None:
+def test_find_checkpoint_without_network_name_keeps_its_fingerprint(tmp_path: Path) -> None:
     save(tmp_path, 1.0)
     new = checkpoint.find(str(tmp_path))
     expected = checkpoint.fingerprint(new, b"weights")

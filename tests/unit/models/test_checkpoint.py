@@ -18,10 +18,10 @@ from petseg.models import checkpoint
 from petseg.models.checkpoint import TrainState
 
 
-def test_weights_and_optimizer_come_back(tmp_path: Path) -> None:
+def test_save_weights_and_optimizer_round_trip(tmp_path: Path) -> None:
     model, optimizer = trained(1)
-    moved, _ = trained(2)
-    state = TrainState(optimizer.state_dict(), moved.state_dict(), (3.0, 4.0), "bf16", 7)
+    raw_weights, _ = trained(2)
+    state = TrainState(optimizer.state_dict(), raw_weights.state_dict(), (3.0, 4.0), "bf16", 7)
     checkpoint.save(str(tmp_path), model, state, CONFIG, history(0.5))
     found = checkpoint.last(str(tmp_path))
     assert found is not None
@@ -31,16 +31,16 @@ def test_weights_and_optimizer_come_back(tmp_path: Path) -> None:
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
     found_state = checkpoint.load_train_state(found)
-    assert (found_state.sums, found_state.arithmetic, found_state.epoch_steps) == ((3.0, 4.0), "bf16", 7)
-    assert found_state.moved is not None
-    assert all(torch.equal(tensor, found_state.moved[name]) for name, tensor in moved.state_dict().items())
+    assert (found_state.sums, found_state.dtype, found_state.epoch_steps) == ((3.0, 4.0), "bf16", 7)
+    assert found_state.raw_weights is not None
+    assert all(torch.equal(tensor, found_state.raw_weights[name]) for name, tensor in raw_weights.state_dict().items())
     restored = torch.optim.AdamW(loaded.parameters())
     restored.load_state_dict(found_state.optimizer)
     for before, after in zip(optimizer.state.values(), restored.state.values(), strict=True):
         assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-def test_the_best_and_the_last_are_kept(tmp_path: Path) -> None:
+def test_save_best_and_last_checkpoints_are_kept(tmp_path: Path) -> None:
     losses = [0.9, 0.5, 0.7, None, 0.6]
     for count in range(1, 6):
         save(tmp_path, *losses[:count])
@@ -50,14 +50,14 @@ def test_the_best_and_the_last_are_kept(tmp_path: Path) -> None:
     assert (best.epoch, last.epoch) == (2, 5)
 
 
-def test_a_loss_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
+def test_best_nan_loss_is_never_the_best(tmp_path: Path) -> None:
     save(tmp_path, 5.0)
     save(tmp_path, 5.0, None)
     best = checkpoint.best(str(tmp_path))
     assert best is not None and best.epoch == 1
 
 
-def test_the_previous_checkpoint_outlives_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_save_full_disk_previous_checkpoint_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 0.5)
 
     def full(*_: object) -> None:
@@ -86,8 +86,8 @@ except OSError as error:
 """
 
 
-def test_a_write_that_the_system_cuts_short_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
-    """No file of more than a megabyte can be written, as on a disk that fills up in the middle of one."""
+def test_save_truncated_write_previous_checkpoint_is_kept(tmp_path: Path) -> None:
+    """A file size limit of one megabyte simulates a disk that becomes full during a write."""
     save(tmp_path, 0.5)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=False)
@@ -99,7 +99,7 @@ def test_a_write_that_the_system_cuts_short_leaves_the_previous_checkpoint(tmp_p
     assert storage.list_names(str(tmp_path / "checkpoints")) == ["epoch-0002"]
 
 
-def test_one_from_within_an_epoch_is_the_last_but_never_the_best(tmp_path: Path) -> None:
+def test_last_checkpoint_within_an_epoch_is_never_the_best(tmp_path: Path) -> None:
     model, optimizer = trained(0)
     state = TrainState(optimizer.state_dict(), epoch_steps=9)
     checkpoint.save(str(tmp_path), model, state, CONFIG, [], step=5)
@@ -114,20 +114,23 @@ def test_one_from_within_an_epoch_is_the_last_but_never_the_best(tmp_path: Path)
     assert last is not None and best is not None and (last.step, best.step, last.epoch) == (3, 0, 1)
 
 
-def test_weights_of_another_run_begin_a_new_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_load_pretrained_other_classes_drops_the_last_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = save(tmp_path / "other", 0.5)
-    same, weights = checkpoint.begin_from(str(tmp_path / "other"), CONFIG)
+    same, weights = checkpoint.load_pretrained(str(tmp_path / "other"), CONFIG)
     assert same == CONFIG and set(weights) == set(model.state_dict()) and not capsys.readouterr().out
     other = dataclasses.replace(
         CONFIG, num_classes=2, class_names=("a", "b"), palette=labels.palette(2), input_scale=1.0, image_size=(64, 64)
     )
-    found, weights = checkpoint.begin_from(str(tmp_path / "other"), other)
+    found, weights = checkpoint.load_pretrained(str(tmp_path / "other"), other)
     assert found == dataclasses.replace(other, input_scale=CONFIG.input_scale)
     assert set(model.state_dict()) - set(weights) == {"head.weight", "head.bias"}
-    assert "knows pet, background, border, not a, b; the last layer is made anew" in capsys.readouterr().out
+    assert (
+        "has the classes pet, background, border, not a, b; the last layer starts from random weights"
+        in capsys.readouterr().out
+    )
 
 
-def test_half_a_checkpoint_is_none_and_is_replaced(tmp_path: Path) -> None:
+def test_find_incomplete_checkpoint_is_ignored_and_replaced(tmp_path: Path) -> None:
     half = tmp_path / "checkpoints" / "epoch-0001"
     half.mkdir(parents=True)
     (half / "model.pt").write_bytes(b"half")
@@ -138,8 +141,8 @@ def test_half_a_checkpoint_is_none_and_is_replaced(tmp_path: Path) -> None:
     assert checkpoint.find(str(tmp_path)).location == str(half)
 
 
-def test_a_checkpoint_that_is_being_deleted_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kill in the middle leaves a folder without its metrics.json, since that goes first."""
+def test_last_partly_deleted_checkpoint_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill during deletion leaves a folder without metrics.json, which is removed first."""
     save(tmp_path, 0.5)
     save(tmp_path, 0.5, 0.4)
     save(tmp_path, 0.5, 0.4, 0.6)
@@ -160,14 +163,14 @@ def test_a_checkpoint_that_is_being_deleted_is_passed_over(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b"[1]"])
-def test_a_history_that_was_edited_is_named(content: bytes, tmp_path: Path) -> None:
+def test_find_edited_history_is_refused_by_name(content: bytes, tmp_path: Path) -> None:
     save(tmp_path, 0.5)
     (tmp_path / "checkpoints" / "epoch-0001" / "metrics.json").write_bytes(content)
     with pytest.raises(InputError, match=r"epoch-0001/metrics\.json: "):
         checkpoint.find(str(tmp_path))
 
 
-def test_find_takes_a_run_or_a_checkpoint(tmp_path: Path) -> None:
+def test_find_accepts_a_run_or_a_checkpoint_folder(tmp_path: Path) -> None:
     save(tmp_path, 0.5)
     save(tmp_path, 0.5, 0.8)
     assert checkpoint.find(str(tmp_path)).epoch == 1
@@ -187,10 +190,10 @@ def rewrite(location: Path, change: dict[str, Any]) -> None:
     [
         ({"head.weight": torch.zeros(5, 32, 3, 3)}, r"head.weight is \(5, 32, 3, 3\) in model.pt, but \(3, 32, 3, 3\)"),
         ({"head.bias": None}, "the parameter head.bias is missing"),
-        ({"tail.bias": torch.zeros(1)}, "has a parameter tail.bias that this network does not know"),
+        ({"tail.bias": torch.zeros(1)}, "has a parameter tail.bias that this network does not have"),
     ],
 )
-def test_weights_of_another_network_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_read_weights_of_another_network_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     save(tmp_path, 0.5)
     found = checkpoint.find(str(tmp_path))
     rewrite(Path(found.location), change)
@@ -199,13 +202,13 @@ def test_weights_of_another_network_are_refused(tmp_path: Path, change: dict[str
 
 
 class Planted:
-    """A pickle that would run code when it is loaded."""
+    """Object whose pickle would run code when it is loaded."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (pytest.fail, ("code from storage was run",))
 
 
-def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
+def test_load_model_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
     save(tmp_path, 0.5)
     found = checkpoint.find(str(tmp_path))
     buffer = io.BytesIO()
@@ -216,7 +219,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
             checkpoint.load_model(found)
 
 
-def test_a_config_that_was_edited_is_named(tmp_path: Path) -> None:
+def test_find_edited_config_is_refused_by_name(tmp_path: Path) -> None:
     save(tmp_path, 0.5)
     file = tmp_path / "checkpoints" / "epoch-0001" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"colour": 1}))
@@ -224,7 +227,7 @@ def test_a_config_that_was_edited_is_named(tmp_path: Path) -> None:
         checkpoint.find(str(tmp_path))
 
 
-def test_the_fingerprint_follows_weights_and_settings(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_weights_and_settings_only(tmp_path: Path) -> None:
     save(tmp_path / "a", 0.5, seed=1)
     save(tmp_path / "b", 0.7, seed=1)
     save(tmp_path / "c", 0.5, seed=2)
@@ -233,3 +236,20 @@ def test_the_fingerprint_follows_weights_and_settings(tmp_path: Path) -> None:
         found = checkpoint.find(str(tmp_path / name))
         prints.append(checkpoint.fingerprint(found, checkpoint.read_weights(found)))
     assert prints[0] == prints[1] != prints[2]
+
+
+def test_load_train_state_of_an_earlier_version_keeps_its_weights(tmp_path: Path) -> None:
+    model, optimizer = trained(1)
+    weights = trained(2)[0].state_dict()
+    checkpoint.save(
+        str(tmp_path), model, TrainState(optimizer.state_dict(), weights, dtype="bf16"), CONFIG, history(0.5)
+    )
+    found = checkpoint.last(str(tmp_path))
+    assert found is not None
+    file = Path(found.location) / "train_state.pt"
+    state = torch.load(file, weights_only=True)
+    state["moved"], state["arithmetic"] = state.pop("raw_weights"), state.pop("dtype")
+    torch.save(state, file)
+    loaded = checkpoint.load_train_state(found)
+    assert loaded.dtype == "bf16" and loaded.raw_weights is not None
+    assert all(torch.equal(tensor, loaded.raw_weights[name]) for name, tensor in weights.items())

@@ -1,4 +1,4 @@
-"""The network against a second, plain writing of it: TensorFlow's operations from Keras-shaped weights."""
+"""The network against a plain second implementation: TensorFlow's operations with Keras-shaped weights."""
 
 import os
 
@@ -17,7 +17,7 @@ Weights = list[np.ndarray]
 
 
 def keras_shapes(num_classes: int) -> list[tuple[int, ...]]:
-    """The shapes of `keras.Model.get_weights()` for the example's network, from its description."""
+    """Return the shapes of `keras.Model.get_weights()` for the example's network, from its description."""
 
     def norm(width: int) -> list[tuple[int, ...]]:
         return [(width,)] * 4
@@ -40,7 +40,7 @@ def keras_shapes(num_classes: int) -> list[tuple[int, ...]]:
 def random_keras_weights(num_classes: int) -> Weights:
     generator = np.random.default_rng(0)
     shapes = keras_shapes(num_classes)
-    # Positive everywhere is right for variances and does no harm elsewhere; the sizes keep activations near 1.
+    # All vectors are positive, as variances must be. The scale keeps activations near 1.
     return [
         generator.uniform(0.5, 1.5, shape) if len(shape) == 1 else generator.normal(0, 1, shape) / 3 / shape[2] ** 0.5
         for shape in shapes
@@ -48,7 +48,7 @@ def random_keras_weights(num_classes: int) -> Weights:
 
 
 def reference(weights: Weights, x: Tensor, training: bool) -> Tensor:
-    """The example's forward pass, operation by operation as Keras writes it, in double precision; (N, C, H, W)."""
+    """Compute the example's forward pass operation by operation as in Keras, in double precision, (N, C, H, W)."""
     following = iter(torch.from_numpy(np.asarray(w, np.float64)) for w in weights)
 
     def same(x: Tensor, value: float) -> Tensor:
@@ -91,7 +91,7 @@ def reference(weights: Weights, x: Tensor, training: bool) -> Tensor:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_forward_is_keras_s(training: bool) -> None:
+def test_forward_equals_the_keras_example(training: bool) -> None:
     weights = random_keras_weights(4)
     model = UNet(4).double().train(training)
     model.load_state_dict(from_keras(weights, UNet(4)))
@@ -101,7 +101,7 @@ def test_forward_is_keras_s(training: bool) -> None:
         torch.testing.assert_close(model(x), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_a_convolution_of_what_is_doubled_and_its_gradients() -> None:
+def test_doubled_conv_output_and_gradients_equal_upsample_then_conv() -> None:
     torch.manual_seed(0)
     conv = unet.DoubledConv2d(4, 3).double()
     x = torch.randn(2, 4, 3, 5, dtype=torch.double, requires_grad=True)
@@ -115,7 +115,7 @@ def test_a_convolution_of_what_is_doubled_and_its_gradients() -> None:
     )
 
 
-def test_batch_norm_statistics_move_as_keras_s() -> None:
+def test_batch_norm_momentum_equals_keras() -> None:
     model = UNet(3).train()
     x = torch.from_numpy(np.random.default_rng(2).uniform(0, 255, (2, 3, 32, 32))).float()
     with torch.no_grad():
@@ -125,7 +125,7 @@ def test_batch_norm_statistics_move_as_keras_s() -> None:
     torch.testing.assert_close(model.entry_bn.running_mean, 0.01 * entry.mean((0, 2, 3)))
 
 
-def test_parameter_counts() -> None:
+def test_parameter_counts_equal_the_keras_example() -> None:
     model = UNet(3)
     trainable = sum(p.numel() for p in model.parameters())
     statistics = sum(b.numel() for b in model.buffers() if b.ndim)
@@ -133,7 +133,7 @@ def test_parameter_counts() -> None:
     assert trainable + statistics == 2_058_979
 
 
-def test_first_weights_are_glorot_uniform_and_zero_biases() -> None:
+def test_initial_weights_are_glorot_uniform_and_biases_zero() -> None:
     model = UNet(3)
     for conv in (m for m in model.modules() if isinstance(m, torch.nn.Conv2d)):
         out_channels, in_channels, height, width = conv.weight.shape
@@ -143,12 +143,12 @@ def test_first_weights_are_glorot_uniform_and_zero_biases() -> None:
 
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 40), (100, 37), (1, 5)])
-def test_any_size_comes_back(size: tuple[int, int]) -> None:
+def test_forward_each_input_size_is_kept(size: tuple[int, int]) -> None:
     with torch.no_grad():
         assert UNet(5).eval()(torch.zeros(2, 3, *size)).shape == (2, 5, *size)
 
 
-def test_padding_repeats_the_edge() -> None:
+def test_forward_odd_size_is_padded_with_edge_pixels() -> None:
     model = UNet(3).eval()
     x = torch.rand(1, 3, 20, 32) * 255
     with torch.no_grad():
@@ -156,7 +156,7 @@ def test_padding_repeats_the_edge() -> None:
         torch.testing.assert_close(model(x), padded[:, :, :20])
 
 
-def test_scaling_is_part_of_the_network() -> None:
+def test_forward_input_scaling_is_part_of_the_network() -> None:
     scaled = UNet(3, input_scale=1 / 127.5, input_offset=-1).eval()
     plain = UNet(3).eval()
     plain.load_state_dict(scaled.state_dict())
@@ -165,7 +165,7 @@ def test_scaling_is_part_of_the_network() -> None:
         torch.testing.assert_close(scaled(pixels), plain(pixels / 127.5 - 1))
 
 
-def test_from_keras_refuses_another_network() -> None:
+def test_from_keras_weights_of_another_network_are_refused() -> None:
     weights = random_keras_weights(3)
     with pytest.raises(InputError, match="111 arrays given, the network has 112"):
         from_keras(weights[:-1], UNet(3))
@@ -181,8 +181,8 @@ def golden() -> dict[str, np.ndarray]:
     return dict(np.load(path))
 
 
-def test_golden_keras_tensors(golden: dict[str, np.ndarray]) -> None:
-    """Probabilities, one training pass's loss, gradients and batch-norm statistics, as TensorFlow computed them."""
+def test_forward_and_gradients_equal_saved_keras_tensors(golden: dict[str, np.ndarray]) -> None:
+    """TensorFlow computed the probabilities and, for one training pass, loss, gradients and batch-norm statistics."""
     model = UNet(3)
     names = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
     model.load_state_dict(from_keras([golden[f"weights/{i:03d}"] for i in range(len(names))], UNet(3)))

@@ -1,5 +1,6 @@
-"""The page: what it shows, that nothing gets out of its place, and that it fits a phone."""
+"""The HTML page: its content, escaping, accessibility, and layout on a phone."""
 
+import importlib.metadata
 import io
 import re
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import petseg
 from petseg.reports import html
 from petseg.reports.html import Bars, Command, Confusion, Curves, Facts, Picture, Section, Sheet, Table
 
@@ -37,7 +39,7 @@ def sections(name: str = "pet") -> list[Section]:
 
 
 class Reader(HTMLParser):
-    """Tags with their attributes, and the text, of a page whose tags all end."""
+    """Parser that collects tags with attributes and the text, and checks that every tag is closed."""
 
     VOID = ("meta", "img", "link", "br", "hr", "line", "polyline", "circle")
 
@@ -71,7 +73,7 @@ def read(name: str = "pet") -> Reader:
     return Reader(html.page(title=f"Run {name}", summary=[("mIoU", "0.654")], sections=sections(name)))
 
 
-def test_it_shows_what_it_was_given() -> None:
+def test_page_all_given_values_are_shown() -> None:
     text = " ".join(read().text.split())
     assert "Run pet mIoU 0.654" in text.split("Skip to the content ")[1]
     for shown in ("Lower.", "0.744", "75.0 % 30 25.0 % 10", "0.0 % 0", "x" * 300, "python jobs/train.py --name 'pet'"):
@@ -79,7 +81,7 @@ def test_it_shows_what_it_was_given() -> None:
     assert re.search(r"epoch pet 1 1\.5 2 – 3 0\.5", text)
 
 
-def test_nothing_is_loaded_from_elsewhere() -> None:
+def test_page_loads_nothing_from_elsewhere() -> None:
     page = read()
     links = [value for _, attributes in page.tags for name, value in attributes.items() if name in ("src", "href")]
     assert links and all(link.startswith(("#", "data:image/")) for link in links)
@@ -89,7 +91,7 @@ def test_nothing_is_loaded_from_elsewhere() -> None:
     assert "url(" not in page.text and "@import" not in page.text
 
 
-def test_names_stay_text() -> None:
+def test_page_html_in_names_is_escaped() -> None:
     page = read(EVIL)
     assert page.all("script") == []
     assert not any("onload" in attributes for _, attributes in page.tags)
@@ -97,7 +99,7 @@ def test_names_stay_text() -> None:
     assert {image["alt"] for image in page.all("img")} == {f"{EVIL} beside its mask"}
 
 
-def test_it_can_be_read_without_seeing_it() -> None:
+def test_page_headings_labels_and_alt_texts_are_complete() -> None:
     page = read()
     assert len(page.all("h1")) == 1
     headings = [tag for tag, _ in page.tags if re.fullmatch(r"h\d", tag)]
@@ -116,7 +118,7 @@ def test_it_can_be_read_without_seeing_it() -> None:
 
 
 def contrast(colour: str, other: str) -> float:
-    """As WCAG 2.2 defines it."""
+    """Return the contrast ratio of two colours as defined in WCAG 2.2."""
 
     def luminance(hex_colour: str) -> float:
         channels = [int(hex_colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
@@ -128,7 +130,7 @@ def contrast(colour: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_its_colours_can_be_told_apart_from_the_page(dark: bool) -> None:
+def test_page_colour_contrast_meets_wcag(dark: bool) -> None:
     style = html.page(title="", summary=[], sections=[]).decode()
     light_colours, dark_colours = re.findall(r":root \{(.*?)\}", style, re.DOTALL)
     colours = dict(re.findall(r"--([\w]+): (#\w{6})", dark_colours if dark else light_colours))
@@ -140,9 +142,9 @@ def test_its_colours_can_be_told_apart_from_the_page(dark: bool) -> None:
         assert contrast(colours[f"line{place}"], colours["page"]) >= 3
 
 
-def test_a_phone_gets_larger_letters_in_charts() -> None:
+def test_page_narrow_screen_has_larger_chart_text() -> None:
     style = html.page(title="", summary=[], sections=[]).decode()
-    assert style.index("svg text { fill") < style.index("svg text { font-size: 20px; }")  # the later rule is the one
+    assert style.index("svg text { fill") < style.index("svg text { font-size: 20px; }")  # the later rule wins
 
 
 @pytest.mark.parametrize(
@@ -158,9 +160,7 @@ def test_a_phone_gets_larger_letters_in_charts() -> None:
         ([], [], 0, 0),
     ],
 )
-def test_lines_have_gaps_where_there_is_no_value(
-    x: list[float], values: list[float | None], stretches: int, dots: int
-) -> None:
+def test_curves_missing_values_are_gaps(x: list[float], values: list[float | None], stretches: int, dots: int) -> None:
     curves = Curves(title="Loss", x_label="epoch", y_label="nats", x=x, lines={"a": values})
     page = Reader(html.page(title="", summary=[], sections=[curves]))
     lines = [line["points"] for line in page.all("polyline")]
@@ -171,7 +171,7 @@ def test_lines_have_gaps_where_there_is_no_value(
             assert 0 <= across <= 640 and 0 <= down <= 290
 
 
-def test_a_line_goes_up_where_its_values_do() -> None:
+def test_curves_larger_values_are_drawn_higher() -> None:
     curves = Curves(title="", x_label="", y_label="", x=[0, 5, 10], lines={"a": [0.0, 1.0, 0.5], "b": [1.0, 1.0, 1.0]})
     page = Reader(html.page(title="", summary=[], sections=[curves]))
     first, second = page.all("polyline")
@@ -194,39 +194,51 @@ def test_a_line_goes_up_where_its_values_do() -> None:
         (1234.5, "1234"),
     ],
 )
-def test_numbers_are_short(value: float | None, text: str) -> None:
+def test_number_is_formatted_briefly(value: float | None, text: str) -> None:
     assert html.number(value) == text
 
 
-def test_the_command_that_is_shown_is_the_one_that_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rerun_command_equals_the_given_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/somewhere/jobs/train.py", "--images", "my photos", "--epochs", "3"])
     assert html.rerun("train").lines == ["python /somewhere/jobs/train.py --images 'my photos' --epochs 3"]
     monkeypatch.setattr(sys, "argv", ["jobs/train.py"])
     assert html.rerun("train").lines == ["python jobs/train.py"]
 
 
-def test_versions_are_those_that_are_installed() -> None:
+def test_versions_equal_the_installed_ones() -> None:
     rows = dict(html.versions().rows)
     assert rows["Python"] == ".".join(map(str, sys.version_info[:3]))
     assert {"petseg", "torch", "ray", "pyarrow"} <= set(rows)
 
 
-def test_too_many_pictures_or_too_large_ones_are_ours_to_avoid() -> None:
+def test_versions_packages_not_installed_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name in ("petseg", "boto3"):
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1.2.3"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    rows = dict(html.versions().rows)
+    assert rows["petseg"] == petseg.__version__ and rows["ray"] == "1.2.3"
+    assert "boto3" not in rows
+
+
+def test_page_too_many_pictures_is_an_assertion_error() -> None:
     picture = Picture(content=jpeg(), caption="", alt="")
     with pytest.raises(AssertionError):
         html.page(title="", summary=[], sections=[Sheet(title="", pictures=[picture] * (html.MAX_PICTURES + 1))])
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_a_browser_shows_it_without_scrolling_sideways(width: int, tmp_path: Path) -> None:
+def test_page_in_a_browser_does_not_scroll_sideways(width: int, tmp_path: Path) -> None:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not chromium:
         pytest.skip("there is no Chromium on this machine")
     page = html.page(title="Run " + "x" * 90, summary=[("mIoU", "0.654")] * 6, sections=sections("a_long_name" * 9))
-    page = re.sub(rb"<meta http-equiv[^>]*>", b"", page)  # lets the next line's script run, which is not the page's
+    page = re.sub(rb"<meta http-equiv[^>]*>", b"", page)  # allows the test's script in the next line
     page += b"<script>document.title = innerWidth + ' ' + document.documentElement.scrollWidth</script>"
     (tmp_path / "page.html").write_bytes(page)
-    # A window of less than 500 pixels is not to be had; a frame is.
+    # Chromium has no window below 500 pixels, but a frame can be smaller.
     frame = f'<iframe src="page.html" style="width: {width}px; height: 4000px; border: 0"></iframe>'
     script = "onload = () => document.title = document.querySelector('iframe').contentDocument.title"
     (tmp_path / "frame.html").write_text(f"<!DOCTYPE html><title></title>{frame}<script>{script}</script>")

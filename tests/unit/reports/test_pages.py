@@ -1,4 +1,4 @@
-"""What the reports say: of a run, of an evaluation, of a prediction without Ray."""
+"""The reports of a run, an evaluation and a prediction, without Ray."""
 
 import dataclasses
 import io
@@ -15,13 +15,16 @@ from conftest import do_shards, make_plan
 from PIL import Image
 
 from petseg import files
-from petseg.config.base import ModelConfig
+from petseg.config.model import ModelConfig
 from petseg.data import labels, prepared
 from petseg.inference import output_folder, survey
-from petseg.inference.plan import Outputs
+from petseg.inference.plan import Outputs, Plan, Summary
 from petseg.models.unet import UNet
 from petseg.pipelines.decode import Decoded
-from petseg.reports import jobs as reports
+from petseg.reports import sections
+from petseg.reports.evaluate import EvaluationReport, evaluation_page
+from petseg.reports.predict import PredictionReport, prediction_page
+from petseg.reports.train import TrainingReport, training_page
 from petseg.training import samples
 
 CLASSES = ("pet", "background", "border")
@@ -51,25 +54,25 @@ def epoch(number: int, loss: float | None) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("losses", [[None, None], [], [3.0]])
-def test_what_is_chosen_of_few_or_none(losses: list[float | None]) -> None:
-    chosen = reports.choose(losses)
+def test_pick_samples_one_or_no_losses_are_handled(losses: list[float | None]) -> None:
+    chosen = sections.pick_samples(losses)
     assert chosen == ({"Where it is worst": [0]} if losses == [3.0] else {})
 
 
 @pytest.mark.parametrize("count", [2, 3, 10, 36, 1000])
-def test_worst_best_and_others_are_chosen_and_none_twice(count: int) -> None:
+def test_pick_samples_worst_best_and_others_are_distinct(count: int) -> None:
     losses: list[float | None] = [float((place * 7) % count if count % 7 else place) for place in range(count)]
     losses.insert(1, None)
-    chosen = reports.choose(losses)
+    chosen = sections.pick_samples(losses)
     everything = [place for places in chosen.values() for place in places]
-    assert len(set(everything)) == len(everything) == min(count, 3 * reports.SHOWN)
+    assert len(set(everything)) == len(everything) == min(count, 3 * sections.SHOWN)
     assert 1 not in everything
     worst = chosen["Where it is worst"]
     assert losses[worst[0]] == count - 1
     of_worst = [losses[place] or 0.0 for place in worst]
     assert of_worst == sorted(of_worst, reverse=True)
     assert losses[chosen["Where it is best"][0]] == 0
-    assert all(len(places) <= reports.SHOWN for places in chosen.values())
+    assert all(len(places) <= sections.SHOWN for places in chosen.values())
 
 
 def run_page(**changes: Any) -> bytes:
@@ -80,14 +83,14 @@ def run_page(**changes: Any) -> bytes:
         "history": [epoch(1, 0.9), epoch(2, 0.4), epoch(3, 0.5)],
         "samples": {"Where it is worst": [sample("a/<b>", 1.25)]},
         "confusion": [[8, 1, 1], [0, 9, 1], [0, 0, 0]],
-        "counted": 20,
+        "confusion_pairs": 20,
         "seconds": {"decoding": 2.0, "training": 30.0},
         "commands": ["python jobs/predict.py --checkpoint runs/first"],
     }
-    return reports.of_training(**(values | changes))
+    return training_page(TrainingReport(**(values | changes)))
 
 
-def test_the_page_of_a_run() -> None:
+def test_training_page_shows_scores_settings_and_samples() -> None:
     text = text_of(run_page())
     for said in (
         "Training: first",
@@ -106,21 +109,21 @@ def test_the_page_of_a_run() -> None:
     assert "pairs, test" not in text
 
 
-def test_the_page_of_a_run_that_was_stopped_has_no_samples() -> None:
-    text = text_of(run_page(samples={}, confusion=None, counted=0, history=[epoch(1, None)]))
+def test_training_page_stopped_run_has_no_samples() -> None:
+    text = text_of(run_page(samples={}, confusion=None, confusion_pairs=0, history=[epoch(1, None)]))
     assert "best epoch 1 of 1 validation loss –" in text
     assert "Confusion" not in text and "Where it is" not in text
 
 
-def test_of_many_classes_there_is_no_matrix_nobody_can_read() -> None:
-    names = [f"class_{number}" for number in range(reports.MATRIX_CLASSES + 1)]
+def test_training_page_many_classes_has_no_confusion_matrix() -> None:
+    names = [f"class_{number}" for number in range(sections.MATRIX_CLASSES + 1)]
     history = [epoch(1, 0.5) | {"val_iou": dict.fromkeys(names, 0.5)}]
     text = text_of(run_page(history=history, confusion=np.eye(len(names), dtype=int).tolist()))
     assert "Confusion" not in text and "IoU by class, by epoch" not in text and "class_30" in text
 
 
 def decoded(count: int) -> Decoded:
-    """Pairs whose masks are of one class each, in blocks that are tables as the feed has them, without Ray."""
+    """Return decoded pairs without Ray. Each mask has one class, and the only block is a table."""
     rng = np.random.default_rng(1)
     photos = rng.integers(0, 256, (count, 32, 48, 3), np.uint8)
     masks = np.repeat(np.arange(count) % 3, 32 * 48).astype(np.uint8).reshape(count, 32, 48)
@@ -133,13 +136,13 @@ def decoded(count: int) -> Decoded:
 
 
 @pytest.mark.parametrize(("count", "most"), [(7, 256), (20, 5)])
-def test_samples_are_spread_over_the_validation_pairs(count: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predict_samples_pairs_are_evenly_spaced(count: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(samples, "MOST", most)
     monkeypatch.setattr(ray, "get", lambda block: block)
     torch.manual_seed(1)
     network = UNet(3).eval()
     ids = pa.chunked_array([[f"p{number}" for number in range(count)]])
-    looked, counts = samples.look(network, MODEL, decoded(count), ids)
+    looked, counts = samples.predict_samples(network, MODEL, decoded(count), ids)
     assert [found.id for found in looked] == [
         f"p{number * count // min(most, count)}" for number in range(min(most, count))
     ]
@@ -155,7 +158,7 @@ def test_samples_are_spread_over_the_validation_pairs(count: int, most: int, mon
 def metrics(**changes: Any) -> dict[str, Any]:
     iou = {"pet": 0.7, "background": 0.9, "border": None}
     scores = {"cross_entropy": 0.5, "pixel_accuracy": 0.8, "miou": 0.8, "boundary_miou": 0.3, "iou": iou}
-    scores |= {"boundary_iou": iou, "confusion": [[8, 2, 0], [1, 9, 0], [0, 0, 0]], "without_border": None}
+    scores |= {"boundary_iou": iou, "confusion": [[8, 2, 0], [1, 9, 0], [0, 0, 0]], "excluding_class": None}
     where = {"location": "runs/first/checkpoints/epoch-0002", "epoch": 2, "sha256": "c0ffee"}
     whole = {
         "pairs": 10,
@@ -163,18 +166,18 @@ def metrics(**changes: Any) -> dict[str, Any]:
         **scores,
         "original_size": scores,
         "checkpoint": where,
-        "settings": {"limit": None},
+        "settings": {"limit": None, "exclude_class": "border"},
     }
     return whole | changes
 
 
-def test_the_page_of_an_evaluation() -> None:
+def test_evaluation_page_shows_scores_samples_and_failures() -> None:
     sheets = {"Where it is best": [sample("good", 0.01)]}
     seconds = {"scoring": 3.0, "drawing": 1.0}
-    page = reports.of_evaluation(
+    report = EvaluationReport(
         metrics=metrics(), failures=[("bad", "the file is empty")], samples=sheets, seconds=seconds
     )
-    text = text_of(page)
+    text = text_of(evaluation_page(report))
     for said in (
         "pairs 10 failed 1 cross-entropy 0.500",
         "pairs/s 3",
@@ -189,17 +192,22 @@ def test_the_page_of_an_evaluation() -> None:
     assert "without border" not in text
 
 
+def prediction_report(plan: Plan, summary: Summary) -> PredictionReport:
+    return PredictionReport(plan=plan, model=MODEL, max_pixels=10**6, summary=summary, seconds={}, status="1/s")
+
+
 @pytest.mark.parametrize("png", [True, False])
-def test_the_page_of_a_prediction(photos: Path, tmp_path: Path, png: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prediction_page_shows_counts_and_readable_samples(
+    photos: Path, tmp_path: Path, png: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = make_plan(photos, tmp_path / "out", outputs=Outputs(png=png))
     output_folder.begin(plan)
     done = do_shards(plan, 0, 1, 2)
     summary = output_folder.finish(plan, done)
-    (photos / "a" / "2.jpg").unlink()  # gone meanwhile: not shown
+    (photos / "a" / "2.jpg").unlink()  # deleted meanwhile, so not shown
     (photos / "a" / "6.jpg").unlink()
-    (photos / "a" / "6.jpg").mkdir()  # not to be read: neither
-    reports.keep(plan.target.output, lambda: reports.of_prediction(plan, MODEL, 10**6, summary, seconds={}, how="1/s"))
-    page = (tmp_path / "out" / files.REPORT).read_bytes()
+    (photos / "a" / "6.jpg").mkdir()  # not readable, so not shown
+    page = prediction_page(prediction_report(plan, summary))
     text = text_of(page)
     assert "photos 7 failed 1 mean confidence 0.750 the last start 1/s" in text
     assert "Counted in 3 of 3 shards, 7 photos." in text
@@ -216,26 +224,24 @@ def test_the_page_of_a_prediction(photos: Path, tmp_path: Path, png: bool, monke
     assert found.shards == 2 and found.rows.num_rows == 6 and set(found.rows["shard"].to_pylist()) == {0, 1}
 
 
-def test_the_page_of_a_prediction_of_which_every_photo_failed(photos: Path, tmp_path: Path) -> None:
+def test_prediction_page_every_photo_failed_has_no_samples(photos: Path, tmp_path: Path) -> None:
     for path in photos.rglob("*.jpg"):
         path.write_bytes(b"broken")
     plan = make_plan(photos, tmp_path / "out")
     output_folder.begin(plan)
     summary = output_folder.finish(plan, do_shards(plan, 0, 1, 2))
-    text = text_of(reports.of_prediction(plan, MODEL, 10**6, summary, seconds={}, how="1/s"))
+    text = text_of(prediction_page(prediction_report(plan, summary)))
     assert "photos 7 failed 7 mean confidence – the last start 1/s" in text
     assert "pet 0 %" in text and "Least sure" not in text
 
 
-def test_a_report_that_cannot_be_written_is_told_and_no_more(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_save_report_write_error_is_only_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
-    reports.keep(str(tmp_path / "file"), lambda: b"page")
+    sections.save_report(str(tmp_path / "file"), lambda: b"page")
     assert capsys.readouterr().out == f"note: {tmp_path}/file/report.html cannot be written: Not a directory\n"
 
 
-def test_another_job_s_report_goes_with_what_it_was_of(photos: Path, tmp_path: Path) -> None:
+def test_begin_overwrite_removes_the_report_of_the_other_job(photos: Path, tmp_path: Path) -> None:
     plan = make_plan(photos, tmp_path / "out")
     output_folder.begin(plan)
     output_folder.finish(plan, do_shards(plan, 0, 1, 2))

@@ -29,7 +29,7 @@ def fetch(server: Server, folder: Path, name: str = "a.tar.gz") -> bytes:
     return (folder / "a.tar.gz").read_bytes()
 
 
-def test_a_file_is_downloaded_once(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fetch_twice_downloads_once(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fetch(server, tmp_path / "new") == fetch(server, tmp_path / "new") == CONTENT
     assert server.asked == [("/a.tar.gz", None)]
     lines = capsys.readouterr().out.splitlines()
@@ -37,51 +37,51 @@ def test_a_file_is_downloaded_once(server: Server, tmp_path: Path, capsys: pytes
     assert lines[-1].startswith("a.tar.gz: 1/1 MB  100%  ") and "failed" not in lines[-1]
 
 
-def test_a_connection_that_is_cut_is_gone_on_with(server: Server, tmp_path: Path) -> None:
+def test_fetch_cut_connection_is_resumed(server: Server, tmp_path: Path) -> None:
     server.faults = [CUT, CUT]
     assert fetch(server, tmp_path) == CONTENT
     assert [asked for _, asked in server.asked] == [None, "bytes=500000-", "bytes=750000-"]
 
 
-def test_what_a_killed_start_left_is_gone_on_with(server: Server, tmp_path: Path) -> None:
+def test_fetch_partial_file_is_resumed(server: Server, tmp_path: Path) -> None:
     (tmp_path / "a.tar.gz.part").write_bytes(CONTENT[:999_999])
     assert fetch(server, tmp_path) == CONTENT
     assert server.asked == [("/a.tar.gz", "bytes=999999-")]
 
 
-def test_a_part_that_is_all_of_it_is_asked_for_in_vain(server: Server, tmp_path: Path) -> None:
+def test_fetch_complete_partial_file_is_used(server: Server, tmp_path: Path) -> None:
     (tmp_path / "a.tar.gz.part").write_bytes(CONTENT)  # killed between the last byte and the name
     assert fetch(server, tmp_path) == CONTENT
 
 
 @pytest.mark.parametrize("faults", [[WHOLE], [BUSY, WHOLE], [WHOLE, BUSY]], ids=str)
-def test_a_server_that_knows_no_ranges_starts_over(server: Server, tmp_path: Path, faults: list[str]) -> None:
+def test_fetch_server_without_ranges_starts_over(server: Server, tmp_path: Path, faults: list[str]) -> None:
     (tmp_path / "a.tar.gz.part").write_bytes(CONTENT[:400_000])
     server.faults = faults
     assert fetch(server, tmp_path) == CONTENT
 
 
-def test_another_part_than_asked_for_is_not_taken(server: Server, tmp_path: Path) -> None:
+def test_fetch_wrong_range_is_discarded(server: Server, tmp_path: Path) -> None:
     (tmp_path / "a.tar.gz.part").write_bytes(CONTENT[:400_000])
     server.faults = [WRONG_PART]
     assert fetch(server, tmp_path) == CONTENT
     assert len(server.asked) == 2
 
 
-def test_a_server_that_stays_busy_ends_it(server: Server, tmp_path: Path) -> None:
+def test_fetch_server_stays_busy_fails_after_all_tries(server: Server, tmp_path: Path) -> None:
     server.faults = [BUSY] * download.TRIES
-    with pytest.raises(JobError, match=r"/a.tar.gz: HTTP 503 Service Unavailable \(6 tries\); give the same command"):
+    with pytest.raises(JobError, match=r"/a.tar.gz: HTTP 503 Service Unavailable \(6 tries\); run the same command"):
         fetch(server, tmp_path)
     server.faults = [BUSY] * (download.TRIES - 1)
     assert fetch(server, tmp_path) == CONTENT
 
 
-def test_tries_that_bring_something_do_not_count(server: Server, tmp_path: Path) -> None:
+def test_fetch_tries_with_progress_are_not_counted(server: Server, tmp_path: Path) -> None:
     server.faults = [CUT] * (download.TRIES + 2)
     assert fetch(server, tmp_path) == CONTENT
 
 
-def test_a_server_that_cuts_and_knows_no_ranges_ends_it(
+def test_fetch_cut_connections_without_ranges_fail(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = iter([300_000, 500_000] * 20)
@@ -97,26 +97,26 @@ def test_a_server_that_cuts_and_knows_no_ranges_ends_it(
     assert len(server.asked) < 10
 
 
-def test_other_content_is_removed_in_one_line(server: Server, tmp_path: Path) -> None:
+def test_fetch_wrong_md5_is_removed_and_refused(server: Server, tmp_path: Path) -> None:
     (tmp_path / "a.tar.gz.part").write_bytes(b"of another version")
-    with pytest.raises(JobError, match=rf"a.tar.gz: what arrived has the MD5 \w+, not {MD5}; it is removed. Give"):
+    with pytest.raises(JobError, match=rf"a.tar.gz: the download has the MD5 \w+ instead of {MD5} and was"):
         fetch(server, tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert fetch(server, tmp_path) == CONTENT
 
 
-def test_a_file_of_another_version_is_replaced(server: Server, tmp_path: Path) -> None:
+def test_fetch_file_of_another_version_is_replaced(server: Server, tmp_path: Path) -> None:
     (tmp_path / "a.tar.gz").write_bytes(b"of another version")
     assert fetch(server, tmp_path) == CONTENT
 
 
-def test_a_file_that_is_not_there_is_the_address_s_fault(server: Server, tmp_path: Path) -> None:
+def test_fetch_http_404_is_an_input_error(server: Server, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--url: http://.*/b: HTTP 404 Not Found; give the folder"):
         fetch(server, tmp_path, "b")
     assert len(server.asked) == 1
 
 
-def test_no_server_at_all_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetch_no_server_fails_after_all_tries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "FIRST_PAUSE_S", 0.001)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -126,14 +126,14 @@ def test_no_server_at_all_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("scheme", ["file", "ftp", "data"])
-def test_no_other_scheme_is_opened(scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetch_scheme_other_than_http_is_refused(scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "FIRST_PAUSE_S", 0.001)
     (tmp_path / "secret").write_bytes(CONTENT)
     with pytest.raises(JobError, match=f"unknown url type: {scheme}"):
         download.fetch(f"{scheme}://{tmp_path}/secret", tmp_path / "a", MD5)
 
 
-def test_a_full_disk_is_told_from_a_broken_connection(server: Server, tmp_path: Path) -> None:
+def test_fetch_local_write_error_is_not_retried(server: Server, tmp_path: Path) -> None:
     (tmp_path / "a.tar.gz.part").mkdir()
     with pytest.raises(JobError, match=r"--cache .*a.tar.gz.part: Is a directory"):
         fetch(server, tmp_path)

@@ -9,7 +9,7 @@ from petseg.errors import InputError
 from petseg.storage import checks
 
 
-def test_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_absolute_local_paths_and_uris_are_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/someone")
     assert storage.absolute("a/../b/") == f"{tmp_path}/b"
@@ -23,36 +23,36 @@ def test_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "location", ["s3://key:secret@bucket/a", "s3:///a", "s3://", "s3://bucket/a?access_key=secret", "gs://user@bucket"]
 )
-def test_a_uri_without_bucket_or_with_credentials_is_refused_without_showing_them(location: str) -> None:
+def test_absolute_uri_without_bucket_or_with_credentials_is_refused(location: str) -> None:
     with pytest.raises(InputError, match="scheme://bucket/prefix is expected") as caught:
         storage.absolute(location)
     assert "secret" not in str(caught.value)
 
 
-def test_a_key_that_climbs_is_refused() -> None:
+def test_absolute_key_with_parent_folder_is_refused() -> None:
     with pytest.raises(InputError, match=r"s3://bucket/a/\.\./c: a key with \. or \.\."):
         storage.absolute("s3://bucket/a/../c")
 
 
-def test_file_uris_are_decoded(tmp_path: Path) -> None:
+def test_absolute_file_uri_is_decoded(tmp_path: Path) -> None:
     assert storage.absolute(f"FILE://{tmp_path}/a%20b") == f"{tmp_path}/a b"
 
 
-def test_pipes_are_no_files_and_dangling_links_are(tmp_path: Path) -> None:
+def test_list_files_skips_pipes_and_lists_dangling_links(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "gone.jpg").symlink_to("nowhere")
     (tmp_path / "link-to-pipe.jpg").symlink_to("pipe.jpg")
     assert list(storage.list_files(str(tmp_path))) == ["gone.jpg"]
 
 
-def test_create_is_for_one_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_create_existing_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     location = storage.join(str(tmp_path), "new", "file")
     storage.create(location, b"first", "--name")
 
     def no_links(*_: object) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
-    for _ in range(2):  # again as on a file system without links
+    for _ in range(2):  # the second time as on a file system without hard links
         with pytest.raises(InputError, match=r"--name: .*file"):
             storage.create(location, b"second", "--name")
         monkeypatch.setattr(os, "link", no_links)
@@ -61,7 +61,7 @@ def test_create_is_for_one_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert storage.list_names(str(tmp_path / "new")) == ["file", "file2"]
 
 
-def test_list_files_goes_deep_and_passes_hidden_ones_over(tmp_path: Path) -> None:
+def test_list_files_subfolders_are_listed_hidden_files_skipped(tmp_path: Path) -> None:
     for name in ("a.jpg", "b/c.jpg", "b/d/e.txt", ".DS_Store", "b/._c.jpg", ".git/x.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -69,14 +69,14 @@ def test_list_files_goes_deep_and_passes_hidden_ones_over(tmp_path: Path) -> Non
     assert sorted(storage.list_files(str(tmp_path))) == ["a.jpg", "b/c.jpg", "b/d/e.txt"]
 
 
-def test_list_files_refuses_what_is_no_folder(tmp_path: Path) -> None:
+def test_list_files_file_or_missing_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for name in ("file", "missing"):
         with pytest.raises(InputError, match=f"{name}: no such folder"):
             list(storage.list_files(str(tmp_path / name)))
 
 
-def test_list_names_of_nothing_is_nothing(tmp_path: Path) -> None:
+def test_list_names_missing_folder_is_empty(tmp_path: Path) -> None:
     assert storage.list_names(str(tmp_path / "missing")) == []
     (tmp_path / "file").touch()
     assert storage.list_names(str(tmp_path / "file")) == []
@@ -84,7 +84,7 @@ def test_list_names_of_nothing_is_nothing(tmp_path: Path) -> None:
         storage.list_names(str(tmp_path / ("x" * 300)))
 
 
-def test_write_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
+def test_write_replaces_content_and_leaves_no_temporary_file(tmp_path: Path) -> None:
     location = storage.join(str(tmp_path), "deep", "file")
     storage.write(location, b"first", scratch=str(tmp_path))
     storage.write(location, b"second", scratch=str(tmp_path))
@@ -92,7 +92,7 @@ def test_write_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["deep", "file"]
 
 
-def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_full_disk_old_content_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     location = storage.join(str(tmp_path), "file")
     storage.write(location, b"first")
 
@@ -106,7 +106,7 @@ def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: 
     assert storage.read(location) == b"first"
 
 
-def test_remove_folder_starts_with_the_file_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remove_folder_given_first_file_is_removed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a").mkdir()
     for name in ("commit", "other"):
         (tmp_path / "a" / name).touch()
@@ -120,7 +120,7 @@ def test_remove_folder_starts_with_the_file_it_is_told(tmp_path: Path, monkeypat
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["other"]
 
 
-def test_write_folder_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_folder_full_disk_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage.write_folder(storage.join(str(tmp_path), "whole"), {"a": b"1", "b": b"2"})
     assert storage.list_names(str(tmp_path / "whole")) == ["a", "b"]
 
@@ -137,8 +137,8 @@ def test_write_folder_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
     assert storage.list_names(str(tmp_path)) == ["whole"]
 
 
-def test_leftovers_are_removed_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a process leaves that is killed before it can clean up."""
+def test_remove_leftovers_only_temporary_files_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is killed before it cleans up leaves a temporary file."""
     monkeypatch.setattr(Path, "replace", lambda *_: None)
     monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
     storage.write(storage.join(str(tmp_path), "killed"), b"half")
@@ -149,7 +149,7 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path: Path, monkeypatch: pyt
     assert [path.name for path in tmp_path.iterdir()] == ["good"]
 
 
-def test_remove_folder(tmp_path: Path) -> None:
+def test_remove_folder_twice_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "c").touch()
     storage.remove_folder(str(tmp_path / "a"))
@@ -157,7 +157,7 @@ def test_remove_folder(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+def test_read_file_above_limit_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "large").open("wb") as file:
         file.truncate(2**40)
     with pytest.raises(OSError, match="more than 1000 bytes"):
@@ -166,7 +166,7 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     assert storage.read(str(tmp_path / "small"), at_most=1000) == b"x" * 1000
 
 
-def test_empty_folders_are_removed_and_others_kept(tmp_path: Path) -> None:
+def test_remove_empty_folders_keeps_folders_with_files(tmp_path: Path) -> None:
     for folder in ("masks/a/b", "masks/c"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "masks" / "c" / "file").touch()
@@ -179,7 +179,7 @@ def test_empty_folders_are_removed_and_others_kept(tmp_path: Path) -> None:
     ]
 
 
-def test_remove_file_minds_no_absence(tmp_path: Path) -> None:
+def test_remove_file_missing_file_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
     for _ in range(2):
         storage.remove_file(str(tmp_path / "a"))
@@ -187,14 +187,14 @@ def test_remove_file_minds_no_absence(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_flush_folders_flushes_each_local_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flush_folders_each_local_folder_is_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flushed = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(Path(f"/proc/self/fd/{descriptor}").readlink()))
     storage.flush_folders([str(tmp_path), "s3://bucket/folder"])
     assert flushed == [tmp_path]
 
 
-def test_require_writable_makes_nothing(tmp_path: Path) -> None:
+def test_require_writable_creates_nothing(tmp_path: Path) -> None:
     checks.require_writable(str(tmp_path / "new" / "deep"), "--output")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
@@ -203,14 +203,14 @@ def test_require_writable_makes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the super-user may write anywhere")
-def test_require_writable_asks_for_permission(tmp_path: Path) -> None:
+def test_require_writable_no_permission_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(InputError, match="no permission to write in"):
         checks.require_writable(str(tmp_path / "out"), "--output")
     tmp_path.chmod(0o700)
 
 
-def test_a_scheme_that_is_not_known_is_refused() -> None:
+def test_list_files_unknown_scheme_is_refused() -> None:
     with pytest.raises(InputError, match="nosuch://bucket: cannot be opened"):
         list(storage.list_files("nosuch://bucket/prefix"))
 
@@ -229,7 +229,7 @@ def test_a_scheme_that_is_not_known_is_refused() -> None:
         ("/twice/file", False),
     ],
 )
-def test_a_disk_is_told_from_a_network_file_system(
+def test_is_own_disk_network_file_system_is_not_own(
     location: str, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mounts = """\

@@ -10,7 +10,7 @@ def generator(seed: int) -> torch.Generator:
 
 
 def blocks(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Photos whose brightness is their class: what moves one and not the other would tear them apart."""
+    """Return photos whose brightness shows the class of the mask, so that a misalignment is visible."""
     masks = torch.zeros(count, 64, 48, dtype=torch.uint8)
     masks[:, :24, 20:] = 1
     masks[:, 40:, :16] = 2
@@ -18,7 +18,7 @@ def blocks(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return photos, masks
 
 
-def test_a_photo_and_its_mask_move_together() -> None:
+def test_augment_photo_and_mask_move_together() -> None:
     photos, masks = blocks(32)
     moved, ids = augment(photos, masks, generator(0))
     assert moved.shape == photos.shape and moved.dtype == torch.float32
@@ -35,7 +35,7 @@ def test_a_photo_and_its_mask_move_together() -> None:
     assert agreeing / 32 > 0.95  # edges are blurred by less than a pixel
 
 
-def test_what_is_done_differs_and_follows_from_the_generator() -> None:
+def test_augment_same_generator_same_result() -> None:
     photos, masks = blocks(16)
     first, ids = augment(photos, masks, generator(1))
     again, ids_again = augment(photos, masks, generator(1))
@@ -47,7 +47,7 @@ def test_what_is_done_differs_and_follows_from_the_generator() -> None:
     assert 3 <= sum(left_heavy) <= 13  # about half are flipped
 
 
-def test_masks_get_no_value_that_was_not_there() -> None:
+def test_augment_mask_gets_no_new_value() -> None:
     masks = torch.full((8, 32, 32), 7, dtype=torch.uint8)
     masks[:, 8:24, 8:24] = IGNORE_ID
     _, ids = augment(torch.zeros(8, 3, 32, 32, dtype=torch.uint8), masks, generator(0))
@@ -55,7 +55,7 @@ def test_masks_get_no_value_that_was_not_there() -> None:
 
 
 @pytest.mark.parametrize("grey", [0, 255])
-def test_colours_stay_within_a_byte(grey: int) -> None:
+def test_augment_colours_stay_within_0_to_255(grey: int) -> None:
     moved, _ = augment(
         torch.full((8, 3, 16, 16), grey, dtype=torch.uint8), torch.zeros(8, 16, 16, dtype=torch.uint8), generator(0)
     )

@@ -8,7 +8,7 @@ from petseg.errors import InputError
 from petseg.training import losses
 
 
-def test_cross_entropy_leaves_ignored_pixels_out() -> None:
+def test_cross_entropy_sum_ignored_pixels_are_not_counted() -> None:
     logits = torch.zeros(1, 4, 1, 3)
     logits[0, :, 0, 2] = torch.tensor([100.0, 0, 0, 0])
     target = torch.tensor([[[0, 3, IGNORE_ID]]], dtype=torch.uint8)
@@ -20,7 +20,7 @@ def test_cross_entropy_leaves_ignored_pixels_out() -> None:
     assert losses.total_weight(everything_ignored).item() == 0
 
 
-def test_weights_of_classes_weigh_the_mean() -> None:
+def test_cross_entropy_sum_class_weights_equal_pytorch() -> None:
     logits = torch.zeros(1, 2, 1, 4)
     logits[0, 1, 0, 3] = 5.0
     target = torch.tensor([[[0, 0, IGNORE_ID, 1]]], dtype=torch.uint8)
@@ -31,7 +31,7 @@ def test_weights_of_classes_weigh_the_mean() -> None:
     torch.testing.assert_close(mean, expected)
 
 
-def test_class_weights_have_a_mean_of_one_over_the_pixels() -> None:
+def test_class_weights_mean_over_pixels_is_one() -> None:
     assert losses.class_weights("", (6, 2)) is None
     balanced = losses.class_weights("balanced", (6, 2))
     assert balanced is not None and balanced.tolist() == pytest.approx([8 / 12, 8 / 4])
@@ -43,6 +43,6 @@ def test_class_weights_have_a_mean_of_one_over_the_pixels() -> None:
     ("text", "pixels"),
     [("1,2,3", (1, 1)), ("1,x", (1, 1)), ("1,-1", (1, 1)), ("0,0", (1, 1)), ("1,nan", (1, 1)), ("balanced", (1, 0))],
 )
-def test_class_weights_that_cannot_be(text: str, pixels: tuple[int, ...]) -> None:
+def test_class_weights_invalid_text_is_refused(text: str, pixels: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match="--class-weights"):
         losses.class_weights(text, pixels)

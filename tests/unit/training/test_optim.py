@@ -9,7 +9,7 @@ from petseg.training.optim import KerasRMSprop, MovingAverage
 from petseg.training.recipes import RECIPES
 
 
-def test_the_schedule_rises_then_falls_to_zero() -> None:
+def test_schedule_best_recipe_warms_up_then_decays_to_zero() -> None:
     best = RECIPES["best"]
     rates = [optim.schedule(best, step, 100) for step in range(100)]
     assert rates[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
@@ -20,8 +20,8 @@ def test_the_schedule_rises_then_falls_to_zero() -> None:
     assert {optim.schedule(RECIPES["keras"], step, 100) for step in range(100)} == {1.0}
 
 
-def test_rmsprop_adds_epsilon_under_the_root_as_keras_does() -> None:
-    """By hand, two steps; the second entry's gradient is so small that epsilon rules."""
+def test_keras_rmsprop_epsilon_is_added_under_the_root() -> None:
+    """Two steps computed by hand. The second entry's gradient is so small that epsilon dominates."""
     weight = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
     optimizer = KerasRMSprop([weight], 0.1)
     expected, velocity = [1.0, 1.0], [0.0, 0.0]
@@ -32,17 +32,17 @@ def test_rmsprop_adds_epsilon_under_the_root_as_keras_does() -> None:
             velocity[i] = 0.9 * velocity[i] + 0.1 * gradient**2
             expected[i] -= 0.1 * gradient / math.sqrt(velocity[i] + 1e-7)
     assert weight.tolist() == pytest.approx(expected, rel=1e-6)
-    assert 1 - expected[1] < 1e-3  # where torch's own would have moved it by 0.5
+    assert 1 - expected[1] < 1e-3  # torch's RMSprop would have moved it by 0.5
 
 
-def test_only_kernels_decay() -> None:
+def test_build_only_kernels_have_weight_decay() -> None:
     optimizer = optim.build(RECIPES["best"], UNet(3), 1e-3)
     for group in optimizer.param_groups:
         assert all((weight.ndim > 1) == (group["weight_decay"] > 0) for weight in group["params"])
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(UNet(3).parameters()))
 
 
-def test_the_average_forgets_its_random_start_and_keeps_a_memory() -> None:
+def test_moving_average_forgets_its_start_and_follows_the_mean() -> None:
     model = UNet(3)
     average = MovingAverage(model)
     with torch.no_grad():
@@ -52,6 +52,6 @@ def test_the_average_forgets_its_random_start_and_keeps_a_memory() -> None:
         for step in range(1, 2000):
             model.head.weight.fill_(step % 2)
             average.update(step, memory_steps=100)
-    assert torch.allclose(first, torch.tensor(1.0), atol=0.15)  # 9 tenths of what was new
+    assert torch.allclose(first, torch.tensor(1.0), atol=0.15)  # nine tenths of the new weights
     assert torch.allclose(average.model.get_parameter("head.weight"), torch.tensor(0.5), atol=0.01)
     assert all(not weight.requires_grad for weight in average.model.parameters())

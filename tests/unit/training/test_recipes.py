@@ -2,8 +2,8 @@ from petseg.config.train import TrainConfig
 from petseg.training import recipes
 
 
-def test_the_keras_recipe_is_the_published_one() -> None:
-    """Of https://keras.io/examples/vision/oxford_pets_image_segmentation/ in 2020."""
+def test_resolve_keras_recipe_equals_the_published_example() -> None:
+    """The values are those of https://keras.io/examples/vision/oxford_pets_image_segmentation/ in 2020."""
     config = recipes.resolve(TrainConfig(recipe="keras"))
     found = (config.batch_size, config.learning_rate, config.augment, config.val_count, config.val_fraction)
     assert found == (32, 1e-3, "off", 1000, None)
@@ -11,14 +11,14 @@ def test_the_keras_recipe_is_the_published_one() -> None:
     recipe = recipes.RECIPES["keras"]
     assert (recipe.resize, recipe.input_scale, recipe.input_offset) == ("nearest", 1, 0)
     assert (
-        recipe.keep_batches
+        recipe.fixed_batches
         and recipe.keras_rmsprop
         and recipe.average_epochs is None
         and recipe.batch_norm_momentum == 0.01
     )
 
 
-def test_flags_override_a_recipe() -> None:
+def test_resolve_flags_override_the_recipe() -> None:
     given = TrainConfig(recipe="keras", batch_size=4, learning_rate=0.1, augment="on", val_fraction=0.5)
     assert recipes.resolve(given) == given
     best = recipes.resolve(TrainConfig())

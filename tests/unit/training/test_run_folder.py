@@ -9,8 +9,7 @@ import pytest
 from petseg.config.train import TrainConfig
 from petseg.data import manifest
 from petseg.errors import InputError
-from petseg.jobs import train as job
-from petseg.training import run_folder
+from petseg.training import epoch_printer, run_folder
 
 
 def pairs(*ids: str) -> pa.Table:
@@ -18,19 +17,19 @@ def pairs(*ids: str) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=manifest.SCHEMA)
 
 
-def begun(storage: Path, **settings: Any) -> TrainConfig:
+def begin_run(storage: Path, **settings: Any) -> TrainConfig:
     config = run_folder.resolve(TrainConfig(storage=str(storage), name="run", **settings), None)
     run_folder.begin(config, {"train": pairs("b", "a"), "val": pairs("c")})
     return config
 
 
 def resume(storage: Path, **flags: Any) -> TrainConfig:
-    """Resolve as the job does whose command line has these flags."""
+    """Resolve the settings as a job with --resume and these flags does."""
     first = run_folder.first_settings(str(storage), "run")
     return run_folder.resolve(dataclasses.replace(first, **flags), first)
 
 
-def test_a_new_run_gets_a_name_and_absolute_locations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolve_new_run_gets_a_name_and_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = run_folder.resolve(TrainConfig(images="i", masks="m"), None)
     assert (config.images, config.masks, config.storage) == (f"{tmp_path}/i", f"{tmp_path}/m", f"{tmp_path}/runs")
@@ -38,8 +37,8 @@ def test_a_new_run_gets_a_name_and_absolute_locations(tmp_path: Path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_says_what_it_started_from(tmp_path: Path) -> None:
-    config = begun(tmp_path, epochs=3)
+def test_begin_config_and_manifest_are_written(tmp_path: Path) -> None:
+    config = begin_run(tmp_path, epochs=3)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["epochs"] == 3
     import pyarrow.parquet as pq
 
@@ -49,9 +48,9 @@ def test_a_run_says_what_it_started_from(tmp_path: Path) -> None:
     assert run_folder.read_metrics(run_folder.folder(config)) == []
 
 
-def test_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
-    config = begun(tmp_path)
-    with pytest.raises(InputError, match=r"--name run: .*run is there already; .*--resume goes on"):
+def test_resolve_existing_name_is_refused(tmp_path: Path) -> None:
+    config = begin_run(tmp_path)
+    with pytest.raises(InputError, match=r"--name run: .*run already exists; .*--resume continues"):
         run_folder.resolve(config, None)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
@@ -59,31 +58,31 @@ def test_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
         run_folder.resolve(dataclasses.replace(config, name="other"), None)
 
 
-def test_storage_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+def test_begin_unwritable_storage_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"--storage .*file is not a folder"):
-        begun(tmp_path / "file")
+        begin_run(tmp_path / "file")
 
 
-def test_resume_takes_the_settings_of_the_run_and_may_be_given_more_epochs(tmp_path: Path) -> None:
-    begun(tmp_path, epochs=3, seed=5, batch_size=4, images=str(tmp_path), masks=str(tmp_path))
+def test_resume_keeps_the_settings_and_accepts_more_epochs(tmp_path: Path) -> None:
+    begin_run(tmp_path, epochs=3, seed=5, batch_size=4, images=str(tmp_path), masks=str(tmp_path))
     config = resume(tmp_path, epochs=9, num_workers=(2,))
     assert (config.epochs, config.seed, config.batch_size, config.num_workers) == (9, 5, 4, (2,))
     assert config.images == str(tmp_path) and config.resume
     run_folder.begin(config, {"train": pairs("b", "a"), "val": pairs("c")})
-    assert resume(tmp_path).epochs == 9  # what it was last given is what it now has
+    assert resume(tmp_path).epochs == 9  # the last given value is kept
 
 
-def test_resume_refuses_what_would_make_it_another_run(tmp_path: Path) -> None:
-    begun(tmp_path, seed=5)
+def test_resume_other_settings_are_refused(tmp_path: Path) -> None:
+    begin_run(tmp_path, seed=5)
     with pytest.raises(InputError) as caught:
         resume(tmp_path, seed=6, learning_rate=0.1)
     for part in ("--seed (was 5, now 6)", "--learning-rate (was 0.002, now 0.1)", "leave them out"):
         assert part in str(caught.value)
 
 
-def test_resume_refuses_other_pairs(tmp_path: Path) -> None:
-    begun(tmp_path)
+def test_resume_other_pairs_are_refused(tmp_path: Path) -> None:
+    begin_run(tmp_path)
     config = resume(tmp_path)
     with pytest.raises(InputError, match=r"the pairs, or their order, .* \(1 new, 2 gone\)"):
         run_folder.begin(config, {"train": pairs("b"), "val": pairs("d")})
@@ -91,8 +90,8 @@ def test_resume_refuses_other_pairs(tmp_path: Path) -> None:
         run_folder.begin(config, {"train": pairs("a", "b"), "val": pairs("c")})
 
 
-def test_a_folder_that_was_moved_is_the_same_run(tmp_path: Path) -> None:
-    begun(tmp_path / "before")
+def test_resume_moved_folder_is_the_same_run(tmp_path: Path) -> None:
+    begin_run(tmp_path / "before")
     (tmp_path / "before").rename(tmp_path / "after")
     config = resume(tmp_path / "after")
     assert config.storage == str(tmp_path / "after")
@@ -102,34 +101,34 @@ def test_a_folder_that_was_moved_is_the_same_run(tmp_path: Path) -> None:
     run_folder.begin(config, {"train": table.slice(0, 2), "val": table.slice(2)})
 
 
-def test_of_two_jobs_with_one_name_one_is_refused(tmp_path: Path) -> None:
+def test_begin_two_jobs_same_name_second_is_refused(tmp_path: Path) -> None:
     config, other = (run_folder.resolve(TrainConfig(storage=str(tmp_path), name="run"), None) for _ in range(2))
     run_folder.begin(config, {"train": pairs("a"), "val": pairs("c")})
-    with pytest.raises(InputError, match=r"--name: .*run/config\.json is there already; was another job started"):
+    with pytest.raises(InputError, match=r"--name: .*run/config\.json already exists; was another job started"):
         run_folder.begin(other, {"train": pairs("a"), "val": pairs("c")})
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.json", "manifest.parquet"]
 
 
-def test_a_run_that_was_killed_as_it_began_can_be_resumed(tmp_path: Path) -> None:
-    begun(tmp_path)
+def test_resume_run_killed_at_its_start_is_continued(tmp_path: Path) -> None:
+    begin_run(tmp_path)
     (tmp_path / "run" / "manifest.parquet").unlink()
     run_folder.begin(resume(tmp_path), {"train": pairs("b", "a"), "val": pairs("c")})
     assert (tmp_path / "run" / "manifest.parquet").exists()
 
 
 @pytest.mark.parametrize("content", [b'{"epoch": 1', b"\xff"])
-def test_metrics_that_were_edited_are_named(content: bytes, tmp_path: Path) -> None:
+def test_read_metrics_edited_file_is_refused_by_name(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(content)
     with pytest.raises(InputError, match=r"metrics\.jsonl: a line of it is not JSON"):
         run_folder.read_metrics(str(tmp_path))
 
 
-def test_there_must_be_a_run_to_resume(tmp_path: Path) -> None:
+def test_resume_missing_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--resume --name run: there is no run in .*run"):
         resume(tmp_path)
 
 
-def test_describe() -> None:
+def test_describe_epoch_has_losses_scores_and_eta() -> None:
     epoch = {
         "epoch": 2,
         "train_loss": 0.51,
@@ -146,20 +145,20 @@ def test_describe() -> None:
     )
 
 
-def test_the_time_that_is_left_counts_what_lies_between_epochs(
+def test_progress_eta_includes_the_time_between_epochs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Epochs of 2 s that come every 5 s; two of them are seen at once."""
+    """Epochs of 2 s arrive every 5 s. The first two are seen at once."""
     found: list[dict[str, object]] = []
     monkeypatch.setattr(run_folder, "read_metrics", lambda run: list(found))
-    progress, left = job._Progress("run", 10), []
+    progress, left = epoch_printer.EpochPrinter("run", 10), []
     for moment, count in ((100.0, 2), (105.0, 1), (110.0, 1)):
-        monkeypatch.setattr(job.time, "monotonic", lambda moment=moment: moment)
+        monkeypatch.setattr(epoch_printer.time, "monotonic", lambda moment=moment: moment)
         for _ in range(count):
             found.append(
                 {"epoch": len(found) + 1, "train_loss": 1.0, "val_loss": 1.0, "val_pixel_accuracy": 1.0}
                 | {"val_miou": 1.0, "val_iou": {}, "train_images_per_s": 1.0, "seconds": 2.0}
             )
-        progress._show()
+        progress._print_new()
         left += [line.rpartition("ETA ")[2] for line in capsys.readouterr().out.splitlines()]
     assert left == ["0:18", "0:16", "0:18", "0:20"]

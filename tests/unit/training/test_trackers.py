@@ -23,7 +23,7 @@ def sheet() -> np.ndarray:
     return sample_sheet(photos, masks, masks * 0 + 2, labels.palette(3))
 
 
-def test_a_sheet_shows_photo_truth_and_prediction() -> None:
+def test_sample_sheet_shows_photo_truth_and_prediction() -> None:
     found = sheet()
     assert found.shape == (8, 15, 3) and found.dtype == np.uint8
     assert (found[:, :5] == 10).all()
@@ -31,13 +31,13 @@ def test_a_sheet_shows_photo_truth_and_prediction() -> None:
     assert (found[:, 10:] == labels.palette(3)[2]).all()
 
 
-def test_tensorboard_reads_an_epoch(tmp_path: Path) -> None:
+def test_logs_tensorboard_epoch_logged_twice_is_stored_once(tmp_path: Path) -> None:
     from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue] - made at run time
 
     config = TrainConfig(name="run")
     with Logs(config, str(tmp_path)) as log:
         log.epoch(EPOCH, sheet())
-        log.epoch(EPOCH, sheet())  # trained again after a kill: it replaces its own
+        log.epoch(EPOCH, sheet())  # trained again after a kill, it replaces the first
     [file] = (tmp_path / "tensorboard").iterdir()
     assert file.name == "events.out.tfevents.0000000002.petseg"
     content, values = file.read_bytes(), {}
@@ -51,19 +51,19 @@ def test_tensorboard_reads_an_epoch(tmp_path: Path) -> None:
     assert values == {"val_loss": 0.5, "val_iou/pet": 0.25, "samples": 8}
 
 
-def test_numbers_get_one_name_each() -> None:
+def test_flat_nested_scores_get_one_name_each() -> None:
     assert flat(EPOCH) == {"val_loss": 0.5, "val_iou/pet": 0.25}
 
 
 @pytest.mark.parametrize("flag", ["mlflow", "wandb"])
-def test_a_tracker_that_is_not_installed_is_one_line(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_require_trackers_missing_package_is_refused(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     require_trackers(TrainConfig())
     with pytest.raises(InputError, match=rf"--{flag}: it is not installed; pip install {flag}"):
         require_trackers(dataclasses.replace(TrainConfig(), **{flag: True}))
 
 
-def test_mlflow_s_server_must_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_require_trackers_mlflow_without_server_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     for address in ("", "mlruns"):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
@@ -73,20 +73,20 @@ def test_mlflow_s_server_must_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     require_trackers(TrainConfig(mlflow=True))
 
 
-def test_a_tracker_that_fails_is_one_line(tmp_path: Path, trackers: tuple[Any, Any]) -> None:
+def test_logs_failing_tracker_stops_in_one_line(tmp_path: Path, trackers: tuple[Any, Any]) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise ConnectionError("no answer\nfrom the server")
 
     trackers[0].log_metrics = refuse
     with (
-        pytest.raises(JobError, match=r"^--mlflow: it cannot log: no answer; --resume goes on, with --no-mlflow"),
+        pytest.raises(JobError, match=r"^--mlflow: it cannot log: no answer; --resume continues, with --no-mlflow"),
         Logs(TrainConfig(name="run", mlflow=True), str(tmp_path)) as log,
     ):
         log.epoch(EPOCH, sheet())
 
 
 class Recorder(types.ModuleType):
-    """A package whose functions note how they were called."""
+    """Module that records the calls of its functions."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -111,7 +111,7 @@ def trackers(monkeypatch: pytest.MonkeyPatch) -> tuple[Recorder, Recorder]:
     return found
 
 
-def test_mlflow_goes_on_with_its_run_after_a_kill(tmp_path: Path, trackers: tuple[Recorder, Recorder]) -> None:
+def test_logs_mlflow_restart_continues_its_run(tmp_path: Path, trackers: tuple[Recorder, Recorder]) -> None:
     mlflow, _ = trackers
     config = TrainConfig(name="run", mlflow=True, epochs=3)
     with Logs(config, str(tmp_path)) as log:
@@ -126,7 +126,7 @@ def test_mlflow_goes_on_with_its_run_after_a_kill(tmp_path: Path, trackers: tupl
     assert mlflow.calls == [("start_run", (), {"run_id": "id-7"}), ("end_run", ("FAILED",), {})]
 
 
-def test_wandb_gets_an_id_that_a_restart_finds_again(tmp_path: Path, trackers: tuple[Recorder, Recorder]) -> None:
+def test_logs_wandb_restart_uses_the_same_id(tmp_path: Path, trackers: tuple[Recorder, Recorder]) -> None:
     _, wandb = trackers
     for _ in range(2):
         with Logs(TrainConfig(name="run", wandb=True), str(tmp_path)) as log:

@@ -1,0 +1,62 @@
+"""Shared parts of the Ray Data pipelines."""
+
+import pyarrow as pa
+import pytest
+import ray.data
+
+from petseg.errors import JobError, UnavailableError
+from petseg.inference.plan import Summary
+from petseg.pipelines.datasets import WHOLE_BLOCKS, catch_unavailable, data_context, unavailable_reason
+from petseg.pipelines.shards import iter_shards, report_shard, run_shards
+
+
+def test_catch_unavailable_storage_error_becomes_a_table() -> None:
+    def fail() -> pa.Table:
+        raise UnavailableError("s3://bucket/a: no answer")
+
+    table = pa.table({"id": ["a"]})
+    assert catch_unavailable(lambda: table) is table and unavailable_reason(table) is None
+    assert unavailable_reason(catch_unavailable(fail)) == "s3://bucket/a: no answer"
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_data_context_applies_inside_and_is_restored() -> None:
+    before = ray.data.DataContext.get_current().copy()
+    with data_context(op_resource_reservation_enabled=False) as context:
+        context.execution_options.preserve_order = True
+        inside = ray.data.range(1)
+    outside = ray.data.range(1)
+    assert inside.context.target_max_block_size is None
+    assert not inside.context.op_resource_reservation_enabled
+    assert inside.context.execution_options.preserve_order
+    for now in (outside.context, ray.data.DataContext.get_current()):
+        assert now.target_max_block_size == before.target_max_block_size is not None
+        assert now.op_resource_reservation_enabled
+        assert now.execution_options.preserve_order == before.execution_options.preserve_order
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_run_shards_collects_summaries_and_one_failure_stops_the_job(capsys: pytest.CaptureFixture[str]) -> None:
+    def work(index: pa.Table) -> pa.Table:
+        shard = index["id"][0].as_py()
+
+        def finish() -> Summary:
+            if shard == 7:
+                raise JobError("--output out: cannot be written")
+            return Summary(10, shard, [f"{shard}: broken"])
+
+        return report_shard(shard, finish)
+
+    def shards(count: int) -> ray.data.Dataset:
+        with data_context():
+            return ray.data.range(count, override_num_blocks=count).map_batches(work, **WHOLE_BLOCKS)
+
+    done = {5: Summary(10, 0, [])}
+    status = run_shards(iter_shards(shards(3), Summary), done, 40, lambda found: (found.rows, found.failed), "images")
+    assert done == {number: Summary(10, number, [f"{number}: broken"]) for number in range(3)} | {5: Summary(10, 0, [])}
+    assert status.startswith("30 images in ") and status.endswith(" images/s")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("40/40 images  100%")
+    with pytest.raises(JobError, match="--output out: cannot be written"):
+        run_shards(iter_shards(shards(8), Summary), {}, 80, lambda found: (found.rows, found.failed), "images")

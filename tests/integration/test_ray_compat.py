@@ -1,0 +1,112 @@
+"""Contracts with Ray's private names. A test fails when Ray removes a name or changes its behaviour."""
+
+import inspect
+import io
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from petseg.cluster import ray_compat
+
+
+def test_find_address_equals_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.9:6399")
+    assert ray_compat.find_address() == "10.0.0.9:6399"
+    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
+    with pytest.raises(ValueError, match="nonsense"):
+        ray_compat.find_address()
+
+
+def test_find_address_no_ray_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_compat.services, "find_gcs_addresses", set)
+    monkeypatch.setattr(ray_compat.services, "find_bootstrap_address", lambda _: None)
+    assert ray_compat.find_address() is None
+
+
+def test_versions_of_mismatch_ray_message_has_four_versions() -> None:
+    import platform
+
+    import ray
+    from ray._private.utils import check_version_info
+
+    with pytest.raises(RuntimeError) as caught:
+        check_version_info({"ray_version": "2.40.0", "python_version": "3.12.1"}, "node 10.0.0.1")
+    found = ray_compat.versions_of_mismatch(caught.value)
+    assert found == ["2.40.0", "3.12.1", ray.__version__, platform.python_version()]
+    assert ray_compat.versions_of_mismatch(RuntimeError("Ray: 1.0")) is None
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_started_local_ray_is_true_and_has_a_log_folder() -> None:
+    assert ray_compat.started_local_ray()
+    folder = ray_compat.log_folder()
+    assert folder is not None and (folder / "raylet.out").exists()
+
+
+def test_log_folder_without_ray_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_compat.worker, "_global_node", None)
+    assert ray_compat.log_folder() is None and not ray_compat.started_local_ray()
+
+
+def test_replace_worker_log_printer_lines_reach_the_replacement(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert callable(ray_compat.worker.print_worker_logs)
+    monkeypatch.setattr(ray_compat.worker, "print_worker_logs", ray_compat.worker.print_worker_logs)  # restored later
+    shown: list[str] = []
+    ray_compat.replace_worker_log_printer(shown.append)
+    logged = {"lines": ["one", "two"], "pid": "autoscaler", "is_err": True, "ip": "10.0.0.1"}
+    ray_compat.worker.print_to_stdstream(logged, ignore_prefix=False)
+    assert shown == ["one", "two"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_memory_in_log_line_matches_the_raylet_message() -> None:
+    import ray
+
+    raylet = Path(ray.__file__).parent / "core" / "src" / "ray" / "raylet" / "raylet"
+    content = raylet.read_bytes()
+    assert b"running low on memory" in content and b" limit (" in content
+    line = "Error: 1 worker(s) were killed due to the node running low on memory. Memory on the node was 3.7GB used / "
+    assert ray_compat.memory_in_log_line(f"{line}23.5GB limit (0.159)") == ("3.7GB", "23.5GB")
+    assert ray_compat.memory_in_log_line("Task failed. There are infinite retries remaining") is None
+
+
+def test_idle_worker_setting_exists_in_ray() -> None:
+    import ray
+
+    [name] = ray_compat.IDLE_WORKER_CONFIG
+    raylet = Path(ray.__file__).parent / "core" / "src" / "ray" / "raylet" / "raylet"
+    assert name.encode() in raylet.read_bytes()
+
+
+def test_worker_failure_cause_is_the_wrapped_error() -> None:
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+
+    cause = ValueError("bad")
+    assert ray_compat.worker_failure_cause(UserExceptionWithTraceback(cause, "Traceback …")) is cause
+    assert ray_compat.worker_failure_cause(WorkerHealthCheckFailedError("dead", cause)) is cause
+    assert ray_compat.worker_failure_cause(cause) is cause
+
+
+def test_aws_node_provider_has_the_overridden_methods() -> None:
+    provider = ray_compat.aws_node_provider()
+    assert list(inspect.signature(provider.create_node).parameters) == ["self", "node_config", "tags", "count"]
+    assert list(inspect.signature(provider.bootstrap_config).parameters) == ["cluster_config"]
+    assert list(inspect.signature(provider.fillout_available_node_types_resources).parameters) == ["cluster_config"]
+
+
+def test_warn_in_autoscaler_log_warning_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    ray_compat.warn_in_autoscaler_log("no spot instances for {} of {} nodes", 1, 2)
+    assert "no spot instances for 1 of 2 nodes" in click.unstyle(capsys.readouterr().out)
+
+
+def test_divert_native_stderr_replaced_stderr_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    replaced = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", replaced)
+    ray_compat.divert_native_stderr("petseg.err")
+    assert sys.stderr is replaced

@@ -1,0 +1,89 @@
+import signal
+from typing import Any
+
+import pytest
+
+from petseg.cluster import connect, ray_compat
+from petseg.errors import InputError
+
+
+def test_connect_no_ray_found_starts_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def init(**settings: object) -> None:
+        signal.raise_signal(signal.SIGINT)  # must be deferred until Ray has started completely
+        started.append(settings)
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_compat.services, "find_gcs_addresses", set)
+    monkeypatch.setattr(ray_compat.services, "find_bootstrap_address", lambda _: None)
+    monkeypatch.setattr(connect.ray, "init", init)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background processes ignore SIGINT
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            connect.connect()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(started) == 1 and "address" not in started[0]
+
+
+@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:abc", "ray://127.0.0.1:10001"])
+def test_connect_invalid_address_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(InputError, match=f"RAY_ADDRESS {address}: a cluster's host:port is expected"):
+        connect.connect()
+
+
+MISMATCH = """Version mismatch: The cluster was started with:
+    Ray: 2.40.0
+    Python: 3.12.1
+This process on node 10.0.0.1 was started with:
+    Ray: 2.60.0
+    Python: 3.11.7
+"""
+
+
+def test_connect_other_ray_version_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**settings: object) -> None:
+        raise RuntimeError(MISMATCH)
+
+    address = "10.0.0.9:6379"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(connect, "_answers", lambda host, port: True)
+    monkeypatch.setattr(connect.ray, "init", init)
+    with pytest.raises(InputError) as caught:
+        connect.connect()
+    assert str(caught.value).startswith(
+        f"the Ray at {address} has version 2.40.0 on Python 3.12.1, and this environment 2.60.0 on Python 3.11.7; "
+    )
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", [None, "10.0.0.9:6379"])
+def test_connect_only_a_local_ray_gets_the_idle_worker_setting(
+    address: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Ray that is already running would refuse the setting."""
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(ray_compat, "find_address", lambda: address)
+    monkeypatch.setattr(connect, "_answers", lambda host, port: True)
+    monkeypatch.setattr(connect.ray, "init", lambda **settings: asked.update(settings))
+    monkeypatch.setattr(ray_compat, "divert_native_stderr", lambda name: None)
+    monkeypatch.setattr(connect, "silence_logs", lambda debug: None)
+    monkeypatch.setattr(ray_compat.worker, "print_worker_logs", None)
+    connect.connect()
+    patience = asked.get("_system_config", {}).get("idle_worker_killing_time_threshold_ms", 0)
+    assert patience >= 10_000 if address is None else "_system_config" not in asked
+
+
+def test_memory_note_printer_out_of_memory_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    show = connect._memory_note_printer()
+    show("Task _map_task failed. There are infinite retries remaining")
+    memory = (
+        "Error: 1 worker(s) were killed due to the node running low on memory. Memory on the node was 3.75GB used / "
+    )
+    show(f"{memory}23.54GB limit (0.159)\nOOM kill reason: …")
+    show(f"{memory}23.54GB limit (0.159)")
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1
+    assert printed.err.startswith("note: out of memory (3.75GB of 23.54GB used): Ray ended a process and tries again;")
