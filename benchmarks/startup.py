@@ -61,7 +61,7 @@ WRAPPED = {
     "petseg.data.manifest.discover": ("discover", None),
     "petseg.cluster.connect.connect": ("connect", "connected"),
     "petseg.pipelines.decode.decode": ("decode", "decoded"),
-    "petseg.training.loop.fit": ("fit", None),
+    "petseg.training.fit.fit": ("fit", None),
 }
 """Functions of a driver that are wrapped, and the marks before and after them."""
 
@@ -249,7 +249,7 @@ def decode_rows(rows: Any, marks: str, **settings: Any) -> Any:
 
 IN_WORKERS = {
     "petseg.pipelines.decode.decode": ("decode_rows", decode_rows),
-    "petseg.training.loop.fit": ("train_loop_per_worker", train_worker),
+    "petseg.training.fit.fit": ("train_loop_per_worker", train_worker),
 }
 """Functions that a driver sends to workers, and their replacements, by the driver's function that sends them."""
 

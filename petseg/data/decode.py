@@ -18,10 +18,7 @@ from PIL import Image, ImageFile
 from petseg.config.base import Resize
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-"""Pillow's names of the formats that are decoded; the file's name does not matter.
-
-Other formats (PDF, PostScript, …) are refused: Pillow would start other programs for some of them.
-"""
+"""Pillow's names of the formats that are decoded. For some others, such as PDF, it would start other programs."""
 
 MAX_TRAINING_PIXELS = 2**27
 """Largest training photo in pixels: 128 megapixels, 400 MB once decoded. A larger one is refused before decoding."""

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from functools import partial
 from typing import NoReturn
 
+import pyarrow as pa
+
 from petseg import cli, files, storage
 from petseg.config.model import ModelConfig
 from petseg.config.predict import PredictConfig
@@ -37,26 +39,7 @@ def main() -> None:
 
     trained = checkpoint.find(storage.absolute(config.checkpoint))
     weights = checkpoint.read_weights(trained)
-    plan = make_plan(
-        photos,
-        output,
-        shard_size=config.shard_size,
-        outputs=Outputs(
-            png=config.png,
-            overlay=config.overlay,
-            probabilities=config.probabilities,
-            coco_rle=config.coco_rle,
-        ),
-        settings={
-            "checkpoint_sha256": checkpoint.fingerprint(trained, weights),
-            "device": "cuda" if config.use_gpu else "cpu",
-            "batch_size": config.photos_per_pass,
-            "precision": config.precision,
-            "max_pixels": config.max_pixels,
-            "tile": config.tile_hw and list(config.tile_hw),
-            "tile_overlap": config.overlap,
-        },
-    )
+    plan = _plan(config, photos, output, checkpoint.fingerprint(trained, weights))
     report = partial(PredictionReport, plan=plan, model=trained.model, max_pixels=config.max_pixels)
     done = output_folder.find_done(plan, overwrite=config.overwrite)
     if output_folder.is_finished(plan, done):
@@ -77,6 +60,23 @@ def main() -> None:
     finished = report(summary=summary, seconds=clock.laps, status=status)
     save_report(output, lambda: prediction_page(finished))
     _print_summary(summary, output, status)
+
+
+def _plan(config: PredictConfig, photos: pa.Table, output: str, checkpoint_sha256: str) -> Plan:
+    """Return the plan: the photos, and everything that determines the bytes of the output."""
+    outputs = Outputs(
+        png=config.png, overlay=config.overlay, probabilities=config.probabilities, coco_rle=config.coco_rle
+    )
+    settings = {
+        "checkpoint_sha256": checkpoint_sha256,
+        "device": "cuda" if config.use_gpu else "cpu",
+        "batch_size": config.photos_per_pass,
+        "precision": config.precision,
+        "max_pixels": config.max_pixels,
+        "tile": config.tile_hw and list(config.tile_hw),
+        "tile_overlap": config.overlap,
+    }
+    return make_plan(photos, output, shard_size=config.shard_size, outputs=outputs, settings=settings)
 
 
 def _run(

@@ -25,8 +25,8 @@ from petseg.data.prepared import Prepared, Target
 from petseg.data.prepared_writer import Summary
 from petseg.errors import InputError, JobError
 from petseg.progress import Progress
-from petseg.reports import check as check_report
-from petseg.reports.check import Checked
+from petseg.reports.check import page
+from petseg.reports.findings import Checked, find_problems, train_flags
 from petseg.storage import checks
 from petseg.training import recipes
 
@@ -90,8 +90,8 @@ def _check(config: CheckConfig) -> None:
             f"masks such as {mask}); give both the same name (endings may differ)"
         )
     checked = _scan(config, classes, pairs, photos_alone, masks_alone)
-    findings = check_report.findings(checked)
-    command = command_line("train", check_report.train_flags(checked))
+    findings = find_problems(checked)
+    command = command_line("train", train_flags(checked))
     alone = [{"id": row["id"], "image": row["image"], "error": "no mask"} for row in photos_alone.to_pylist()]
     alone += [{"id": row["id"], "mask": row["image"], "error": "no photo"} for row in masks_alone.to_pylist()]
     content = io.BytesIO()
@@ -99,9 +99,9 @@ def _check(config: CheckConfig) -> None:
     with checks.translate_write_errors(config.output):  # before the page, which reads photos again
         storage.write(storage.join(config.output, files.CHECK), content.getvalue())
         storage.write(storage.join(config.output, files.CONFIG), cli.as_file(config))
-    page = check_report.page(checked, findings, dataclasses.asdict(config), command)
+    report = page(checked, findings, dataclasses.asdict(config), command)
     with checks.translate_write_errors(config.output):
-        storage.write(storage.join(config.output, files.REPORT), page)
+        storage.write(storage.join(config.output, files.REPORT), report)
     print(f"{pairs.num_rows} pairs: {storage.join(config.output, files.REPORT)}")
     for finding in findings:
         print(f"  {finding}")

@@ -46,14 +46,14 @@ def main() -> None:
 
     # Ray and torch take seconds to load: only once the flags and folders are known to be good.
     from petseg.models import checkpoint
-    from petseg.training import loop
+    from petseg.training.fit import fit
 
     setup = _set_up(config, run, pairs, clock)
     run_folder.begin(config, pairs.parts)
     print(f"training on {setup.train.num_rows} pairs, validating on {setup.val.num_rows}; run {run}", flush=True)
     try:
         with EpochPrinter(run, config.epochs), cli.on_interrupt(f"continue with: {_resume_command(config)}"):
-            loop.fit(setup)
+            fit(setup)
     except BaseException:
         clock.lap("training")
         with contextlib.suppress(InputError, *STORAGE_ERRORS):  # the user must see the error that ended the training
@@ -76,7 +76,9 @@ def _set_up(config: TrainConfig, run: str, pairs: TrainingSet, clock: Clock) -> 
     """Join Ray, decode the pairs, and return everything that the workers need."""
     from petseg.cluster import connect, resources
     from petseg.pipelines.decode import decode, load
-    from petseg.training import loop, losses
+    from petseg.training import losses
+    from petseg.training.fit import require_workers
+    from petseg.training.loop import WorkerSetup
 
     model, weights = _model(config, run, pairs)
     clock.lap("listing, imports")
@@ -87,7 +89,7 @@ def _set_up(config: TrainConfig, run: str, pairs: TrainingSet, clock: Clock) -> 
     if not config.use_gpu and not config.cpus_per_worker:  # their cores are divided once nodes have joined
         resources.require({"CPU": 1}, config.min_workers, "--num-workers", config.wait_min * 60)
     cpus = config.cpus_per_worker or (1 if config.use_gpu else resources.cpus_per_worker(config.max_workers))
-    loop.require_workers(config, cpus)
+    require_workers(config, cpus)
     resources.require_shared(locations)  # nodes may have joined
     clock.lap("starting Ray")
     manifests = [pairs.parts["train"], pairs.parts["val"]]
@@ -100,7 +102,7 @@ def _set_up(config: TrainConfig, run: str, pairs: TrainingSet, clock: Clock) -> 
         if not pixels:
             label_map = pairs.classes.label_map
             print(f"warning: no pixel of {name} in the training masks; check --label-map (now {label_map})")
-    return loop.WorkerSetup(
+    return WorkerSetup(
         config=config,
         model=model,
         run=run,

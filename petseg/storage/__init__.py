@@ -1,8 +1,7 @@
 """Files by path or URI: the only package that knows whether a file is local or in an object store.
 
 A location is a string: a local path, or a URI such as s3://bucket/key, gs://, file://. The functions list, read and
-write whole files. `local` does this on a local disk, and `arrow` and `s3` in object stores. They do not interpret the
-content, except JSON and Parquet.
+write whole files. `local` does this on a local disk, and `arrow` and `s3` in object stores.
 """
 
 import contextlib
@@ -30,12 +29,16 @@ _AHEAD = 16
 """Number of files requested from an object store in parallel. At 30 ms each that is about 500 files a second."""
 
 
+def is_local(location: str) -> bool:
+    """Return True if an absolute location is a local path and not a URI."""
+    return not _URI.match(location)
+
+
 def absolute(location: str) -> str:
     """Return `location` as an absolute path or URI, without a trailing slash.
 
     Ray's workers have other working directories, so the driver makes every location absolute. Raises `InputError` if a
-    URI has no bucket, if it contains credentials or a query, which would end up in logs and in the settings of a run,
-    or if its key has a part `.` or `..`.
+    URI has no bucket or a part `.` or `..`, or if it contains credentials or a query, which would end up in logs.
     """
     if _URI.match(location):
         parts = urllib.parse.urlsplit(location)
@@ -51,11 +54,6 @@ def absolute(location: str) -> str:
             raise InputError(f"{location}: a key with . or .. for a part; give the place itself")
         return parts.scheme + location[len(parts.scheme) :].rstrip("/")
     return os.path.abspath(os.path.expanduser(location))  # noqa: PTH100, PTH111 - Path.absolute keeps ".."
-
-
-def is_local(location: str) -> bool:
-    """Return True if an absolute location is a local path and not a URI."""
-    return not _URI.match(location)
 
 
 def join(location: str, *parts: str) -> str:
@@ -114,8 +112,8 @@ def read(location: str, at_most: int | None = None) -> bytes:
 def read_each(locations: Iterable[str], at_most: int | None = None) -> Iterator[bytes | OSError]:
     """Yield the content of each file in order, or the `OSError` of a file that cannot be read.
 
-    Files are requested ahead and in parallel, because storage may take long to answer but answers many requests at
-    once. Raises `UnavailableError` if the storage does not answer at all, because no single file causes that.
+    Files are requested ahead and in parallel, because storage takes long to answer but answers many requests at once.
+    Raises `UnavailableError` if storage does not answer.
     """
 
     def read_or_error(location: str) -> bytes | OSError:
@@ -152,8 +150,7 @@ def read_json(location: str) -> Any:
 def parse_parquet(content: bytes, columns: list[str] | None = None) -> pa.Table:
     """Return the table, or only `columns` of it, in the content of a Parquet file.
 
-    It is read in the calling thread alone. A process that exits while an Arrow thread still has to release a Python
-    object is aborted; that changed the exit code of one in ten short jobs.
+    It is read in the calling thread alone: a process that exits while an Arrow thread releases a Python object aborts.
     """
     return pq.ParquetFile(pa.BufferReader(content), pre_buffer=False).read(columns, use_threads=False)
 
@@ -170,9 +167,8 @@ def write(location: str, content: bytes, scratch: str | None = None) -> None:
     """Write a whole file atomically, and create its parent folders. Readers see the complete file or no file.
 
     A local file is first written to a hidden file in the folder `scratch` (default: the file's own folder; it must be
-    on the same disk), flushed to the disk, and then renamed. A killed process therefore leaves an incomplete file only
-    in `scratch`, and `remove_leftovers(scratch)` cleans it up. An object store shows an object only once it is
-    complete.
+    on the same disk), flushed to the disk, and then renamed. What a killed process leaves in `scratch` is cleaned up by
+    `remove_leftovers(scratch)`. An object store shows an object only once it is complete.
     """
     if is_local(location):
         local.write(location, content, scratch)
@@ -184,8 +180,8 @@ def write(location: str, content: bytes, scratch: str | None = None) -> None:
 def create(location: str, content: bytes, flag: str) -> None:
     """Write a file that must not exist yet. If two processes try, one of them gets an error.
 
-    In an object store without conditional writes, the function checks for the file first; two processes can then both
-    pass the check at the same moment. Raises `InputError`, naming `flag`, if the file exists or cannot be written.
+    In an object store without conditional writes, two processes can both pass the check at the same moment. Raises
+    `InputError`, naming `flag`, if the file exists or cannot be written.
     """
     with as_input_error(f"{flag}: {location} cannot be written"):
         try:
@@ -201,8 +197,8 @@ def create(location: str, content: bytes, flag: str) -> None:
 def write_folder(location: str, files: dict[str, bytes]) -> None:
     """Write a new folder of files atomically.
 
-    A local folder is renamed into place. An object store has no folders, so the files are written there in order, and
-    a reader must take the folder as complete only if the last file of `files` exists.
+    A local folder is renamed into place. In an object store the files are written in order: the folder is complete
+    only if the last file of `files` exists.
     """
     if not is_local(location):
         for name, content in files.items():
@@ -220,15 +216,10 @@ def write_folder(location: str, files: dict[str, bytes]) -> None:
 def flush_folders(folders: Iterable[str]) -> None:
     """Flush the directory entries of local folders, so that file names survive a power cut.
 
-    `write` flushes only the contents of files. Folders in an object store are ignored.
+    `write` flushes only contents. Folders in an object store are ignored.
     """
-    for folder in folders:
-        if is_local(folder):
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+    for folder in filter(is_local, folders):
+        local.flush_folder(folder)
 
 
 def remove_file(location: str) -> None:
@@ -256,18 +247,13 @@ def remove_folder(location: str, first: str | None = None) -> None:
 def remove_empty_folders(folder: str) -> None:
     """Delete the empty folders at and below a local folder. Do nothing in object stores, which have no folders."""
     if is_local(folder):
-        for path, _, _ in os.walk(folder, topdown=False):
-            with contextlib.suppress(OSError):  # not empty
-                Path(path).rmdir()
+        local.remove_empty_folders(folder)
 
 
 def remove_leftovers(scratch: str) -> None:
     """Delete the temporary files of killed processes in `scratch`. No running process may be writing there."""
-    if not is_local(scratch):
-        return
-    for path in Path(scratch).glob(local.TEMPORARY + "*"):
-        # An orphaned worker of a killed driver may rename its file in the meantime.
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    if is_local(scratch):
+        local.remove_leftovers(scratch)
 
 
 def remote(location: str) -> tuple[arrow.Store, str]:

@@ -82,6 +82,7 @@ def _try(url: str, part: Path) -> None:
     try:
         response = _opener().open(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
+        error.close()  # it holds the connection
         if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and have:
             return  # no bytes are missing; the MD5 check follows
         if error.code in _PASSING or error.code >= HTTPStatus.INTERNAL_SERVER_ERROR:

@@ -1,7 +1,9 @@
 """Files on a local disk: listing and atomic writing. Only `storage` imports this module."""
 
+import contextlib
 import errno
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -83,3 +85,26 @@ def in_new_folder(path: str | Path, write: Callable[[], T]) -> T:
     except FileNotFoundError:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         return write()
+
+
+def flush_folder(folder: str) -> None:
+    """Flush the directory entries of a folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_empty_folders(folder: str) -> None:
+    """Do as `storage.remove_empty_folders`."""
+    for path, _, _ in os.walk(folder, topdown=False):
+        with contextlib.suppress(OSError):  # not empty
+            Path(path).rmdir()
+
+
+def remove_leftovers(scratch: str) -> None:
+    """Do as `storage.remove_leftovers`."""
+    for path in Path(scratch).glob(TEMPORARY + "*"):
+        # An orphaned worker of a killed driver may rename its file in the meantime.
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

@@ -1,32 +1,27 @@
-"""The training loop of one worker, top to bottom, and the call that starts the workers.
+"""The training loop of one worker, top to bottom. `fit` starts the workers.
 
-This is the only file with `ray.train`. Checkpoints go through `checkpoint.save`, not through `ray.train.report`.
+Checkpoints go through `checkpoint.save`, not through `ray.train.report`.
 A restarted worker, a driver restarted with --resume, and a job that does not use Ray all find the same folder.
 """
 
 import dataclasses
 import math
-import signal
-import tempfile
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from petseg.cluster import ray_compat, resources
 from petseg.config.base import Precision
 from petseg.config.model import ModelConfig
 from petseg.config.train import TrainConfig
-from petseg.errors import InputError, JobError, UnavailableError
+from petseg.errors import InputError
 from petseg.models import checkpoint, precision
 from petseg.models.checkpoint import TrainState
 from petseg.pipelines.decode import Decoded
@@ -61,102 +56,6 @@ class WorkerSetup:
     """Weights of the classes in the loss, float32 (C,), or None."""
     init_from: dict[str, Tensor] | None = None
     """Weights to start a new run with, or None for random ones."""
-
-
-def fit(setup: WorkerSetup, log: Callable[[str], None] = print) -> None:
-    """Train with Ray Train until `epochs` are done. A resumed run continues from the last checkpoint in `run`.
-
-    If a worker or its node dies, all workers are restarted from there, up to `max_failures` times in a row without a
-    new checkpoint between them. If a node was taken away after a notice, they are restarted as often as that happens.
-    `log` receives a line about each restart.
-
-    Raises `InputError` if the loss is no longer a number or a checkpoint cannot be loaded, `JobError` if a checkpoint
-    cannot be written or workers keep dying, and `ray.train.WorkerGroupError`, with the worker's traceback, if a worker
-    keeps failing in another way.
-    """
-    failures, reached_before = 0, None
-    while True:
-        try:
-            return _fit_once(setup)
-        except ray.train.PreemptionError:
-            event = "a node was taken away"
-        except ray.train.WorkerGroupError as error:
-            event, is_death = _explain(error)
-            reached = _reached(setup.run)
-            failures, reached_before = (failures + 1 if reached == reached_before else 1), reached
-            if failures > setup.config.max_failures:
-                if not is_death:
-                    raise
-                raise JobError(f"{event}, {failures} times since the last checkpoint; --resume continues") from error
-        log(f"{event}; continuing after epoch {_reached(setup.run)[0]}")
-        require_workers(setup.config, setup.cpus)
-        # Decoded pairs that were lost with a node are decoded again: now, because workers may take every core.
-        blocks = [*setup.train.blocks, *setup.val.blocks]
-        ray.wait(blocks, num_returns=len(blocks), fetch_local=False)
-
-
-def require_workers(config: TrainConfig, cpus: int) -> None:
-    """Wait, as `resources.require` does, until the cluster can hold the minimum number of workers."""
-    flags, limit_s = "--num-workers", config.wait_min * 60
-    if config.use_gpu:
-        resources.require({"GPU": 1, "CPU": cpus}, config.min_workers, f"{flags} with --use-gpu", limit_s)
-    else:
-        resources.require({"CPU": cpus}, config.min_workers, flags, limit_s)
-
-
-def _explain(error: ray.train.WorkerGroupError) -> tuple[str, bool]:
-    """Return (description of the failure, True if a worker died).
-
-    Raises the cause itself if restarting the workers cannot help.
-    """
-    causes = [ray_compat.worker_failure_cause(failure) for failure in error.worker_failures.values()]
-    for cause in causes:
-        if isinstance(cause, InputError | JobError):
-            raise cause from None
-        if isinstance(cause, UnavailableError):
-            raise JobError(f"{cause}; --resume continues") from None
-    deaths = [cause for cause in causes if isinstance(cause, ray.exceptions.RayError)]
-    # The others lose their connection to a worker that has died, and may be the first to report it.
-    first = next(iter([*deaths, *causes]), error)
-    reason = (str(first).strip() or repr(first)).splitlines()[0]
-    return f"a worker has died ({reason})", bool(deaths)
-
-
-def _reached(run: str) -> tuple[int, int]:
-    """Return (epochs, steps of the next epoch) of the last checkpoint."""
-    last = checkpoint.last(run)
-    return (last.epoch, last.step) if last else (0, 0)
-
-
-def _fit_once(setup: WorkerSetup) -> None:
-    config = setup.config
-    per_worker = {"CPU": setup.cpus} | ({"GPU": 1} if config.use_gpu else {})
-    # Ray Train requires a folder for its own notes. It holds nothing of ours, and workers never read it, so it need not
-    # be reachable from all machines.
-    with tempfile.TemporaryDirectory(prefix="petseg-ray-", ignore_cleanup_errors=True) as notes:
-        trainer = ray.train.torch.TorchTrainer(
-            train_loop_per_worker,
-            train_loop_config={"setup": setup},
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=(config.min_workers, config.max_workers) if config.elastic else config.min_workers,
-                use_gpu=config.use_gpu,
-                resources_per_worker=per_worker,
-            ),
-            run_config=ray.train.RunConfig(
-                name="notes",
-                storage_path=notes,
-                worker_runtime_env={"env_vars": resources.KEEP_MEMORY},
-                # `fit` restarts the workers itself
-                failure_config=ray.train.FailureConfig(max_failures=0, max_preemption_failures=0),
-            ),
-        )
-        on_ctrl_c = signal.getsignal(signal.SIGINT)
-        try:
-            trainer.fit()
-        except SystemExit as error:  # Ray's own response to Ctrl-C, once it has ended the workers
-            raise KeyboardInterrupt from error
-        finally:
-            signal.signal(signal.SIGINT, on_ctrl_c)  # Ray leaves a handler of its own
 
 
 def train_loop_per_worker(loop_config: dict[str, WorkerSetup]) -> None:

@@ -26,7 +26,7 @@ from petseg.cluster import resources
 from petseg.cluster.aws import AWSProvider, check, check_closed
 from petseg.config.train import TrainConfig
 from petseg.errors import InputError
-from petseg.training import loop, recipes
+from petseg.training import fit, recipes
 
 TEXT = (ROOT / "cluster.yaml").read_text()
 PAGE = (ROOT / "docs" / "aws.md").read_text()
@@ -146,7 +146,7 @@ def test_node_types_a_training_worker_fits(use_gpu: bool, monkeypatch: pytest.Mo
     nodes = [{"Alive": True, "Resources": kind["resources"]} for kind in NODE_TYPES.values()]
     monkeypatch.setattr(resources.ray, "nodes", lambda: nodes)
     config = recipes.resolve(TrainConfig(use_gpu=use_gpu))
-    loop.require_workers(config, 1 if use_gpu else resources.cpus_per_worker(config.max_workers))
+    fit.require_workers(config, 1 if use_gpu else resources.cpus_per_worker(config.max_workers))
     assert fitting_node_types(asked[0]) == ({"gpu"} if use_gpu else {"cpu", "gpu"})
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from test_kill_train import TRAIN_WORKER
 
+import petseg.training.fit
 from petseg.config.model import ModelConfig
 from petseg.config.train import TrainConfig
 from petseg.data import labels, manifest, splits
@@ -46,7 +47,7 @@ def fit(decoded: list[Decoded], tmp_path: Path) -> Callable[..., Path]:
         setup = loop.WorkerSetup(
             config=config, model=MODEL, run=run_folder.folder(config), cpus=1, train=decoded[0], val=decoded[1]
         )
-        loop.fit(setup, say)
+        petseg.training.fit.fit(setup, say)
         return tmp_path / name
 
     return fit

@@ -79,7 +79,7 @@ def test_layers_only_three_packages_import_ray() -> None:
         "pipelines",
         "training",
     }
-    assert [path.stem for path in FILES if "import ray.train" in path.read_text()] == ["loop"]
+    assert [path.stem for path in FILES if "import ray.train" in path.read_text()] == ["fit", "loop"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from petseg.config.prepare import CheckConfig
 from petseg.data import labels
 from petseg.data.check import Labels, Row
 from petseg.data.labels import LabelMap
-from petseg.reports import check as check_report
+from petseg.reports import findings
 
 TRIMAP = LabelMap.parse("", 3)
 
@@ -19,19 +19,19 @@ def test_train_flags_given_class_flags_are_kept() -> None:
     given: dict[str, Any] = {"classes": "a,b,c", "ignore_label": "254", "split_file": ("train=x", "val=y"), "seed": 5}
     config = dataclasses.replace(CONFIG, **given)
     label_map = LabelMap.parse("", 3, ignore="254")
-    flags = check_report.train_flags(found([], {}, labels=labels, label_map=label_map, config=config))
+    flags = findings.train_flags(found([], {}, labels=labels, label_map=label_map, config=config))
     expected = "--images i --masks m --classes a,b,c --label-map 0:0,1:1,2:2 --ignore-label 254"
     assert flags == [*expected.split(), "--split-file", "train=x", "val=y", "--seed", "5"]
     fitting = LabelMap.parse("0:0,1:1,2:2", 3, ignore="254")
     config = dataclasses.replace(config, label_map="0:0,1:1,2:2")
-    kept = check_report.train_flags(found([], {}, labels=labels, label_map=fitting, config=config))
+    kept = findings.train_flags(found([], {}, labels=labels, label_map=fitting, config=config))
     assert sorted(kept) == sorted(flags)
 
 
 def test_findings_colour_masks_are_one_finding() -> None:
     labels = Labels({0: 5, 0xFF0000: 5}, {0: 1, 0xFF0000: 1}, True)
     rows = [Row("a", values=labels.pixels, colours=True, error="it is a colour image"), Row("b", error="broken")]
-    said = [str(finding) for finding in check_report.findings(found(rows, {}, labels=labels, pairs=masks("a.png")))]
+    said = [str(finding) for finding in findings.find_problems(found(rows, {}, labels=labels, pairs=masks("a.png")))]
     assert len(said) == 2
     assert "; pass --num-classes 2 --label-map '#000000:0,#ff0000:1'" in said[0]
     assert said[1].startswith("1 pair cannot be used, such as broken; ")
@@ -40,9 +40,9 @@ def test_findings_colour_masks_are_one_finding() -> None:
 def test_findings_jpeg_masks_get_no_suggested_label_map() -> None:
     counts = dict.fromkeys([0, 1, 2, 254, 255], 5)
     lossy = found([], {}, labels=Labels(counts, counts, False), pairs=masks("a.JPG"))
-    [finding] = check_report.findings(lossy)
+    [finding] = findings.find_problems(lossy)
     assert finding.refused and finding.remedy.endswith("save them again as PNG, from the originals")
-    assert check_report.train_flags(lossy) == ["--images", "i", "--masks", "m"]
+    assert findings.train_flags(lossy) == ["--images", "i", "--masks", "m"]
 
 
 def masks(name: str) -> pa.Table:
@@ -52,7 +52,7 @@ def masks(name: str) -> pa.Table:
 CONFIG = CheckConfig(images="i", masks="m", output="o")
 
 
-def found(rows: list[Row], splits: dict[str, str], **changes: Any) -> check_report.Checked:
+def found(rows: list[Row], splits: dict[str, str], **changes: Any) -> findings.Checked:
     counts = {1: 5, 2: 5, 3: 5}
     whole: dict[str, Any] = {"photos_alone": [], "masks_alone": [], "labels": Labels(counts, counts, False)}
     whole |= {
@@ -64,7 +64,7 @@ def found(rows: list[Row], splits: dict[str, str], **changes: Any) -> check_repo
     }
     whole["pairs"] = masks("a.png")
     whole |= {"config": CONFIG, "rows": rows, "splits": splits}
-    return check_report.Checked(**(whole | changes))
+    return findings.Checked(**(whole | changes))
 
 
 def test_findings_cross_split_duplicates_are_a_separate_finding() -> None:
@@ -72,13 +72,13 @@ def test_findings_cross_split_duplicates_are_a_separate_finding() -> None:
     splits = {"a": "train", "b": "train", "c": "val", "d": "test"}
     checked = found(rows, splits, exact_duplicates=[(0, 1), (0, 2)], near_duplicates=[(1, 3, 2), (0, 4, 1)])
     assert checked.cross_split_duplicates() == [(0, 2), (1, 3)]
-    said = [finding.what for finding in check_report.findings(checked)]
+    said = [finding.what for finding in findings.find_problems(checked)]
     assert said == [
         "2 exact duplicates",
         "2 near-duplicates",
         "2 duplicates cross train/val/test: scores would be too optimistic",
     ]
-    assert not any(finding.refused for finding in check_report.findings(checked))
+    assert not any(finding.refused for finding in findings.find_problems(checked))
     assert checked.duplicate_of() == {"b": "a", "c": "a", "d": "b", "e": "a"}
     splits = {"a": "val", "b": "train", "c": "val"}
     assert found(rows, splits, exact_duplicates=[(0, 2)], near_duplicates=[(1, 2, 1)]).duplicate_of() == {
@@ -88,5 +88,5 @@ def test_findings_cross_split_duplicates_are_a_separate_finding() -> None:
 
 def test_findings_class_without_pixels_is_reported() -> None:
     counts = {1: 5, 2: 5}
-    [finding] = check_report.findings(found([], {}, labels=Labels(counts, counts, False)))
+    [finding] = findings.find_problems(found([], {}, labels=Labels(counts, counts, False)))
     assert str(finding) == "no pixel of border in any mask; check --label-map, --num-classes and --classes"

@@ -14,7 +14,7 @@ from petseg.data import duplicates, labels
 from petseg.data.check import Labels, Row
 from petseg.data.labels import LabelMap
 from petseg.reports import check
-from petseg.reports.check import Checked, Finding
+from petseg.reports.findings import Checked, Finding, find_problems
 
 CLASSES = ("pet", "background", "border")
 COUNTS = {1: 60, 2: 30, 3: 10}
@@ -39,7 +39,7 @@ def checked(**changes: Any) -> Checked:
 
 
 def test_findings_valid_set_has_none() -> None:
-    assert check.findings(checked()) == []
+    assert find_problems(checked()) == []
 
 
 @pytest.mark.parametrize(
@@ -84,18 +84,18 @@ def test_findings_valid_set_has_none() -> None:
     ],
 )
 def test_findings_each_problem_has_its_remedy(changes: dict[str, Any], text: str, refused: bool) -> None:
-    [finding] = check.findings(checked(**changes))
+    [finding] = find_problems(checked(**changes))
     assert (str(finding), finding.refused) == (text, refused)
 
 
 def test_findings_duplicate_in_two_splits_is_reported() -> None:
-    *_, finding = check.findings(checked(exact_duplicates=[(0, 1)]))
+    *_, finding = find_problems(checked(exact_duplicates=[(0, 1)]))
     assert finding.what == "1 duplicate crosses train/val/test: scores would be too optimistic"
 
 
 def test_findings_stopped_near_duplicate_search_says_there_are_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicates, "MOST_PAIRS", 1)
-    [finding] = check.findings(checked(near_duplicates=[(0, 2, 1)]))
+    [finding] = find_problems(checked(near_duplicates=[(0, 2, 1)]))
     assert finding.remedy.endswith("; there are more, because the search stopped at this number")
 
 
