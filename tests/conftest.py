@@ -22,7 +22,7 @@ from PIL import Image
 
 from petseg.data import decode, labels, manifest
 from petseg.inference import plan
-from petseg.inference.plan import Outputs, Plan, Summary, numbered_rows
+from petseg.inference.plan import Outputs, Plan, Summary, shard_rows
 from petseg.inference.shard import predict_shard, read_shard, write_shard
 
 if TYPE_CHECKING:
@@ -301,7 +301,7 @@ def do_shards(plan: Plan, *numbers: int, tile_hw: tuple[int, int] | None = None)
     common: Any = {"size_hw": SHARD_SIZE_HW, "max_pixels": 10**6}
     with ThreadPoolExecutor(2) as pool:
         for number in numbers:
-            table = numbered_rows(plan.manifest, number, plan.shard_size)
+            table = shard_rows(plan.manifest, number, plan.shard_size)
             table = read_shard(table, **common, tile_hw=tile_hw, previews=outputs.overlay)
             table = predict_shard(
                 table,

@@ -22,7 +22,7 @@ _NOT_INHERITED = ("name", "resume", "overwrite")
 """Settings that --config does not take from its file: they identify a run, or permit deleting results."""
 
 CONTINUES = "finished work is kept: the same command continues"
-"""What `run` says after Ctrl-C of a job that can continue where it stopped."""
+"""Message that `run` prints after Ctrl-C if the job can continue where it stopped."""
 
 _DEFECT = 70
 """Exit code for a bug in petseg: EX_SOFTWARE of sysexits.h."""

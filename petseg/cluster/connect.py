@@ -35,7 +35,7 @@ def connect(*, debug: bool = False) -> None:
         with _uninterrupted() if address is None else contextlib.nullcontext():
             ray.init(**settings)
     except RuntimeError as error:
-        versions = ray_compat.versions_of_mismatch(error)
+        versions = ray_compat.parse_version_mismatch(error)
         if versions is None:
             raise
         raise _other_version(os.environ.get("RAY_ADDRESS") or str(address), versions) from error
@@ -86,7 +86,7 @@ def _memory_note_printer() -> Callable[[str], None]:
 
     def show(line: str) -> None:
         nonlocal last_note_s
-        memory = ray_compat.memory_in_log_line(line)
+        memory = ray_compat.parse_out_of_memory(line)
         if memory is None or time.monotonic() - last_note_s <= _LOG_EVERY_S:
             return
         last_note_s = time.monotonic()

@@ -1,7 +1,7 @@
-"""Everything that petseg takes from Ray without a public API: one function per use.
+"""Wrap the private parts of Ray that petseg uses. No other module of petseg imports them.
 
-tests/integration/test_ray_compat.py fails when a name here, or what Ray does behind it, goes away. To use another
-version of Ray, change the pin in pyproject.toml, run that file, and fix here what fails.
+tests/integration/test_ray_compat.py fails if a version of Ray removes or changes one of them. To use another version,
+change the pin in pyproject.toml, run that file, and fix here what fails.
 """
 
 import os
@@ -14,10 +14,11 @@ from typing import Any
 from ray._private import services, worker
 
 IDLE_WORKER_CONFIG = {"idle_worker_killing_time_threshold_ms": 60_000}
-"""System configuration of a local Ray: it ends an idle worker process after 60 s instead of 1 s.
+"""System configuration of a local Ray: end an idle worker process after 60 s instead of 1 s.
 
-By default Ray ends a process that has had no task for a second, unless cores are idle, too. The next task then needs a
-new process, whose imports take a core one second. Writing a shard is such a task, every two seconds."""
+With Ray's default, a worker process ends after one idle second if all cores are busy. A new process spends a core's
+second on imports. Shards are written about every two seconds, so each would need a new process.
+"""
 
 
 def find_address() -> str | None:
@@ -25,14 +26,14 @@ def find_address() -> str | None:
 
     Raises `ValueError` or `socket.gaierror` if RAY_ADDRESS is not an address.
     """
-    # None, as in ray.init(): "auto" would also join a Ray that an unrelated job has started.
+    # ray.init() passes None, too. With "auto", Ray would also join a cluster that an unrelated job has started.
     return services.canonicalize_bootstrap_address(None)  # pyright: ignore[reportArgumentType]
 
 
-def versions_of_mismatch(error: RuntimeError) -> list[str] | None:
-    """Return the versions in Ray's message about a cluster with other versions; None for another error.
+def parse_version_mismatch(error: RuntimeError) -> list[str] | None:
+    """Return the versions in Ray's "Version mismatch" error, or None for any other error.
 
-    They are those of the cluster's Ray and Python, and then those of this process.
+    The order is: the cluster's Ray, the cluster's Python, this process's Ray, this process's Python.
     """
     if "Version mismatch" not in str(error):
         return None
@@ -40,7 +41,7 @@ def versions_of_mismatch(error: RuntimeError) -> list[str] | None:
 
 
 def started_local_ray() -> bool:
-    """Return True if this process started the Ray it uses, which then never has more than one node."""
+    """Return True if this process started a local Ray. A local Ray has exactly one node."""
     return worker._global_node is not None and worker._global_node.head
 
 
@@ -50,7 +51,7 @@ def log_folder() -> Path | None:
 
 
 def replace_worker_log_printer(show: Callable[[str], None]) -> None:
-    """Pass the lines that Ray would print of its workers to `show`, one at a time, instead of printing them."""
+    """Call `show` with each line of the workers' logs, instead of printing the line."""
 
     def print_lines(data: dict[str, Any], *_: object, **__: object) -> None:
         for line in data.get("lines", ()):
@@ -59,21 +60,24 @@ def replace_worker_log_printer(show: Callable[[str], None]) -> None:
     worker.print_worker_logs = print_lines
 
 
-def memory_in_log_line(line: str) -> tuple[str, str] | None:
-    """Return (memory used, limit) if the line says that Ray ended a process because a node ran out of memory."""
+def parse_out_of_memory(line: str) -> tuple[str, str] | None:
+    """Return (memory used, limit) from a log line about an out-of-memory kill, or None for any other line."""
     match = re.search(r"low on memory.* was (\S+) used / (\S+) limit", line)
     return (match[1], match[2]) if match else None
 
 
 def worker_failure_cause(failure: Exception) -> Exception:
-    """Return what a Ray Train worker raised, or how it died. `failure` is from `WorkerGroupError.worker_failures`."""
+    """Return the exception that a Ray Train worker raised, or the health-check error if the worker died.
+
+    `failure` is a value of `WorkerGroupError.worker_failures`.
+    """
     for wrapped in ("_base_exc", "health_check_failure"):
         failure = getattr(failure, wrapped, failure)
     return failure
 
 
 def aws_node_provider() -> Any:
-    """Return the class with which Ray's autoscaler starts nodes on AWS."""
+    """Return the class of Ray's autoscaler that starts nodes on AWS."""
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 
     return AWSNodeProvider
@@ -87,13 +91,14 @@ def warn_in_autoscaler_log(message: str, *values: object) -> None:
 
 
 def divert_native_stderr(name: str) -> None:
-    """Redirect stderr of native code to a file in Ray's log folder. Python's own stderr stays on the terminal.
+    """Redirect the stderr of native code to the file `name` in Ray's log folder. Python's stderr keeps its target.
 
-    Ray's core prints warnings to stderr at any log level, about things that the user cannot change.
+    Ray's C++ code prints warnings to stderr at any log level. The user cannot act on them.
     """
     folder = log_folder()
     if folder is None or sys.stderr is not sys.__stderr__:  # a test has replaced stderr
         return
+    # Give Python a copy of descriptor 2 before descriptor 2 is redirected.
     sys.stderr = sys.__stderr__ = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
     folder.mkdir(parents=True, exist_ok=True)  # missing if the cluster keeps its logs elsewhere
     with (folder / name).open("ab") as file:

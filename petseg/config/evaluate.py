@@ -29,13 +29,14 @@ class EvaluateConfig:
     255 is ignored unless it is mapped here."""
 
     exclude_class: str = ""
-    """Also score without this class: its pixels are ignored, and the network chooses among the other classes."""
+    """Report a second set of scores without this class. Its pixels are ignored, and each other pixel gets the most
+    probable of the remaining classes."""
 
     limit: int | None = None
     """Use only this many pairs, spread evenly over the sorted names. Useful for a quick trial."""
 
     max_pixels: int = 128_000_000
-    """Do not decode pairs with more pixels than this; their rows contain an error instead."""
+    """Do not decode photos or masks with more pixels than this. The pair is listed with an error instead."""
 
     batch_size: int | None = None
     """Photos per forward pass. Lower it if memory runs out. Default: 8 on a CPU, 128 on a GPU."""
@@ -53,5 +54,5 @@ class EvaluateConfig:
 
     @property
     def photos_per_pass(self) -> int:
-        """Value of `batch_size`, with the default resolved."""
+        """Photos per forward pass: `batch_size`, or the default for the device."""
         return default_batch_size(self.batch_size, self.use_gpu)

@@ -71,7 +71,9 @@ def read_classes(masks: str) -> ClassesConfig | None:
     except PermissionError:
         if storage.is_local(location):
             raise
-        return None  # S3 denies access to a missing object if its folder may not be listed
+        # S3 also denies access to a missing object if its folder may not be listed.
+        print(f"note: {location}: access denied; the job continues as if there were no such file")
+        return None
     return from_json(ClassesConfig, content, location)
 
 

@@ -36,9 +36,9 @@ def discover(images: str, masks: str | None = None) -> pa.Table:
     if masks is None:
         photos = _images_by_id(images, "--images", excluded=None)
         return photos.append_column("mask", pa.nulls(photos.num_rows, pa.string())).cast(SCHEMA)
-    pairs, photos_alone, masks_alone = match(images, masks)
-    _require_no_unpaired(photos_alone["id"].to_pylist(), "a photo without a mask", masks)
-    _require_no_unpaired(masks_alone["id"].to_pylist(), "a mask without a photo", images)
+    pairs, unpaired_photos, unpaired_masks = match(images, masks)
+    _require_no_unpaired(unpaired_photos["id"].to_pylist(), "a photo without a mask", masks)
+    _require_no_unpaired(unpaired_masks["id"].to_pylist(), "a mask without a photo", images)
     return pairs
 
 
@@ -92,7 +92,7 @@ def read_pairs(pairs: pa.Table, at_most: int | None = None) -> Iterator[tuple[di
             yield row, photo, mask, ""
 
 
-def refuse_bad(failures: list[str], remedy: str) -> InputError:
+def unusable_pairs_error(failures: list[str], remedy: str) -> InputError:
     """Return the error that lists pairs that cannot be used, and what to do about them."""
     shown = "; ".join(failures[:5]) + ("; …" if len(failures) > 5 else "")
     return InputError(f"pairs that cannot be used ({len(failures)}): {shown}. {remedy}")

@@ -16,13 +16,13 @@ from petseg.storage.sharded_output import ShardedOutput
 _FORMAT = 3
 """Version of the output format. Increase it when the same settings would give different bytes than before.
 
-That keeps two versions of the program from writing to one output folder.
+It is part of the plan, so a job does not continue the output of an incompatible version.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """Optional outputs for each mask, in addition to its row."""
+    """Optional outputs for each photo, in addition to its row in the shard."""
 
     png: bool = True
     """Write a PNG file to `MASK_FOLDER`."""
@@ -63,16 +63,16 @@ def schema(outputs: Outputs) -> pa.Schema:
 
 @dataclass(frozen=True)
 class Target(ShardedOutput):
-    """Output folder of a prediction, and what is written to it."""
+    """Output folder, number of shards, and optional outputs of a prediction job."""
 
     fingerprint: str
-    """SHA-256 of the plan. Every shard carries it, so that a shard of another job is never mistaken for one of this."""
+    """SHA-256 of the plan. It is stored in every shard, so that shards of another job are recognized."""
     outputs: Outputs
 
     mark_key: ClassVar[bytes] = b"petseg.plan"
 
     def mark(self, shard: int) -> bytes:
-        """Return the fingerprint. Within a job, the name of a file tells its shard."""
+        """Return the fingerprint. All shards of a job share it; their file names tell them apart."""
         return self.fingerprint.encode()
 
 
@@ -89,7 +89,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Summary:
-    """Counts and first errors of a shard."""
+    """Counts and first errors of one shard, or of several together."""
 
     rows: int
     failed: int
@@ -97,14 +97,14 @@ class Summary:
     """Entries "id: reason" of the first failed photos."""
 
 
-def numbered_rows(manifest: pa.Table, shard: int, shard_size: int) -> pa.Table:
+def shard_rows(manifest: pa.Table, shard: int, shard_size: int) -> pa.Table:
     """Return the manifest rows of a shard, with the column `shard` added."""
     rows = sharded_output.rows_of(manifest, shard, shard_size)
     return rows.append_column("shard", pa.array([shard] * rows.num_rows, pa.int64()))
 
 
 def make_plan(manifest: pa.Table, output: str, *, shard_size: int, outputs: Outputs, settings: dict[str, Any]) -> Plan:
-    """Return the plan of a job. `settings` holds everything besides the photos' names that affects the output."""
+    """Return the plan of a job. `settings` holds all other values that affect the bytes of the output."""
     description = {
         "format": _FORMAT,
         "images": manifest.num_rows,

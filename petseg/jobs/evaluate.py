@@ -206,7 +206,7 @@ def _report(output: str, rows: list[dict[str, Any]], metrics: dict[str, Any]) ->
     for error in first_errors:
         print(f"  failed: {error}")
     if metrics["failed"] > len(first_errors):
-        print(f"  … all are in the column `error` of {output}/{files.SCORES}")
+        print(f"  … for all errors see the column `error` of {output}/{files.SCORES}")
     for title, of_size in (("the network's size", metrics), ("original size", metrics["original_size"])):
         print(_line(title, of_size))
         if of_size["excluding_class"] is not None:

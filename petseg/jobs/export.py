@@ -50,17 +50,17 @@ def main() -> None:
     }
     contents = {files.EXPORT_CHECKS: (json.dumps(checks, indent=2) + "\n").encode()}
     contents |= {name: content for name, (content, _) in models.items()}
-    contents[model_card.FILE] = _card(trained, config.licence, differences).encode()
+    contents[files.MODEL_CARD] = _card(trained, config.licence, differences).encode()
     contents[files.CONFIG] = to_json(trained.model).encode()
     with translate_write_errors(output):
-        for name in (files.CONFIG, model_card.FILE, *export.FILES.values()):
+        for name in (files.CONFIG, files.MODEL_CARD, *export.FILES.values()):
             if name in names:  # other formats of an earlier export; a partial export must not look complete
                 storage.remove_file(storage.join(output, name))
         for name, content in contents.items():
             storage.write(storage.join(output, name), content)
     for name, difference in differences.items():
         print(f"{storage.join(output, name)}: probabilities within {difference:.1e} of PyTorch's")
-    print(f"card: {storage.join(output, model_card.FILE)}")
+    print(f"card: {storage.join(output, files.MODEL_CARD)}")
 
 
 def _card(trained: "Checkpoint", licence: str, differences: dict[str, float]) -> str:

@@ -34,31 +34,31 @@ def main() -> None:
     if config.limit is not None:
         photos = manifest.sample(photos, config.limit)
 
-    # torch takes seconds to load: only once the flags and folders are known to be good.
+    # Importing torch takes seconds, so invalid flags and folders are reported first.
     from petseg.models import checkpoint
 
     trained = checkpoint.find(storage.absolute(config.checkpoint))
     weights = checkpoint.read_weights(trained)
     plan = _plan(config, photos, output, checkpoint.fingerprint(trained, weights))
-    report = partial(PredictionReport, plan=plan, model=trained.model, max_pixels=config.max_pixels)
+    make_report = partial(PredictionReport, plan=plan, model=trained.model, max_pixels=config.max_pixels)
     done = output_folder.find_done(plan, overwrite=config.overwrite)
     if output_folder.is_finished(plan, done):
         summary = output_folder.total(done)
-        if files.REPORT not in storage.list_names(output):  # an earlier start was killed before it
-            finished = report(summary=summary, seconds={}, status="already finished")
-            save_report(output, lambda: prediction_page(finished))
+        if files.REPORT not in storage.list_names(output):  # an earlier job was killed before it wrote the report
+            content = make_report(summary=summary, seconds={}, status="already finished")
+            save_report(output, lambda: prediction_page(content))
         _print_summary(summary, output, "already finished; nothing to do")
         return
     _require_few_errors(output_folder.total(done).failed, plan, done, config.max_errors)
-    status = "nothing was left to do"
-    clock.lap("listing, imports, finished shards")
+    status = "all shards were already written"
+    clock.lap("listing files, importing, checking shards")
     if len(done) < plan.target.num_shards:
         status = _run(plan, done, trained.model, weights, config, clock)
     with checks.translate_write_errors(output):
         summary = output_folder.finish(plan, done)
     clock.lap("finishing")
-    finished = report(summary=summary, seconds=clock.laps, status=status)
-    save_report(output, lambda: prediction_page(finished))
+    content = make_report(summary=summary, seconds=clock.laps, status=status)
+    save_report(output, lambda: prediction_page(content))
     _print_summary(summary, output, status)
 
 
@@ -82,7 +82,7 @@ def _plan(config: PredictConfig, photos: pa.Table, output: str, checkpoint_sha25
 def _run(
     plan: Plan, done: dict[int, Summary], model: ModelConfig, weights: bytes, config: PredictConfig, clock: Clock
 ) -> str:
-    """Predict the shards that are not in `done`, and put them there. Return a line about the speed."""
+    """Predict the missing shards and add their summaries to `done`. Return the status line with the speed."""
     from petseg.cluster import connect, resources
     from petseg.pipelines.predict import predict_shards
     from petseg.pipelines.shards import run_shards
@@ -90,27 +90,30 @@ def _run(
     connect.connect(debug=cli.is_debugging())
     locations = {"--images": storage.absolute(config.images), "--output": plan.target.output}
     resources.require_shared(locations)
-    # The nodes that have joined by then decide how the work is divided.
+    # Wait for the nodes first: the work is divided over those present when the prediction starts.
     bundle = ({"GPU": 1} if config.use_gpu else {}) | {"CPU": 1}
     resources.require(bundle, config.num_workers, "--num-workers", config.wait_min * 60)
-    resources.require_shared(locations)  # nodes may have joined
+    resources.require_shared(locations)  # again, because nodes may have joined while waiting
     with checks.translate_write_errors(plan.target.output):
         output_folder.begin(plan, overwrite=config.overwrite)
         storage.write(storage.join(plan.target.output, files.CONFIG), cli.as_file(config))
     clock.lap("starting Ray")
 
-    def checked() -> Iterator[tuple[int, Summary]]:
+    def shards_within_error_limit() -> Iterator[tuple[int, Summary]]:
         failed = output_folder.total(done).failed
         for shard, summary in predict_shards(plan, done, model, weights, config):
             yield shard, summary
             failed += summary.failed
             _require_few_errors(failed, plan, done, config.max_errors)
 
-    status = run_shards(
-        checked(), done, plan.manifest.num_rows, lambda summary: (summary.rows, summary.failed), "images"
-    )
-    clock.lap("predicting, and starting its processes")
+    status = run_shards(shards_within_error_limit(), done, plan.manifest.num_rows, _count, "images")
+    clock.lap("starting processes, predicting")
     return status
+
+
+def _count(summary: Summary) -> tuple[int, int]:
+    """Return (rows, failed rows) of a shard."""
+    return summary.rows, summary.failed
 
 
 def _require_few_errors(failed: int, plan: Plan, done: dict[int, Summary], max_errors: float | None) -> None:
@@ -118,11 +121,11 @@ def _require_few_errors(failed: int, plan: Plan, done: dict[int, Summary], max_e
     total = plan.manifest.num_rows
     if max_errors is None or failed <= (max_errors * total if max_errors < 1 else max_errors):
         return
-    so_far = output_folder.total(done)
+    finished = output_folder.total(done)
     raise JobError(
-        f"{failed} of the first {so_far.rows} photos failed, and --max-errors {max_errors:g} of {total} allows "
-        f"no more; {'; '.join(so_far.first_errors)}. Finished work is kept: fix these, or run the same command with a "
-        "higher --max-errors"
+        f"{failed} of {finished.rows} finished photos failed, more than --max-errors {max_errors:g} allows ({total} "
+        f"photos in all); {'; '.join(finished.first_errors)}. Finished work is kept: fix the photos, or run the same "
+        "command with a higher --max-errors"
     )
 
 
@@ -131,7 +134,7 @@ def _print_summary(summary: Summary, output: str, status: str) -> None:
     for error in summary.first_errors:
         print(f"  failed: {error}")
     if summary.failed > len(summary.first_errors):
-        print(f"  … all are in the column `error` of {output}/part-*.parquet")
+        print(f"  … for all errors see the column `error` of {output}/part-*.parquet")
 
 
 def run() -> NoReturn:

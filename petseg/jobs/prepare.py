@@ -36,17 +36,17 @@ def main() -> None:
     commands = {"oxford-pets": OxfordConfig, "check": CheckConfig, "shards": ShardsConfig}
     config = cli.parse_subcommand("prepare", commands, about=__doc__)
     if isinstance(config, OxfordConfig):
-        _get_oxford_pets(config)
+        _download_oxford_pets(config)
     elif isinstance(config, CheckConfig):
         _check(config)
     else:
         _make_shards(config)
 
 
-def _get_oxford_pets(config: OxfordConfig) -> None:
+def _download_oxford_pets(config: OxfordConfig) -> None:
     output, cache = storage.absolute(config.output), storage.absolute(config.cache)
     if not storage.is_local(cache):
-        raise InputError(f"--cache {cache}: give a local folder")
+        raise InputError(f"--cache {cache}: must be a local folder")
     checks.require_writable(output, "--output")
     checks.require_writable(cache, "--cache")
     unpacked = oxford_pets.finished(output)
@@ -57,13 +57,13 @@ def _get_oxford_pets(config: OxfordConfig) -> None:
             unpacked = oxford_pets.unpack(Path(cache), output)
         status = f"the archives are kept in {cache}"
     else:
-        with checks.translate_write_errors(output):  # a set written by an earlier version lacks the file
+        with checks.translate_write_errors(output):  # earlier versions did not write classes.json
             write_classes(storage.join(output, oxford_pets.MASK_FOLDER), oxford_pets.CLASSES)
     counts = f"{unpacked.pairs} pairs, {len(unpacked.skipped)} skipped, {len(unpacked.warnings)} warnings"
     print(f"{status}; {counts}: {output}")
-    for what, names in (("skipped", unpacked.skipped), ("warning", unpacked.warnings)):
-        for name, reason in names.items():
-            print(f"  {what}: {name}: {reason}")
+    for kind, reasons in (("skipped", unpacked.skipped), ("warning", unpacked.warnings)):
+        for name, reason in reasons.items():
+            print(f"  {kind}: {name}: {reason}")
     folders = [
         "--images",
         storage.join(output, oxford_pets.IMAGE_FOLDER),
@@ -79,24 +79,26 @@ def _check(config: CheckConfig) -> None:
     checks.require_writable(config.output, "--output")
     if files.REPORT in storage.list_names(config.output) and not config.overwrite:
         raise InputError(
-            f"--output {config.output}: it already has a {files.REPORT}; choose another, or pass --overwrite"
+            f"--output {config.output}: {files.REPORT} already exists; choose another folder, or pass --overwrite"
         )
     classes = resolve_classes(config, config.masks)
-    pairs, photos_alone, masks_alone = manifest.match(config.images, config.masks)
+    pairs, unpaired_photos, unpaired_masks = manifest.match(config.images, config.masks)
     if not pairs.num_rows:
-        photo, mask = photos_alone["id"][0], masks_alone["id"][0]
+        photo, mask = unpaired_photos["id"][0], unpaired_masks["id"][0]
         raise InputError(
-            f"--images {config.images}, --masks {config.masks}: no mask has a photo's name (photos such as {photo}, "
-            f"masks such as {mask}); give both the same name (endings may differ)"
+            f"--images {config.images}, --masks {config.masks}: no photo and mask have the same name (photos such "
+            f"as {photo}, masks such as {mask}); rename them to match (extensions may differ)"
         )
-    checked = _scan(config, classes, pairs, photos_alone, masks_alone)
+    checked = _scan(config, classes, pairs, unpaired_photos, unpaired_masks)
     findings = find_problems(checked)
     command = command_line("train", train_flags(checked))
-    alone = [{"id": row["id"], "image": row["image"], "error": "no mask"} for row in photos_alone.to_pylist()]
-    alone += [{"id": row["id"], "mask": row["image"], "error": "no photo"} for row in masks_alone.to_pylist()]
+    unpaired = [{"id": row["id"], "image": row["image"], "error": "no mask"} for row in unpaired_photos.to_pylist()]
+    unpaired += [{"id": row["id"], "mask": row["image"], "error": "no photo"} for row in unpaired_masks.to_pylist()]
     content = io.BytesIO()
-    pq.write_table(check.table(list(checked.rows), pairs, checked.splits, checked.duplicate_of(), alone), content)
-    with checks.translate_write_errors(config.output):  # before the page, which reads photos again
+    pq.write_table(check.table(list(checked.rows), pairs, checked.splits, checked.duplicate_of(), unpaired), content)
+    with checks.translate_write_errors(
+        config.output
+    ):  # before the page, because building it reads photos again and may fail
         storage.write(storage.join(config.output, files.CHECK), content.getvalue())
         storage.write(storage.join(config.output, files.CONFIG), cli.as_file(config))
     report = page(checked, findings, dataclasses.asdict(config), command)
@@ -105,22 +107,23 @@ def _check(config: CheckConfig) -> None:
     print(f"{pairs.num_rows} pairs: {storage.join(config.output, files.REPORT)}")
     for finding in findings:
         print(f"  {finding}")
-    if any(finding.refused for finding in findings):
-        raise JobError(f"training would reject this set; after fixing it: {command}")
+    if any(finding.blocks_training for finding in findings):
+        raise JobError(f"training would reject this dataset; fix the problems above, then run: {command}")
     print(f"next: {command}")
 
 
 def _scan(
-    config: CheckConfig, classes: Classes, pairs: pa.Table, photos_alone: pa.Table, masks_alone: pa.Table
+    config: CheckConfig, classes: Classes, pairs: pa.Table, unpaired_photos: pa.Table, unpaired_masks: pa.Table
 ) -> Checked:
     """Read all pairs and return everything the report needs."""
     val_fraction = config.val_fraction or (None if config.val_count else recipes.VAL_FRACTION)
-    held_out = {"val_count": config.val_count, "val_fraction": val_fraction}
-    sides, notes = splits.divide(pairs, config.split_file, seed=config.seed, **held_out)
-    for note in notes:
-        print(note)
+    parts, warnings = splits.divide(
+        pairs, config.split_file, seed=config.seed, val_count=config.val_count, val_fraction=val_fraction
+    )
+    for warning in warnings:
+        print(warning)
     rows = []
-    progress = Progress(pairs.num_rows, 0, 0, sys.stdout, unit=("pairs", 1))  # problems are printed later
+    progress = Progress(pairs.num_rows, 0, 0, sys.stdout, unit=("pairs", 1))  # no count of failures: findings follow
     try:
         for row in check.scan_pairs(pairs, classes.label_map, decode.MAX_TRAINING_PIXELS):
             rows.append(row)
@@ -132,13 +135,11 @@ def _scan(
         config=config,
         pairs=pairs,
         rows=rows,
-        photos_alone=photos_alone["id"].to_pylist(),
-        masks_alone=masks_alone["id"].to_pylist(),
-        splits={row_id: split for split, part in sides.items() for row_id in part["id"].to_pylist()},
+        unpaired_photos=unpaired_photos["id"].to_pylist(),
+        unpaired_masks=unpaired_masks["id"].to_pylist(),
+        splits={row_id: split for split, part in parts.items() for row_id in part["id"].to_pylist()},
         labels=check.labels_of(rows),
-        label_map=classes.label_map,
-        classes=classes.names,
-        palette=classes.palette,
+        classes=classes,
         exact_duplicates=exact_duplicates,
         near_duplicates=near_duplicates,
     )
@@ -153,18 +154,18 @@ def _make_shards(config: ShardsConfig) -> None:
     target = prepared_writer.make_target(pairs, config, classes)
     finished = prepared_writer.find_finished(target)
     if finished is not None:
-        _report(finished, "already finished; nothing to do")
+        _print_summary(finished, "already finished; nothing to do")
         return
     done = prepared_writer.find_done(target)
-    status = "nothing was left to do"
+    status = "all shards were already written"
     if len(done) < target.num_shards:
         status = _run_shards(target, pairs, done, classes.label_map, config.skip_bad)
     failures = [reason for shard in sorted(done) for reason in done[shard].skipped.values()]
     if failures and not config.skip_bad:
-        raise manifest.refuse_bad(failures, "Fix or remove them, or skip them with --skip-bad")
+        raise manifest.unusable_pairs_error(failures, "Fix or remove them, or skip them with --skip-bad")
     with checks.translate_write_errors(config.output):
         storage.write(storage.join(config.output, files.CONFIG), cli.as_file(config))
-        _report(prepared_writer.finish(target, pairs, done), status)
+        _print_summary(prepared_writer.finish(target, pairs, done), status)
 
 
 def _run_shards(target: Target, pairs: pa.Table, done: dict[int, Summary], label_map: LabelMap, skip_bad: bool) -> str:
@@ -176,17 +177,18 @@ def _run_shards(target: Target, pairs: pa.Table, done: dict[int, Summary], label
     connect.connect(debug=cli.is_debugging())
     settings = target.settings
     resources.require_shared({"--images": settings.images, "--masks": settings.masks, "--output": target.output})
-    resources.require({"CPU": 1}, 1, "shards")
+    resources.require({"CPU": 1}, 1, "prepare shards")
     storage.remove_leftovers(target.output)
     shards = prepare_shards(target, pairs, done, label_map, skip_bad)
     return run_shards(shards, done, pairs.num_rows, _count, "pairs")
 
 
 def _count(summary: Summary) -> tuple[int, int]:
+    """Return (pairs processed, pairs skipped) of a shard."""
     return summary.rows + len(summary.skipped), len(summary.skipped)
 
 
-def _report(dataset: Prepared, status: str) -> None:
+def _print_summary(dataset: Prepared, status: str) -> None:
     settings = dataset.settings
     size, skipped = " × ".join(map(str, settings.image_size)), len(settings.left_out)
     counts = f"{settings.rows} pairs at {size} in {len(settings.files)} files, {skipped} skipped"

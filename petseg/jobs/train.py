@@ -1,7 +1,7 @@
-"""Train the U-Net: photos and masks in, a run's folder with checkpoints and metrics out.
+"""Train the U-Net on photos and masks, and save checkpoints and metrics in the run's folder.
 
 python jobs/train.py                                               generated pets, a few minutes on a CPU
-python jobs/train.py --images photos --masks masks --name first    your own
+python jobs/train.py --images photos --masks masks --name first    your own photos and masks
 ray job submit --working-dir . -- python jobs/train.py …           on a cluster
 """
 
@@ -35,16 +35,16 @@ def main() -> None:
     first = run_folder.first_settings(*resumed) if resumed else None
     config = run_folder.resolve(cli.parse("train", TrainConfig, first, about=__doc__), first)
     run = run_folder.folder(config)
-    finished = len(run_folder.read_metrics(run))
-    # Without a report, the run was killed after its last epoch: what follows does not train, but writes the report.
-    if finished >= config.epochs and files.REPORT in storage.list_names(run):
-        print(f"{run} already has {finished} epochs; to train more, raise --epochs")
+    epochs_done = len(run_folder.read_metrics(run))
+    # If all epochs are done but the report is missing, the run was killed before writing it: continue, to write it.
+    if epochs_done >= config.epochs and files.REPORT in storage.list_names(run):
+        print(f"{run} already has {epochs_done} epochs; to train more, raise --epochs")
         return
     trackers.require_trackers(config)
     clock = Clock()
     pairs = find_pairs(config)
 
-    # Ray and torch take seconds to load: only once the flags and folders are known to be good.
+    # Importing Ray and torch takes seconds, so invalid flags and data are reported first.
     from petseg.models import checkpoint
     from petseg.training.fit import fit
 
@@ -56,7 +56,8 @@ def main() -> None:
             fit(setup)
     except BaseException:
         clock.lap("training")
-        with contextlib.suppress(InputError, *STORAGE_ERRORS):  # the user must see the error that ended the training
+        # A failing report must not hide the error that ended the training.
+        with contextlib.suppress(InputError, *STORAGE_ERRORS):
             _write_report(setup, pairs, clock, with_samples=False)
         raise
     clock.lap("training")
@@ -80,17 +81,18 @@ def _set_up(config: TrainConfig, run: str, pairs: TrainingSet, clock: Clock) -> 
     from petseg.training.fit import require_workers
     from petseg.training.loop import WorkerSetup
 
-    model, weights = _model(config, run, pairs)
-    clock.lap("listing, imports")
+    model, weights = _resolve_model(config, run, pairs)
+    clock.lap("listing files, importing")
     connect.connect(debug=cli.is_debugging())
     locations = {"--storage": run, "--data": config.data, "--images": config.images, "--masks": config.masks}
     locations = {flag: location for flag, location in locations.items() if location}
     resources.require_shared(locations)
-    if not config.use_gpu and not config.cpus_per_worker:  # their cores are divided once nodes have joined
+    # The cores per CPU worker depend on the nodes, so wait until enough nodes have joined.
+    if not config.use_gpu and not config.cpus_per_worker:
         resources.require({"CPU": 1}, config.min_workers, "--num-workers", config.wait_min * 60)
     cpus = config.cpus_per_worker or (1 if config.use_gpu else resources.cpus_per_worker(config.max_workers))
     require_workers(config, cpus)
-    resources.require_shared(locations)  # nodes may have joined
+    resources.require_shared(locations)  # again, because nodes may have joined while waiting
     clock.lap("starting Ray")
     manifests = [pairs.parts["train"], pairs.parts["val"]]
     if pairs.dataset is not None:
@@ -101,7 +103,7 @@ def _set_up(config: TrainConfig, run: str, pairs: TrainingSet, clock: Clock) -> 
     for name, pixels in zip(pairs.classes.names, train.class_pixels, strict=True):
         if not pixels:
             label_map = pairs.classes.label_map
-            print(f"warning: no pixel of {name} in the training masks; check --label-map (now {label_map})")
+            print(f"warning: no training mask contains {name}; check --label-map (now {label_map})")
     return WorkerSetup(
         config=config,
         model=model,
@@ -114,8 +116,8 @@ def _set_up(config: TrainConfig, run: str, pairs: TrainingSet, clock: Clock) -> 
     )
 
 
-def _model(config: TrainConfig, run: str, pairs: TrainingSet) -> tuple[ModelConfig, "dict[str, Tensor] | None"]:
-    """Return (description of the network, weights of another run to start from, or None)."""
+def _resolve_model(config: TrainConfig, run: str, pairs: TrainingSet) -> tuple[ModelConfig, "dict[str, Tensor] | None"]:
+    """Return (settings of the network, weights of --init-from or None). Checks the last checkpoint of a resumed run."""
     from petseg.models import checkpoint
 
     recipe = RECIPES[config.recipe]
@@ -130,7 +132,8 @@ def _model(config: TrainConfig, run: str, pairs: TrainingSet) -> tuple[ModelConf
         input_offset=recipe.input_offset,
     )
     last = checkpoint.last(run)
-    if last is not None:  # checked here, where an error is one line; in the workers it is a traceback of each
+    # Both files are loaded here once: an error prints one line here, but one traceback per worker there.
+    if last is not None:
         checkpoint.load_model(last)
         checkpoint.load_train_state(last)
         return _require_same_model(model, last.model, run), None
@@ -140,15 +143,18 @@ def _model(config: TrainConfig, run: str, pairs: TrainingSet) -> tuple[ModelConf
 
 
 def _require_same_model(model: ModelConfig, before: ModelConfig, run: str) -> ModelConfig:
-    """Return the description of a resumed run's network. Raises `InputError` if the pairs are for another network."""
+    """Return the network's settings for resuming: `model`, with the scaling and colours of `before`.
+
+    Raises `InputError` if they still differ from `before`.
+    """
     kept = ["input_scale", "input_offset", "palette"]
-    if model.class_names == labels.class_names(model.num_classes):  # no names were given now
+    if model.class_names == labels.class_names(model.num_classes):  # default names: keep the run's own
         kept.append("class_names")
     model = dataclasses.replace(model, **{name: getattr(before, name) for name in kept})
     changed = [name for name, value in dataclasses.asdict(before).items() if dataclasses.asdict(model)[name] != value]
     if changed:
         raise InputError(
-            f"--resume: {run} was trained with another {', '.join(changed)} than the pairs have now; start a new run"
+            f"--resume: {', '.join(changed)} changed since {run} was started; restore the old data, or start a new run"
         )
     return model
 
@@ -163,37 +169,40 @@ def _predict_command(run: str, pairs: TrainingSet) -> str:
 
 
 def _write_report(setup: "WorkerSetup", pairs: TrainingSet, clock: Clock, *, with_samples: bool) -> None:
-    """Write the run's `report.html` if an epoch is finished."""
+    """Write the run's report if an epoch is finished. `with_samples` adds predictions of the best checkpoint."""
     from petseg.models import checkpoint
     from petseg.training import samples
 
+    location = setup.run
+
     def make() -> bytes:
-        best = checkpoint.best(run)
+        best = checkpoint.best(location)
         assert best is not None
-        shown, confusion, counted = {}, None, 0
+        sheets, confusion, num_pairs = {}, None, 0
         if with_samples:
             network = checkpoint.load_model(best)
             predicted, counts = samples.predict_samples(network, best.model, setup.val, pairs.parts["val"]["id"])
-            choice = sections.pick_samples([sample.cross_entropy for sample in predicted])
-            shown = {title: [vars(predicted[index]) for index in indices] for title, indices in choice.items()}
-            confusion, counted = counts.confusion.tolist(), len(predicted)
+            indices_by_title = sections.pick_samples([sample.cross_entropy for sample in predicted])
+            sheets = {
+                title: [vars(predicted[index]) for index in indices] for title, indices in indices_by_title.items()
+            }
+            confusion, num_pairs = counts.confusion.tolist(), len(predicted)
             clock.lap("the report's samples")
         report = TrainingReport(
             name=setup.config.name,
             settings=dataclasses.asdict(setup.config),
             pairs={name: part.num_rows for name, part in pairs.parts.items()},
-            history=run_folder.read_metrics(run),
-            samples=shown,
+            history=run_folder.read_metrics(location),
+            samples=sheets,
             confusion=confusion,
-            confusion_pairs=counted,
+            confusion_pairs=num_pairs,
             seconds=clock.laps,
-            commands=[_predict_command(run, pairs)],
+            commands=[_predict_command(location, pairs)],
         )
         return training_page(report)
 
-    run = setup.run
-    if run_folder.read_metrics(run):
-        sections.save_report(run, make)
+    if run_folder.read_metrics(location):
+        sections.save_report(location, make)
 
 
 def run() -> NoReturn:

@@ -15,7 +15,7 @@ def _unet(config: ModelConfig) -> Network:
 
 
 NETWORKS: dict[str, Callable[[ModelConfig], Network]] = {"unet": _unet}
-"""Functions that build a network, by the value of `ModelConfig.network`."""
+"""Map from the value of `ModelConfig.network` to the function that builds that network."""
 
 
 def build(config: ModelConfig) -> Network:
@@ -25,7 +25,8 @@ def build(config: ModelConfig) -> Network:
     """
     if config.network not in NETWORKS:
         raise InputError(
-            f"network {config.network!r}: this petseg has {', '.join(NETWORKS)}; use the version that trained it"
+            f"unknown network {config.network!r}; this version of petseg has {', '.join(NETWORKS)}; use the version "
+            "that trained the checkpoint"
         )
     return NETWORKS[config.network](config)
 

@@ -6,9 +6,9 @@ A checkpoint is a folder with four files:
 - `config.json`: `ModelConfig`.
 - `metrics.json`: metrics of all finished epochs. It is written last, so a folder without it is not a checkpoint.
 
-A run's folder keeps the best checkpoint by validation loss and the last one, as `checkpoints/epoch-0001`, …. One that
-was written on a notice of preemption is from within an epoch: `epoch-0001-step-000250` has seen the first epoch and 250
-steps of the second.
+A run's folder keeps two checkpoints: the best by validation loss, and the last. They are `checkpoints/epoch-0001`, ….
+A checkpoint written on a preemption notice may lie within an epoch: `epoch-0001-step-000250` was written after epoch 1
+and 250 steps of epoch 2.
 """
 
 import dataclasses
@@ -34,6 +34,7 @@ History = list[dict[str, Any]]
 """One dictionary of metrics per epoch, in order. `metrics.jsonl` has the same, one line per epoch."""
 
 _COMMIT = "metrics.json"
+"""Name of the file that is written last. A folder without it is not a checkpoint."""
 
 _RENAMED = {"moved": "raw_weights", "arithmetic": "dtype"}
 """Map from field names in earlier checkpoints to the current names in `TrainState`."""
@@ -47,17 +48,17 @@ class Checkpoint:
     model: ModelConfig
     history: History
     step: int
-    """Steps seen of the next epoch; 0 for a checkpoint from the end of an epoch."""
+    """Steps done in the unfinished epoch; 0 if the checkpoint was written at the end of an epoch."""
 
     @property
     def epoch(self) -> int:
-        """Number of the last finished epoch, from 1."""
+        """Number of finished epochs, which is also the number of the last one."""
         return len(self.history)
 
     @property
     def val_loss(self) -> float:
-        """Validation loss of the last finished epoch. Infinite if it was not a number, so that it is never the best."""
-        loss = self.history[-1]["val_loss"]
+        """Validation loss of the last finished epoch; infinite if it is undefined, so that it is never the best."""
+        loss = self.history[-1]["val_loss"] if self.history else None
         return math.inf if loss is None else loss
 
 
@@ -70,17 +71,18 @@ class TrainState:
     raw_weights: dict[str, Tensor] | None = None
     """State dict of the weights that the optimizer updates, if `model.pt` holds their average; else None."""
     sums: tuple[float, float] = (0.0, 0.0)
-    """Within an epoch: the sum of the training loss, and the sum of the pixel weights, over all ranks."""
+    """(Sum of the training loss, sum of the pixel weights) of the unfinished epoch, over all ranks."""
     dtype: str = ""
     """Numeric precision of the training: "bf16" or "fp32"."""
     epoch_steps: int = 0
-    """Within an epoch: its total number of steps."""
+    """Total number of steps of the unfinished epoch; 0 at the end of an epoch."""
 
 
 def save(run: str, model: Network, state: TrainState, config: ModelConfig, history: History, step: int = 0) -> None:
-    """Write the checkpoint after the last epoch of `history` and `step` more steps. Delete all others except the best.
+    """Write a checkpoint, then delete all others except the best.
 
-    They are deleted only after the new checkpoint is complete. Raises `OSError` if storage fails.
+    It contains the epochs of `history` and `step` steps of the next one. Raises `OSError` or `UnavailableError` if
+    storage fails.
     """
     contents = {
         "model.pt": _to_bytes(model.state_dict()),
@@ -89,9 +91,9 @@ def save(run: str, model: Network, state: TrainState, config: ModelConfig, histo
         _COMMIT: json.dumps(history).encode(),
     }
     location = _location(run, len(history), step)
-    storage.remove_folder(location)  # left incomplete by a killed process
+    storage.remove_folder(location)  # an incomplete checkpoint of a killed process
     storage.write_folder(location, contents)
-    checkpoints = _complete(run)
+    checkpoints = _list_complete(run)
     best = _best(checkpoints)
     for checkpoint in checkpoints:
         if checkpoint != best and checkpoint.location != location:
@@ -100,16 +102,12 @@ def save(run: str, model: Network, state: TrainState, config: ModelConfig, histo
 
 def last(run: str) -> Checkpoint | None:
     """Return the latest complete checkpoint of a run, or None."""
-    return _last(_complete(run))
+    return max(_list_complete(run), key=lambda checkpoint: (checkpoint.epoch, checkpoint.step), default=None)
 
 
 def best(run: str) -> Checkpoint | None:
-    """Return the complete checkpoint with the lowest validation loss, the earlier one of equals, or None."""
-    return _best(_complete(run))
-
-
-def _last(checkpoints: list[Checkpoint]) -> Checkpoint | None:
-    return max(checkpoints, key=lambda checkpoint: (checkpoint.epoch, checkpoint.step), default=None)
+    """Return the complete checkpoint with the lowest validation loss, or None. The earlier of equal ones wins."""
+    return _best(_list_complete(run))
 
 
 def _best(checkpoints: list[Checkpoint]) -> Checkpoint | None:
@@ -117,7 +115,7 @@ def _best(checkpoints: list[Checkpoint]) -> Checkpoint | None:
     return min(validated, key=lambda checkpoint: (checkpoint.val_loss, checkpoint.epoch), default=None)
 
 
-def _complete(run: str) -> list[Checkpoint]:
+def _list_complete(run: str) -> list[Checkpoint]:
     folder = storage.join(run, files.CHECKPOINTS_FOLDER)
     checkpoints = []
     for location in (storage.join(folder, name) for name in storage.list_names(folder)):
@@ -128,14 +126,14 @@ def _complete(run: str) -> list[Checkpoint]:
         except InputError:
             if _COMMIT in storage.list_names(location):
                 raise
-            # Else a running training job has just deleted it.
+            # Otherwise a running job has just deleted it.
     return checkpoints
 
 
 def find(location: str, flag: str = "--checkpoint") -> Checkpoint:
-    """Return the checkpoint at a location: the best one of a run's folder, or the checkpoint in this folder.
+    """Return the best checkpoint if `location` is a run's folder, or the checkpoint that `location` itself is.
 
-    Raises `InputError`, naming `flag`, if it is neither.
+    Raises `InputError`, naming `flag`, if `location` is neither of them or the run has no finished epoch.
     """
     names = storage.list_names(location)
     if files.CHECKPOINTS_FOLDER in names:
@@ -160,21 +158,25 @@ def open_checkpoint(location: str) -> Checkpoint:
     step = int(within[1]) if within else 0
     epochs: list[Any] = history if isinstance(history, list) else [None]
     if not (all(isinstance(epoch, dict) and "val_loss" in epoch for epoch in epochs) and (epochs or step)):
-        raise InputError(f"{commit_file}: a list with the metrics of each epoch is expected; was it edited?")
+        raise InputError(f"{commit_file}: not a list of metrics by epoch; restore the file, or use another checkpoint")
     return Checkpoint(location, model, epochs, step)
 
 
 def load_pretrained(location: str, config: ModelConfig) -> tuple[ModelConfig, dict[str, Tensor]]:
     """Return (settings, weights) to start training from another run or checkpoint.
 
-    The settings are `config` with the input scaling that the weights expect. If the classes differ, the weights lack
-    the last layer, and a line says so. Raises `InputError` as `find` and `build_model` do.
+    The settings are `config` with the input scaling that the weights expect. If the classes differ, the last layer
+    is left out and a note is printed. Raises `InputError` as `find` and `build_model` do, and if the networks differ.
     """
     other = find(location, "--init-from")
-    state = load_model(other).state_dict()
+    if other.model.network != config.network:
+        raise InputError(
+            f"--init-from {location}: its network is {other.model.network}, but this run trains {config.network}"
+        )
+    model = load_model(other)
+    state = model.state_dict()
     if other.model.class_names != config.class_names:
-        for name in [name for name in state if name.startswith("head.")]:
-            del state[name]
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(f"{model.last_layer}.")}
         print(
             f"--init-from: {location} has the classes {', '.join(other.model.class_names)}, not "
             f"{', '.join(config.class_names)}; the last layer starts from random weights"
@@ -199,7 +201,7 @@ def load_model(checkpoint: Checkpoint) -> Network:
 
 def fingerprint(checkpoint: Checkpoint, weights: bytes) -> str:
     """Return the SHA-256 of the weights and the model's settings, which determine a prediction."""
-    # Leave out the name of the first network, so that predictions started before networks had names can continue.
+    # Omit the default "unet", which older versions did not store: their unfinished predictions can then continue.
     model = to_json(checkpoint.model).replace(',\n  "network": "unet"', "")
     return hashlib.sha256(model.encode() + weights).hexdigest()
 
@@ -211,7 +213,7 @@ def build_model(config: ModelConfig, weights: bytes, source: str) -> Network:
     """
     model = build(config)
     state = _from_bytes(weights, f"{source}/model.pt")
-    _refuse_misfit(state, model.state_dict(), source)
+    _require_matching_weights(state, model.state_dict(), source)
     model.load_state_dict(state)
     return model
 
@@ -222,22 +224,26 @@ def load_train_state(checkpoint: Checkpoint) -> TrainState:
     state = _from_bytes(storage.read_input(location), location)
     state = {_RENAMED.get(name, name): value for name, value in state.items()}
     if set(state) != {field.name for field in dataclasses.fields(TrainState)}:
-        raise InputError(f"{location}: it has {', '.join(sorted(state))}; was it written by another petseg?")
+        fields = ", ".join(sorted(state))
+        raise InputError(f"{location}: unexpected fields ({fields}); resume with the petseg version that wrote it")
     return TrainState(**state)
 
 
-def _refuse_misfit(state: dict[str, Tensor], wanted: dict[str, Tensor], source: str) -> None:
-    for name, tensor in wanted.items():
+def _require_matching_weights(state: dict[str, Tensor], expected: dict[str, Tensor], source: str) -> None:
+    """Raise `InputError` unless `state` has the parameter names and shapes of `expected`."""
+    for name, tensor in expected.items():
         if name not in state:
-            raise InputError(f"{source}: the parameter {name} is missing; was it written by another network?")
+            raise InputError(f"{source}: model.pt lacks the parameter {name}; use the petseg version that wrote it")
         if state[name].shape != tensor.shape:
             raise InputError(
                 f"{source}: {name} is {tuple(state[name].shape)} in model.pt, but {tuple(tensor.shape)} in the network "
                 "that its config.json describes"
             )
-    extra = sorted(set(state) - set(wanted))
+    extra = sorted(set(state) - set(expected))
     if extra:
-        raise InputError(f"{source}: model.pt has a parameter {extra[0]} that this network does not have")
+        raise InputError(
+            f"{source}: model.pt has an unknown parameter {extra[0]}; use the petseg version that wrote it"
+        )
 
 
 def _location(run: str, epoch: int, step: int) -> str:
@@ -251,12 +257,12 @@ def _to_bytes(state: dict[str, Any]) -> bytes:
 
 
 def _from_bytes(content: bytes, source: str) -> dict[str, Any]:
-    """Unpickle tensors only (`weights_only`), because files on storage must not run code."""
+    """Return the dictionary in a file. Only tensors and plain values are loaded: a file must not run code."""
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError, … on broken files
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"{source}: cannot be loaded as weights: {reason}") from error
+        raise InputError(f"{source}: not a valid checkpoint file: {reason}; copy it again") from error
     if not isinstance(state, dict):
-        raise InputError(f"{source}: a dictionary of parameters is expected, not {type(state).__name__}")
+        raise InputError(f"{source}: contains a {type(state).__name__}, not a dictionary; copy the checkpoint again")
     return state

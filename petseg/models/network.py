@@ -10,6 +10,9 @@ class Network(nn.Module):
 
     num_classes: int
 
+    last_layer: str = "head"
+    """Name of the module that gives the logits. It is not taken from a network with other classes."""
+
     def forward(self, pixels_nchw: Tensor) -> Tensor:
         """Return logits (N, num_classes, H, W) for pixels (N, 3, H, W)."""
         raise NotImplementedError

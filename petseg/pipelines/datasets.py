@@ -1,4 +1,4 @@
-"""What all our Ray Data pipelines share: settings for a dataset, whole tables as blocks, storage errors as tables."""
+"""Helpers of all Ray Data pipelines: settings of a dataset, whole tables as blocks, storage errors as tables."""
 
 import contextlib
 from collections.abc import Callable, Iterator

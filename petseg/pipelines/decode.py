@@ -74,7 +74,7 @@ def load(dataset: Prepared, manifests: list[pa.Table]) -> list[Decoded]:
 
 
 def _bad_pairs_error(failures: list[str]) -> InputError:
-    return manifest.refuse_bad(failures, "Fix or remove them")
+    return manifest.unusable_pairs_error(failures, "Fix or remove them")
 
 
 def _unreadable_error(failures: list[str]) -> InputError:

@@ -21,7 +21,7 @@ from petseg.config.model import ModelConfig
 from petseg.config.predict import PredictConfig
 from petseg.errors import JobError, UnavailableError
 from petseg.inference import crash_guard
-from petseg.inference.plan import Plan, Summary, Target, numbered_rows
+from petseg.inference.plan import Plan, Summary, Target, shard_rows
 from petseg.inference.shard import predict_shard, read_shard, write_shard
 from petseg.pipelines.datasets import WHOLE_BLOCKS, catch_unavailable, data_context, unavailable_reason
 from petseg.pipelines.shards import iter_shards, report_shard
@@ -95,7 +95,7 @@ def _read(
 ) -> pa.Table:
     """Read the shard at an index of `missing`. The manifest travels once to each machine, not once per shard."""
     shard = int(missing[index["id"][0].as_py()])
-    rows = numbered_rows(ray.get(manifest), shard, shard_size)
+    rows = shard_rows(ray.get(manifest), shard, shard_size)
     with crash_guard.crash_marker(_marker_name(target, shard, "read")) as died_before:
         return catch_unavailable(lambda: _read_below(images, rows, **settings, in_subprocess=died_before))
 

@@ -10,7 +10,7 @@ from petseg.data.decode import DecodeError
 from petseg.data.pairs import decode_pair_and_truth
 from petseg.reports import html, sections
 from petseg.reports.findings import Checked, Finding, value_text
-from petseg.reports.html import Bars, Command, Picture, Section, Sheet, Table
+from petseg.reports.html import Bars, Command, Picture, Sheet, Table
 
 _LISTED = 100
 """Maximum number of files that a table lists."""
@@ -21,7 +21,7 @@ _VALUES = 40
 
 def page(checked: Checked, findings: Sequence[Finding], settings: Mapping[str, Any], command: str) -> bytes:
     """Return the report page. Photos are read again for its pictures; photos deleted meanwhile are skipped."""
-    shown: list[Section | None] = [
+    shown = [
         _findings_table(findings),
         _class_shares(checked),
         _masks_by_class(checked),
@@ -31,15 +31,13 @@ def page(checked: Checked, findings: Sequence[Finding], settings: Mapping[str, A
         _duplicates_sheet("Duplicates across train/val/test", checked, checked.cross_split_duplicates()),
         _duplicates_sheet("Duplicates", checked, checked.duplicates()),
         _unusable_table(checked),
-        _unpaired_table("Photos without a mask", checked.photos_alone),
-        _unpaired_table("Masks without a photo", checked.masks_alone),
+        _unpaired_table("Photos without a mask", checked.unpaired_photos),
+        _unpaired_table("Masks without a photo", checked.unpaired_masks),
         sections.facts("Settings", settings),
         html.versions(),
         _commands(command),
     ]
-    return html.page(
-        title="Check", summary=_summary(checked), sections=[section for section in shown if section is not None]
-    )
+    return html.page(title="Check", summary=_summary(checked), sections=shown)
 
 
 def _summary(checked: Checked) -> list[tuple[str, str]]:
@@ -48,7 +46,7 @@ def _summary(checked: Checked) -> list[tuple[str, str]]:
     return [
         ("pairs", f"{checked.pairs.num_rows:,}"),
         ("cannot be used", f"{sum(bool(row.error) for row in checked.rows):,}"),
-        ("without a partner", f"{len(checked.photos_alone) + len(checked.masks_alone):,}"),
+        ("without a partner", f"{len(checked.unpaired_photos) + len(checked.unpaired_masks):,}"),
         *([("turned by EXIF", f"{turned:,}")] if turned else []),
         ("duplicates", f"{len(checked.duplicates()):,}"),
         *((f"pairs, {split}", f"{splits[split]:,}") for split in ("train", "val", "test") if splits[split]),
@@ -56,24 +54,24 @@ def _summary(checked: Checked) -> list[tuple[str, str]]:
 
 
 def _findings_table(findings: Sequence[Finding]) -> Table:
-    rows = [[finding.what, finding.remedy, "refuses" if finding.refused else "starts"] for finding in findings]
+    rows = [[finding.what, finding.remedy, "refuses" if finding.blocks_training else "starts"] for finding in findings]
     heads = ["finding", "remedy", "training"]
     return Table(title="Findings", heads=heads, rows=rows or [["no findings", "", "starts"]], text=True)
 
 
 def _class_shares(checked: Checked) -> Bars:
-    pixels, _, _ = check.class_pixels(checked.labels, checked.label_map)
-    return sections.class_shares(checked.classes, pixels, "Ignored pixels do not count.")
+    pixels, _, _ = check.class_pixels(checked.labels, checked.classes.label_map)
+    return sections.class_shares(checked.classes.names, pixels, "Ignored pixels do not count.")
 
 
 def _masks_by_class(checked: Checked) -> Bars:
-    _, masks, _ = check.class_pixels(checked.labels, checked.label_map)
-    return Bars(title="Masks that contain each class", values=dict(zip(checked.classes, masks, strict=True)))
+    _, masks, _ = check.class_pixels(checked.labels, checked.classes.label_map)
+    return Bars(title="Masks that contain each class", values=dict(zip(checked.classes.names, masks, strict=True)))
 
 
 def _values_table(checked: Checked) -> Table:
     """Return the most frequent raw values, each with its class, its pixels and the masks that contain it."""
-    labels, label_map, classes = checked.labels, checked.label_map, checked.classes
+    labels, label_map, classes = checked.labels, checked.classes.label_map, checked.classes.names
     total, rows = max(1, sum(labels.pixels.values())), []
     for value in sorted(labels.pixels, key=lambda value: (-labels.pixels[value], value))[:_VALUES]:
         class_id = label_map.ids.get(value) if labels.colours == label_map.colours else None
@@ -157,7 +155,7 @@ def _mask_png(checked: Checked, index: int) -> bytes | None:
     pair, limit = checked.pairs.slice(index, 1).to_pylist()[0], decode.MAX_TRAINING_PIXELS
     try:
         photo, mask = (storage.read(pair[of], at_most=decode.max_bytes(limit)) for of in ("image", "mask"))
-        _, _, truth = decode_pair_and_truth(photo, mask, (16, 16), checked.label_map, limit)
+        _, _, truth = decode_pair_and_truth(photo, mask, (16, 16), checked.classes.label_map, limit)
     except (DecodeError, FileNotFoundError):
         return None
-    return encode.encode_mask(truth, checked.palette)
+    return encode.encode_mask(truth, checked.classes.palette)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from petseg.reports import html, sections
-from petseg.reports.html import Facts, Section, Table
+from petseg.reports.html import Facts, Table
 from petseg.training.run_folder import score
 
 
@@ -26,7 +26,7 @@ class EvaluationReport:
 def evaluation_page(report: EvaluationReport) -> bytes:
     """Return the page of an evaluation."""
     metrics = report.metrics
-    shown: list[Section | None] = [
+    shown = [
         _scores_table(metrics),
         sections.score_bars("IoU by class", metrics["iou"], "At the network's size."),
         sections.score_bars("Boundary IoU by class", metrics["boundary_iou"], "Of the pixels near a contour."),
@@ -39,9 +39,7 @@ def evaluation_page(report: EvaluationReport) -> bytes:
         html.versions(),
         html.rerun("evaluate"),
     ]
-    return html.page(
-        title="Evaluation", summary=_summary(report), sections=[section for section in shown if section is not None]
-    )
+    return html.page(title="Evaluation", summary=_summary(report), sections=shown)
 
 
 def _summary(report: EvaluationReport) -> list[tuple[str, str]]:

@@ -10,7 +10,8 @@ import pyarrow as pa
 from petseg.config.prepare import CheckConfig
 from petseg.data import check, duplicates
 from petseg.data.check import Labels, Row
-from petseg.data.labels import IGNORE_ID, LabelMap
+from petseg.data.classes import Classes
+from petseg.data.labels import IGNORE_ID
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Finding:
 
     what: str
     remedy: str
-    refused: bool
+    blocks_training: bool
     """True if training would refuse to start."""
 
     def __str__(self) -> str:
@@ -36,20 +37,15 @@ class Checked:
     """Manifest of the pairs."""
     rows: Sequence[Row]
     """Result for each pair, in the order of `pairs`."""
-    photos_alone: Sequence[str]
+    unpaired_photos: Sequence[str]
     """Ids of the photos without a mask."""
-    masks_alone: Sequence[str]
+    unpaired_masks: Sequence[str]
     """Ids of the masks without a photo."""
     splits: Mapping[str, str]
     """Split (train, val or test) of each id."""
     labels: Labels
     """Raw values of all masks."""
-    label_map: LabelMap
-    """Class id of each raw value."""
-    classes: tuple[str, ...]
-    """Name of each class."""
-    palette: tuple[tuple[int, int, int], ...]
-    """RGB colour, 0..255, of each class."""
+    classes: Classes
     exact_duplicates: Sequence[tuple[int, int]]
     """Exact duplicates as `check.find_duplicates` returns them: indices into `rows`."""
     near_duplicates: Sequence[tuple[int, int, int]]
@@ -77,8 +73,8 @@ class Checked:
 def find_problems(checked: Checked) -> list[Finding]:
     """Return the findings. Those that make training refuse to start come first."""
     candidates = [
-        _photos_without_mask(checked),
-        _masks_without_photo(checked),
+        _unpaired(checked.unpaired_photos, "photo", "mask", checked.config.masks),
+        _unpaired(checked.unpaired_masks, "mask", "photo", checked.config.images),
         _uncovered_values(checked),
         _unusable_pairs(checked),
         _absent_classes(checked),
@@ -89,20 +85,12 @@ def find_problems(checked: Checked) -> list[Finding]:
     return [finding for finding in candidates if finding is not None]
 
 
-def _photos_without_mask(checked: Checked) -> Finding | None:
-    names = checked.photos_alone
+def _unpaired(names: Sequence[str], kind: str, missing: str, folder: str) -> Finding | None:
+    """Return the finding of files of a `kind` ("photo" or "mask") whose partner is missing in `folder`."""
     if not names:
         return None
-    what = f"{_count(len(names), 'photo')} without a mask, such as {names[0]}"
-    return Finding(what, f"add the missing masks to {checked.config.masks}, or move these photos away", refused=True)
-
-
-def _masks_without_photo(checked: Checked) -> Finding | None:
-    names = checked.masks_alone
-    if not names:
-        return None
-    what = f"{_count(len(names), 'mask')} without a photo, such as {names[0]}"
-    return Finding(what, f"add the missing photos to {checked.config.images}, or move these masks away", refused=True)
+    what = f"{_count(len(names), kind)} without a {missing}, such as {names[0]}"
+    return Finding(what, f"add the missing {missing}s to {folder}, or move these {kind}s away", blocks_training=True)
 
 
 def _uncovered_values(checked: Checked) -> Finding | None:
@@ -111,8 +99,8 @@ def _uncovered_values(checked: Checked) -> Finding | None:
         return None
     values = [value_text(value, labels) for value in sorted(labels.pixels)]
     shown = ", ".join(values[:8]) + (", …" if len(values) > 8 else "")
-    what = f"the masks have values that no class covers (values {shown}; label map {checked.label_map})"
-    return Finding(what, _remedy_for_values(checked), refused=True)
+    what = f"the masks have values that no class covers (values {shown}; label map {checked.classes.label_map})"
+    return Finding(what, _remedy_for_values(checked), blocks_training=True)
 
 
 def _unusable_pairs(checked: Checked) -> Finding | None:
@@ -121,23 +109,23 @@ def _unusable_pairs(checked: Checked) -> Finding | None:
     if not errors:
         return None
     what = f"{_count(len(errors), 'pair')} cannot be used, such as {errors[0]}"
-    return Finding(what, "fix or remove them; the report lists them", refused=True)
+    return Finding(what, "fix or remove them; the report lists them", blocks_training=True)
 
 
 def _absent_classes(checked: Checked) -> Finding | None:
-    pixels, _, unknown = check.class_pixels(checked.labels, checked.label_map)
-    absent = [name for name, count in zip(checked.classes, pixels, strict=True) if not count]
+    pixels, _, unknown = check.class_pixels(checked.labels, checked.classes.label_map)
+    absent = [name for name, count in zip(checked.classes.names, pixels, strict=True) if not count]
     if unknown or not absent:
         return None
     what = f"no pixel of {', '.join(absent)} in any mask"
-    return Finding(what, "check --label-map, --num-classes and --classes", refused=False)
+    return Finding(what, "check --label-map, --num-classes and --classes", blocks_training=False)
 
 
 def _exact_duplicates(checked: Checked) -> Finding | None:
     if not checked.exact_duplicates:
         return None
     what = _count(len(checked.exact_duplicates), "exact duplicate")
-    return Finding(what, "keep one of each; check.parquet names them in the column like", refused=False)
+    return Finding(what, "keep one of each; check.parquet names them in the column like", blocks_training=False)
 
 
 def _near_duplicates(checked: Checked) -> Finding | None:
@@ -147,7 +135,7 @@ def _near_duplicates(checked: Checked) -> Finding | None:
     if len(checked.near_duplicates) >= duplicates.MOST_PAIRS:
         remedy += "; there are more, because the search stopped at this number"
     what = _count(len({other for _, other, _ in checked.near_duplicates}), "near-duplicate")
-    return Finding(what, remedy, refused=False)
+    return Finding(what, remedy, blocks_training=False)
 
 
 def _cross_split_duplicates(checked: Checked) -> Finding | None:
@@ -156,7 +144,7 @@ def _cross_split_duplicates(checked: Checked) -> Finding | None:
         return None
     crossing = f"{_count(number, 'duplicate')} {'crosses' if number == 1 else 'cross'}"
     what = f"{crossing} train/val/test: scores would be too optimistic"
-    return Finding(what, "remove one of each, or put both into one split with --split-file", refused=False)
+    return Finding(what, "remove one of each, or put both into one split with --split-file", blocks_training=False)
 
 
 def _count(number: int, noun: str) -> str:
@@ -176,8 +164,9 @@ def train_flags(checked: Checked) -> list[str]:
 
 
 def _is_value_error(row: Row, checked: Checked) -> bool:
-    """Return True if a pair is refused only for the values of its mask. One finding covers all such pairs."""
-    is_other_kind = row.values is not None and row.colours == checked.labels.colours != checked.label_map.colours
+    """Return True if a pair is rejected only for the values of its mask. One finding covers all such pairs."""
+    label_map = checked.classes.label_map
+    is_other_kind = row.values is not None and row.colours == checked.labels.colours != label_map.colours
     error = row.error or ""
     return (is_other_kind and "differs from its photo's" not in error) or "but the classes cover" in error
 
@@ -189,16 +178,16 @@ def _has_jpeg_masks(checked: Checked) -> bool:
 def _suggest_flags(checked: Checked) -> list[str] | None:
     """Return flags that accept the masks. Keeps the given classes and ignore label as far as they fit."""
     config, ignored = checked.config, None
-    if config.ignore_label and checked.label_map.colours == checked.labels.colours:
-        ignored = {raw for raw, class_id in checked.label_map.ids.items() if class_id == IGNORE_ID}
+    if config.ignore_label and checked.classes.label_map.colours == checked.labels.colours:
+        ignored = {raw for raw, class_id in checked.classes.label_map.ids.items() if class_id == IGNORE_ID}
     flags = None if _has_jpeg_masks(checked) else check.suggest(checked.labels, ignored)
-    if flags and config.classes and flags[1] == str(len(checked.classes)):
+    if flags and config.classes and flags[1] == str(len(checked.classes.names)):
         flags[:2] = ["--classes", config.classes]
     return [*flags, "--ignore-label", config.ignore_label] if flags and ignored is not None else flags
 
 
 def _has_uncovered_values(checked: Checked) -> bool:
-    _, _, unknown = check.class_pixels(checked.labels, checked.label_map)
+    _, _, unknown = check.class_pixels(checked.labels, checked.classes.label_map)
     return unknown > 0
 
 

@@ -113,8 +113,12 @@ class Command:
 Section = Facts | Table | Curves | Bars | Confusion | Sheet | Command
 
 
-def page(*, title: str, summary: Sequence[tuple[str, str]], sections: Sequence[Section]) -> bytes:
-    """Return the page as UTF-8. `summary` holds the (name, value) entries shown at the top."""
+def page(*, title: str, summary: Sequence[tuple[str, str]], sections: Sequence[Section | None]) -> bytes:
+    """Return the page as UTF-8, without the sections that are None.
+
+    `summary` holds the (name, value) entries shown at the top.
+    """
+    sections = [section for section in sections if section is not None]
     pictures = [picture for section in sections if isinstance(section, Sheet) for picture in section.pictures]
     assert len(pictures) <= MAX_PICTURES
     assert all(len(picture.content) <= MAX_PICTURE_BYTES for picture in pictures)

@@ -15,8 +15,6 @@ from petseg.config.model import ModelConfig
 from petseg.config.train import TrainConfig
 from petseg.training.run_folder import score
 
-FILE = "MODEL_CARD.md"
-
 PET_DATASET = (
     "The Oxford-IIIT Pet dataset (Parkhi, Vedaldi, Zisserman, Jawahar: Cats and Dogs, CVPR 2012), published under "
     "CC BY-SA 4.0"

@@ -11,7 +11,7 @@ from petseg.data import visualize
 from petseg.inference.plan import Plan, Summary
 from petseg.inference.survey import Sample, render_previews, survey
 from petseg.reports import html, sections
-from petseg.reports.html import Bars, Picture, Section, Sheet, Table
+from petseg.reports.html import Bars, Picture, Sheet, Table
 from petseg.training.run_folder import score
 
 _BY_DOUBT = ("Least sure", "Surest", "Some of the others")
@@ -37,10 +37,10 @@ class PredictionReport:
 
 
 def prediction_page(report: PredictionReport) -> bytes:
-    """Return the page of a finished prediction. Raises `OSError` if storage does not answer."""
+    """Return the page of a finished prediction. Raises `OSError` or `UnavailableError` if a file cannot be read."""
     sample = survey(report.plan, report.model.num_classes)
     note = f"Counted in {sample.shards:,} of {report.plan.target.num_shards:,} shards, {sample.rows.num_rows:,} photos."
-    shown: list[Section | None] = [
+    shown = [
         sections.class_shares(report.model.class_names, sample.class_pixels, note),
         _confidence_histogram(sample, note),
         *_sheets(report, sample),
@@ -50,11 +50,7 @@ def prediction_page(report: PredictionReport) -> bytes:
         html.versions(),
         html.rerun("predict"),
     ]
-    return html.page(
-        title="Prediction",
-        summary=_summary(report, sample),
-        sections=[section for section in shown if section is not None],
-    )
+    return html.page(title="Prediction", summary=_summary(report, sample), sections=shown)
 
 
 def _summary(report: PredictionReport, sample: Sample) -> list[tuple[str, str]]:

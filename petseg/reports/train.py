@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from petseg.reports import html, sections
-from petseg.reports.html import Bars, Command, Confusion, Curves, Section
+from petseg.reports.html import Bars, Command, Confusion, Curves
 from petseg.training.run_folder import score
 
 
@@ -40,7 +40,7 @@ class TrainingReport:
 
 def training_page(report: TrainingReport) -> bytes:
     """Return the page of a training run."""
-    shown: list[Section | None] = [
+    shown = [
         _loss_curves(report),
         _score_curves(report),
         _class_iou_bars(report),
@@ -53,11 +53,7 @@ def training_page(report: TrainingReport) -> bytes:
         html.versions(),
         _commands(report),
     ]
-    return html.page(
-        title=f"Training: {report.name}",
-        summary=_summary(report),
-        sections=[section for section in shown if section is not None],
-    )
+    return html.page(title=f"Training: {report.name}", summary=_summary(report), sections=shown)
 
 
 def _summary(report: TrainingReport) -> list[tuple[str, str]]:

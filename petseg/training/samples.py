@@ -1,7 +1,7 @@
 """Predict sample validation pairs for the report of a training run. This module reads no files.
 
-The pairs are already decoded, at the network's size. The code is therefore the same for files and prepared sets, and
-needs neither a GPU nor the original photos.
+The pairs are already decoded at the network's size, so image folders and prepared sets are treated alike. Neither a GPU
+nor the original photos are needed.
 """
 
 import os
@@ -22,8 +22,8 @@ from petseg.models.network import Network
 from petseg.pipelines.decode import Decoded
 from petseg.training.rank_data import RankData
 
-MOST = 256
-"""Maximum number of pairs to predict, spread evenly over all. It takes seconds on two cores."""
+MAX_SAMPLES = 256
+"""Maximum number of validation pairs to predict. 256 pairs take seconds on two CPU cores."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Sample:
     cross_entropy: float | None
     """Cross-entropy in nats per pixel; None if all pixels are ignored."""
     miou: float | None
+    """Mean IoU over the classes that occur; None if there are none."""
     picture: bytes
     """JPEG from `visualize.comparison`."""
 
@@ -41,19 +42,22 @@ class Sample:
 def predict_samples(
     network: Network, model: ModelConfig, val: Decoded, ids: pa.ChunkedArray
 ) -> tuple[list[Sample], Counts]:
-    """Return up to `MOST` validation pairs, in order, and the counts over them. `ids` holds the ids of all pairs."""
+    """Return (samples, sum of their pixel counts) for up to `MAX_SAMPLES` validation pairs, spread evenly.
+
+    `ids` holds the ids of all pairs of `val`, in the same order.
+    """
     total = val.num_rows
-    numbers = np.arange(min(MOST, total)) * total // min(MOST, total)
+    indices = np.arange(min(MAX_SAMPLES, total)) * total // min(MAX_SAMPLES, total)
     rank_data = RankData(val, 0, 1, torch.device("cpu"), budget_bytes=0)
-    photos, masks = rank_data.take_rows(numbers)
+    photos, masks = rank_data.take_rows(indices)
     pixels = photos.permute(0, 2, 3, 1).numpy()
     threads = len(os.sched_getaffinity(0))
     predictor = Predictor(network, torch.device("cpu"), 8, model.image_size, threads=threads)
     predictions = predictor([Photo(photo, *model.image_size) for photo in pixels])
-    classes, samples, counted = tuple(range(model.num_classes)), [], []
-    for number, photo, mask, prediction in zip(numbers.tolist(), pixels, masks.numpy(), predictions, strict=True):
-        counted.append(evaluator.count(prediction.probabilities, mask, classes))
-        scores = evaluator.scores(counted[-1], model.class_names)
+    classes, samples, counts = tuple(range(model.num_classes)), [], []
+    for index, photo, mask, prediction in zip(indices.tolist(), pixels, masks.numpy(), predictions, strict=True):
+        counts.append(evaluator.count(prediction.probabilities, mask, classes))
+        scores = evaluator.scores(counts[-1], model.class_names)
         picture = visualize.comparison(Image.fromarray(photo), mask, prediction.mask().class_ids, model.palette)
-        samples.append(Sample(ids[number].as_py(), scores["cross_entropy"], scores["miou"], picture))
-    return samples, sum(counted[1:], counted[0])
+        samples.append(Sample(ids[index].as_py(), scores["cross_entropy"], scores["miou"], picture))
+    return samples, sum(counts[1:], counts[0])

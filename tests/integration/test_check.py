@@ -60,7 +60,7 @@ def test_check_job_set_with_all_problems_reports_each(
         assert said in done.stdout
     command = f"python {ROOT}/jobs/train.py --images {tmp_path}/photos --masks {tmp_path}/masks"
     command += " --num-classes 2 --label-map 0:0,255:1"
-    assert done.stderr == f"stopped: training would reject this set; after fixing it: {command}\n"
+    assert done.stderr == f"stopped: training would reject this dataset; fix the problems above, then run: {command}\n"
 
     assert_refused(call_job("prepare", *flags), "pass --overwrite")
     settings = ("--num-classes", 2, "--label-map", "0:0,255:1", "--overwrite")
@@ -116,4 +116,4 @@ def test_check_job_no_matching_names_is_refused(drawn: tuple[Path, Path], call_j
         shutil.copy(path, tmp_path / "masks" / f"mask_{path.name}")
     done = call_job("prepare", "check", "--images", drawn[0], "--masks", "masks", "--output", "out")
     first = min(path.stem for path in drawn[0].iterdir())
-    assert_refused(done, f"no mask has a photo's name (photos such as {first}, masks such as mask_{first})")
+    assert_refused(done, f"no photo and mask have the same name (photos such as {first}, masks such as mask_{first})")

@@ -36,7 +36,7 @@ ELSEWHERE = {
     "… asks for …, but this machine": "cluster/resources",
     "… asks for …, and after": "cluster/resources",
     "--… …: on the disk of one machine": "cluster/resources",
-    "…: the parameter": "models/checkpoint",
+    "…: model.pt lacks": "models/checkpoint",
     "the GPU has too little memory": "training/loop",
 }
 """{start of an entry: file of petseg/ with its words}, for entries that need a cluster or more to be provoked."""

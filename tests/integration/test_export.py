@@ -15,6 +15,7 @@ from checkpoints import CONFIG, trained
 from PIL import Image
 
 import petseg
+from petseg import files
 from petseg.config import base
 from petseg.config.model import ModelConfig
 from petseg.config.train import TrainConfig
@@ -22,7 +23,6 @@ from petseg.data import oxford_pets
 from petseg.jobs import export as job
 from petseg.models import checkpoint, export
 from petseg.models.checkpoint import TrainState
-from petseg.reports import model_card
 from petseg.training import run_folder
 
 SIZES = [(1, 160, 160), (2, 17, 17), (4, 64, 33), (1, 45, 77), (3, 96, 250)]
@@ -104,7 +104,7 @@ def test_export_config_and_checks_are_written(run: Path, exported: Path) -> None
 
 
 def test_model_card_has_classes_splits_and_scores(exported: Path) -> None:
-    text = (exported / model_card.FILE).read_text()
+    text = (exported / files.MODEL_CARD).read_text()
     for line in (
         "| 0 | pet | 242 61 61 |",
         "| train | 2 |",
@@ -125,7 +125,7 @@ def test_model_card_has_classes_splits_and_scores(exported: Path) -> None:
 def test_model_card_example_gives_the_mask(
     run: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    [example] = re.findall(r"```python\n(.*?)```", (exported / model_card.FILE).read_text(), re.DOTALL)
+    [example] = re.findall(r"```python\n(.*?)```", (exported / files.MODEL_CARD).read_text(), re.DOTALL)
     (tmp_path / "model.onnx").symlink_to(exported / "model.onnx")
     smooth = Image.fromarray(noise(6, 8, 3).numpy()).resize((80, 60), Image.Resampling.BICUBIC)
     smooth.save(tmp_path / "photo.jpg", "PNG")  # a PNG, so decoding reduces nothing

@@ -136,7 +136,7 @@ def test_predict_broken_and_valid_photos_each_has_a_row(
     settings = ("--shard-size", 10, "--num-workers", 2, "--batch-size", 4)
     stopped = run_job("predict", *flags, *settings, "--max-errors", 0)
     assert stopped.returncode == 1
-    assert f"and --max-errors 0 of {PAIRS + 2} allows no more; broken: not an image" in stopped.stderr
+    assert f" more than --max-errors 0 allows ({PAIRS + 2} photos in all); broken: not an image" in stopped.stderr
     again = call_job("predict", *flags, *settings, "--max-errors", 0)
     assert again.returncode == 1 and again.stderr.startswith("stopped: 1 of ")
     assert not (tmp_path / "out" / files.SUCCESS).exists()
@@ -182,7 +182,7 @@ def test_predict_broken_and_valid_photos_each_has_a_row(
     (tmp_path / "out" / files.SUCCESS).unlink()
     last_step = call_job("predict", *flags, *settings)
     assert last_step.returncode == 0, last_step.stderr
-    assert f"\nnothing was left to do; {PAIRS + 2} rows, 1 failed" in last_step.stdout
+    assert f"\nall shards were already written; {PAIRS + 2} rows, 1 failed" in last_step.stdout
     nothing = call_job("predict", *flags, *settings)
     assert nothing.returncode == 0
     assert nothing.stdout.startswith("already finished; nothing to do")

@@ -34,9 +34,9 @@ def test_versions_of_mismatch_ray_message_has_four_versions() -> None:
 
     with pytest.raises(RuntimeError) as caught:
         check_version_info({"ray_version": "2.40.0", "python_version": "3.12.1"}, "node 10.0.0.1")
-    found = ray_compat.versions_of_mismatch(caught.value)
+    found = ray_compat.parse_version_mismatch(caught.value)
     assert found == ["2.40.0", "3.12.1", ray.__version__, platform.python_version()]
-    assert ray_compat.versions_of_mismatch(RuntimeError("Ray: 1.0")) is None
+    assert ray_compat.parse_version_mismatch(RuntimeError("Ray: 1.0")) is None
 
 
 @pytest.mark.ray
@@ -72,8 +72,8 @@ def test_memory_in_log_line_matches_the_raylet_message() -> None:
     content = raylet.read_bytes()
     assert b"running low on memory" in content and b" limit (" in content
     line = "Error: 1 worker(s) were killed due to the node running low on memory. Memory on the node was 3.7GB used / "
-    assert ray_compat.memory_in_log_line(f"{line}23.5GB limit (0.159)") == ("3.7GB", "23.5GB")
-    assert ray_compat.memory_in_log_line("Task failed. There are infinite retries remaining") is None
+    assert ray_compat.parse_out_of_memory(f"{line}23.5GB limit (0.159)") == ("3.7GB", "23.5GB")
+    assert ray_compat.parse_out_of_memory("Task failed. There are infinite retries remaining") is None
 
 
 def test_idle_worker_setting_exists_in_ray() -> None:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from petseg import storage
 from petseg.config.classes import ClassesConfig
 from petseg.data import demo, labels, oxford_pets
 from petseg.data.classes import read_classes, resolve_classes, write_classes
@@ -60,8 +61,11 @@ def test_resolve_classes_flag_and_file_flag_wins_with_a_note(
         ('{"classes": ["a", "b"]}', "the setting label_map is missing"),
         ('{"classes": ["a", "a"], "label_map": "0:0,1:1"}', "give a name of its own to each class"),
         ('{"classes": ["a", "b"], "label_map": "0:0"}', "no raw value gives class 1 of 2"),
-        ('{"classes": ["a", "b"], "label_map": "0:0,1:1", "palette": [[1, 2, 3]]}', "one colour per class"),
-        ('{"classes": ["a", "b"], "label_map": "0:0,1:1", "palette": [[1, 2, 3], [0, 0, 256]]}', "from 0 to 255"),
+        ('{"classes": ["a", "b"], "label_map": "0:0,1:1", "palette": [[1, 2, 3]]}', "give one colour per class"),
+        (
+            '{"classes": ["a", "b"], "label_map": "0:0,1:1", "palette": [[1, 2, 3], [0, 0, 256]]}',
+            "from 0 to 255",
+        ),
     ],
 )
 def test_resolve_classes_invalid_file_is_refused_by_name(content: str, message: str, tmp_path: Path) -> None:
@@ -77,3 +81,16 @@ def test_resolve_classes_generated_set_has_the_pet_dataset_classes(tmp_path: Pat
     assert classes.names == ("pet", "background", "border")
     assert classes.palette == oxford_pets.CLASSES.palette
     assert str(classes.label_map) == "1:0,2:1,3:2,255:255"
+
+
+def test_file_that_may_not_be_read_in_a_bucket_is_taken_as_missing_with_a_note(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def deny(location: str) -> bytes:
+        raise PermissionError(13, "access denied", location)
+
+    monkeypatch.setattr(storage, "read", deny)
+    assert read_classes("s3://bucket/masks") is None
+    assert capsys.readouterr().out.startswith("note: s3://bucket/masks/classes.json: access denied; the job continues")
+    with pytest.raises(PermissionError):
+        read_classes("/masks")

@@ -333,7 +333,7 @@ runpy.run_path({str(ROOT / "jobs" / "prepare.py")!r}, run_name="__main__")
             ("ftp://example.org", (), "error: --url ftp://example.org: give an address that begins with https://"),
             ("https:pets", (), "error: --url https:pets: give an address"),
             (f"{server.address}/other", (), f"error: --url: {server.address}/other/annotations.tar.gz: HTTP 404"),
-            (f"{server.address}/data", ("--cache", "s3://bucket/cache"), "error: --cache s3://bucket/cache: give a"),
+            (f"{server.address}/data", ("--cache", "s3://bucket/cache"), "error: --cache s3://bucket/cache: must be a"),
         ):
             places = ("--output", "pets", "--cache", "archives", "--url", url)
             assert_refused(call_job("prepare", "oxford-pets", *places, *flags), line)

@@ -24,12 +24,17 @@ def test_build_seeded_same_seed_same_weights() -> None:
 
 
 def test_build_unknown_network_is_refused() -> None:
-    with pytest.raises(InputError, match=r"^network 'resnet': this petseg has unet; use the version that trained it$"):
+    message = (
+        r"^unknown network 'resnet'; this version of petseg has unet; use the version that trained the checkpoint$"
+    )
+    with pytest.raises(InputError, match=message):
         build.build(dataclasses.replace(CONFIG, network="resnet"))
 
 
 class Tiny(Network):
     """One convolution: a network that is not the U-Net."""
+
+    last_layer = "conv"
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -60,6 +65,20 @@ def test_build_other_network_trains_saves_and_predicts(tmp_path: Path, monkeypat
     assert isinstance(checkpoint.load_model(checkpoint.find(str(tmp_path / "run"))), Tiny)
     mask = segmenter.predict(np.zeros((20, 30, 3), np.uint8))
     assert mask.class_ids.shape == (20, 30)
+
+
+def test_load_pretrained_other_network_leaves_out_its_last_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(build.NETWORKS, "tiny", lambda config: Tiny(config.num_classes))
+    config = dataclasses.replace(CONFIG, network="tiny")
+    checkpoint.save(str(tmp_path), Tiny(3), checkpoint.TrainState({}), config, [{"epoch": 1, "val_loss": 1.0}])
+    assert set(checkpoint.load_pretrained(str(tmp_path), config)[1]) == {"conv.weight", "conv.bias"}
+    others = dataclasses.replace(config, class_names=("a", "b", "c"))
+    assert checkpoint.load_pretrained(str(tmp_path), others)[1] == {}
+    assert "the last layer starts from random weights" in capsys.readouterr().out
+    with pytest.raises(InputError, match="its network is tiny, but this run trains unet"):
+        checkpoint.load_pretrained(str(tmp_path), CONFIG)
 
 
 def test_find_checkpoint_without_network_name_keeps_its_fingerprint(tmp_path: Path) -> None:

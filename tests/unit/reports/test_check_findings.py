@@ -8,10 +8,15 @@ import pyarrow as pa
 from petseg.config.prepare import CheckConfig
 from petseg.data import labels
 from petseg.data.check import Labels, Row
+from petseg.data.classes import Classes
 from petseg.data.labels import LabelMap
 from petseg.reports import findings
 
-TRIMAP = LabelMap.parse("", 3)
+PETS = Classes(("pet", "background", "border"), labels.palette(3), LabelMap.parse("", 3))
+
+
+def with_map(label_map: LabelMap) -> Classes:
+    return dataclasses.replace(PETS, label_map=label_map)
 
 
 def test_train_flags_given_class_flags_are_kept() -> None:
@@ -19,12 +24,12 @@ def test_train_flags_given_class_flags_are_kept() -> None:
     given: dict[str, Any] = {"classes": "a,b,c", "ignore_label": "254", "split_file": ("train=x", "val=y"), "seed": 5}
     config = dataclasses.replace(CONFIG, **given)
     label_map = LabelMap.parse("", 3, ignore="254")
-    flags = findings.train_flags(found([], {}, labels=labels, label_map=label_map, config=config))
+    flags = findings.train_flags(found([], {}, labels=labels, classes=with_map(label_map), config=config))
     expected = "--images i --masks m --classes a,b,c --label-map 0:0,1:1,2:2 --ignore-label 254"
     assert flags == [*expected.split(), "--split-file", "train=x", "val=y", "--seed", "5"]
     fitting = LabelMap.parse("0:0,1:1,2:2", 3, ignore="254")
     config = dataclasses.replace(config, label_map="0:0,1:1,2:2")
-    kept = findings.train_flags(found([], {}, labels=labels, label_map=fitting, config=config))
+    kept = findings.train_flags(found([], {}, labels=labels, classes=with_map(fitting), config=config))
     assert sorted(kept) == sorted(flags)
 
 
@@ -41,7 +46,7 @@ def test_findings_jpeg_masks_get_no_suggested_label_map() -> None:
     counts = dict.fromkeys([0, 1, 2, 254, 255], 5)
     lossy = found([], {}, labels=Labels(counts, counts, False), pairs=masks("a.JPG"))
     [finding] = findings.find_problems(lossy)
-    assert finding.refused and finding.remedy.endswith("save them again as PNG, from the originals")
+    assert finding.blocks_training and finding.remedy.endswith("save them again as PNG, from the originals")
     assert findings.train_flags(lossy) == ["--images", "i", "--masks", "m"]
 
 
@@ -54,11 +59,9 @@ CONFIG = CheckConfig(images="i", masks="m", output="o")
 
 def found(rows: list[Row], splits: dict[str, str], **changes: Any) -> findings.Checked:
     counts = {1: 5, 2: 5, 3: 5}
-    whole: dict[str, Any] = {"photos_alone": [], "masks_alone": [], "labels": Labels(counts, counts, False)}
+    whole: dict[str, Any] = {"unpaired_photos": [], "unpaired_masks": [], "labels": Labels(counts, counts, False)}
     whole |= {
-        "label_map": TRIMAP,
-        "palette": labels.palette(3),
-        "classes": ("pet", "background", "border"),
+        "classes": PETS,
         "exact_duplicates": [],
         "near_duplicates": [],
     }
@@ -78,7 +81,7 @@ def test_findings_cross_split_duplicates_are_a_separate_finding() -> None:
         "2 near-duplicates",
         "2 duplicates cross train/val/test: scores would be too optimistic",
     ]
-    assert not any(finding.refused for finding in findings.find_problems(checked))
+    assert not any(finding.blocks_training for finding in findings.find_problems(checked))
     assert checked.duplicate_of() == {"b": "a", "c": "a", "d": "b", "e": "a"}
     splits = {"a": "val", "b": "train", "c": "val"}
     assert found(rows, splits, exact_duplicates=[(0, 2)], near_duplicates=[(1, 2, 1)]).duplicate_of() == {

@@ -12,6 +12,7 @@ from PIL import Image
 from petseg.config.prepare import CheckConfig
 from petseg.data import duplicates, labels
 from petseg.data.check import Labels, Row
+from petseg.data.classes import Classes
 from petseg.data.labels import LabelMap
 from petseg.reports import check
 from petseg.reports.findings import Checked, Finding, find_problems
@@ -25,13 +26,11 @@ def checked(**changes: Any) -> Checked:
         "config": CheckConfig(images="i", masks="m", output="o"),
         "pairs": pa.table({"id": ["a"], "image": ["i/a.jpg"], "mask": ["m/a.png"]}),
         "rows": [Row("a"), Row("b"), Row("c")],
-        "photos_alone": [],
-        "masks_alone": [],
+        "unpaired_photos": [],
+        "unpaired_masks": [],
         "splits": {"a": "train", "b": "val"},
         "labels": Labels(COUNTS, {1: 2, 2: 2, 3: 1}, False),
-        "label_map": LabelMap.parse("", 3),
-        "palette": labels.palette(3),
-        "classes": CLASSES,
+        "classes": Classes(CLASSES, labels.palette(3), LabelMap.parse("", 3)),
         "exact_duplicates": [],
         "near_duplicates": [],
     }
@@ -43,15 +42,15 @@ def test_findings_valid_set_has_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "text", "refused"),
+    ("changes", "text", "blocks_training"),
     [
         (
-            {"photos_alone": ["x"]},
+            {"unpaired_photos": ["x"]},
             "1 photo without a mask, such as x; add the missing masks to m, or move these photos away",
             True,
         ),
         (
-            {"masks_alone": ["y"] * 1200},
+            {"unpaired_masks": ["y"] * 1200},
             "1,200 masks without a photo, such as y; add the missing photos to i, or move these masks away",
             True,
         ),
@@ -83,9 +82,9 @@ def test_findings_valid_set_has_none() -> None:
         ),
     ],
 )
-def test_findings_each_problem_has_its_remedy(changes: dict[str, Any], text: str, refused: bool) -> None:
+def test_findings_each_problem_has_its_remedy(changes: dict[str, Any], text: str, blocks_training: bool) -> None:
     [finding] = find_problems(checked(**changes))
-    assert (str(finding), finding.refused) == (text, refused)
+    assert (str(finding), finding.blocks_training) == (text, blocks_training)
 
 
 def test_findings_duplicate_in_two_splits_is_reported() -> None:
@@ -100,7 +99,7 @@ def test_findings_stopped_near_duplicate_search_says_there_are_more(monkeypatch:
 
 
 def test_findings_table_refusals_and_warnings_are_distinguished() -> None:
-    table = check._findings_table([Finding("a", "b", refused=True), Finding("c", "d", refused=False)])
+    table = check._findings_table([Finding("a", "b", blocks_training=True), Finding("c", "d", blocks_training=False)])
     assert list(table.rows) == [["a", "b", "refuses"], ["c", "d", "starts"]]
     assert list(check._findings_table([]).rows) == [["no findings", "", "starts"]]
 
@@ -143,7 +142,7 @@ def test_unpaired_table_names_are_listed() -> None:
 
 def test_summary_rotated_photo_and_duplicates_are_counted() -> None:
     rows = [Row("a", orientation=6), Row("b", orientation=1), Row("c", error="broken")]
-    result = checked(rows=rows, masks_alone=["m"], exact_duplicates=[(0, 1)], near_duplicates=[(0, 2, 1)])
+    result = checked(rows=rows, unpaired_masks=["m"], exact_duplicates=[(0, 1)], near_duplicates=[(0, 2, 1)])
     assert check._summary(result) == [
         ("pairs", "1"),
         ("cannot be used", "1"),

@@ -137,7 +137,7 @@ def decoded(count: int) -> Decoded:
 
 @pytest.mark.parametrize(("count", "most"), [(7, 256), (20, 5)])
 def test_predict_samples_pairs_are_evenly_spaced(count: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samples, "MOST", most)
+    monkeypatch.setattr(samples, "MAX_SAMPLES", most)
     monkeypatch.setattr(ray, "get", lambda block: block)
     torch.manual_seed(1)
     network = UNet(3).eval()
