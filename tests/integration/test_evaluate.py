@@ -1,5 +1,6 @@
 """`jobs/evaluate.py` from its command line: scores, rows, pictures and messages. The scores: test_evaluator.py."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -10,24 +11,16 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from checkpoints import all_classes_network
+from checkpoints import CONFIG, all_classes_network
 from conftest import PAIRS, RunJob, assert_refused
 from PIL import Image
 
-from petseg.config.model import ModelConfig
-from petseg.data import labels
 from petseg.errors import InputError
 from petseg.evaluation import evaluator
 from petseg.jobs import evaluate as job
 from petseg.models import checkpoint
 
-MODEL = ModelConfig(
-    num_classes=3,
-    image_size=(32, 48),
-    class_names=("pet", "background", "border"),
-    palette=labels.palette(3),
-    label_map="1:0,2:1,3:2",
-)
+MODEL = dataclasses.replace(CONFIG, image_size=(32, 48))
 
 
 SCORES = {

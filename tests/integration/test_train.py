@@ -9,12 +9,12 @@ from typing import Any
 import kill_predict
 import pytest
 import torch
+from checkpoints import CONFIG
 from test_kill_train import TRAIN_WORKER
 
 import petseg.training.fit
-from petseg.config.model import ModelConfig
 from petseg.config.train import TrainConfig
-from petseg.data import labels, manifest, splits
+from petseg.data import manifest, splits
 from petseg.data.labels import LabelMap
 from petseg.errors import InputError
 from petseg.models import checkpoint
@@ -24,13 +24,6 @@ from petseg.training.rank_data import RankData
 
 CPU = torch.device("cpu")
 EPOCHS = 12
-MODEL = ModelConfig(
-    num_classes=3,
-    image_size=(32, 32),
-    class_names=("pet", "background", "border"),
-    palette=labels.palette(3),
-    label_map="1:0,2:1,3:2",
-)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +38,7 @@ def fit(decoded: list[Decoded], tmp_path: Path) -> Callable[..., Path]:
         given: dict[str, Any] = {"batch_size": 4} | settings
         config = recipes.resolve(TrainConfig(storage=str(tmp_path), name=name, **given))
         setup = loop.WorkerSetup(
-            config=config, model=MODEL, run=run_folder.folder(config), cpus=1, train=decoded[0], val=decoded[1]
+            config=config, model=CONFIG, run=run_folder.folder(config), cpus=1, train=decoded[0], val=decoded[1]
         )
         petseg.training.fit.fit(setup, say)
         return tmp_path / name
@@ -81,7 +74,7 @@ def test_fit_worker_killed_same_seed_gives_the_same_numbers(
     last = checkpoint.last(str(first))
     assert last is not None
     share = RankData(decoded[1], 0, 1, CPU, 1e9)
-    scores = trainer.validate(checkpoint.load_model(last), share.eval_batches(3), MODEL, "fp32", CPU)
+    scores = trainer.validate(checkpoint.load_model(last), share.eval_batches(3), CONFIG, "fp32", CPU)
     assert last.history[-1]["val_loss"] == pytest.approx(scores["val_loss"], rel=1e-4)
     assert last.history[-1]["val_pixel_accuracy"] == pytest.approx(scores["val_pixel_accuracy"], abs=1e-3)
 

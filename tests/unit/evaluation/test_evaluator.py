@@ -1,5 +1,6 @@
 """Counts, scores and rows of the evaluator, against hand-computed values and training's validation."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -8,12 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from checkpoints import all_classes_network
+from checkpoints import CONFIG, all_classes_network
 from conftest import PAIRS
 from PIL import Image
 
-from petseg.config.model import ModelConfig
-from petseg.data import labels, manifest
+from petseg.data import manifest
 from petseg.data.labels import IGNORE_ID, LabelMap
 from petseg.data.pairs import decode_pair
 from petseg.evaluation import evaluator, metrics
@@ -25,13 +25,7 @@ from petseg.training import trainer
 
 CPU = torch.device("cpu")
 LIMIT = 10**6
-MODEL = ModelConfig(
-    num_classes=3,
-    image_size=(32, 48),
-    class_names=("pet", "background", "border"),
-    palette=labels.palette(3),
-    label_map="1:0,2:1,3:2",
-)
+MODEL = dataclasses.replace(CONFIG, image_size=(32, 48))
 ALL, INNER = (0, 1, 2), (0, 1)
 # 2 × 2 pixels: certainly pet, mostly background, mostly border, and undecided between pet and background.
 PROBABILITIES = torch.tensor([[[1, 0.25], [0.125, 0.5]], [[0, 0.5], [0.375, 0.5]], [[0, 0.25], [0.5, 0]]])

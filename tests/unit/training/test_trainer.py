@@ -2,11 +2,10 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import CONFIG
 from torch import nn
 
-from petseg.config.model import ModelConfig
 from petseg.config.train import RecipeName, TrainConfig
-from petseg.data import labels
 from petseg.data.labels import IGNORE_ID
 from petseg.evaluation import metrics
 from petseg.models.unet import UNet
@@ -14,17 +13,10 @@ from petseg.training import recipes, trainer
 from petseg.training.trainer import Trainer
 
 CPU = torch.device("cpu")
-MODEL = ModelConfig(
-    num_classes=3,
-    image_size=(32, 32),
-    class_names=("pet", "background", "border"),
-    palette=labels.palette(3),
-    label_map="1:0,2:1,3:2",
-)
 
 
 def make_trainer(recipe: RecipeName = "best", weights: torch.Tensor | None = None, **settings: Any) -> Trainer:
-    return Trainer(recipes.resolve(TrainConfig(recipe=recipe, **settings)), MODEL, CPU, "fp32", weights)
+    return Trainer(recipes.resolve(TrainConfig(recipe=recipe, **settings)), CONFIG, CPU, "fp32", weights)
 
 
 def batch(count: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
@@ -139,7 +131,7 @@ def test_validate_unequal_batches_pixels_weigh_equally() -> None:
     masks[4] = IGNORE_ID
     masks[4, 0, 0] = 1
     batches = [(photos[:4], masks[:4]), (photos[4:], masks[4:])]
-    scores = trainer.validate(model, iter(batches), MODEL, "fp32", CPU)
+    scores = trainer.validate(model, iter(batches), CONFIG, "fp32", CPU)
     with torch.no_grad():
         logits = model(photos)
     expected = nn.functional.cross_entropy(logits, masks.long(), ignore_index=IGNORE_ID)
@@ -156,8 +148,8 @@ def test_validate_undefined_score_is_null() -> None:
         model.head.bias.copy_(torch.tensor([100.0, 0, 0]))  # pyright: ignore[reportOptionalMemberAccess]
         model.head.weight.zero_()
     masks = torch.zeros((1, 32, 32), dtype=torch.uint8)
-    scores = trainer.validate(model, iter([(torch.zeros(1, 3, 32, 32), masks)]), MODEL, "fp32", CPU)
+    scores = trainer.validate(model, iter([(torch.zeros(1, 3, 32, 32), masks)]), CONFIG, "fp32", CPU)
     assert scores["val_iou"] == {"pet": 1, "background": None, "border": None}
     assert scores["val_miou"] == 1
-    scores = trainer.validate(model, iter([(torch.zeros(1, 3, 32, 32), masks + IGNORE_ID)]), MODEL, "fp32", CPU)
+    scores = trainer.validate(model, iter([(torch.zeros(1, 3, 32, 32), masks + IGNORE_ID)]), CONFIG, "fp32", CPU)
     assert scores["val_loss"] is None and scores["val_miou"] is None
