@@ -308,8 +308,10 @@ runpy.run_path({str(ROOT / "jobs" / "prepare.py")!r}, run_name="__main__")
         )
 
         asked = len(server.asked)
+        (tmp_path / "pets" / "masks" / "classes.json").unlink()  # as earlier versions left it
         again = self.run(tmp_path, f"{server.address}/data/")
         assert again.returncode == 0
+        assert read_classes(str(tmp_path / "pets" / "masks")) == oxford_pets.CLASSES
         assert again.stdout.startswith("already finished; nothing to do; 8 pairs, 4 skipped, 2 warnings: ")
         assert again.stdout.splitlines()[1:] == lines[report + 1 :]
         assert len(server.asked) == asked

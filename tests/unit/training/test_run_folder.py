@@ -5,10 +5,12 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from checkpoints import CONFIG
 
 from petseg.config.train import TrainConfig
-from petseg.data import manifest
+from petseg.data import labels, manifest
 from petseg.errors import InputError
+from petseg.jobs import train as job
 from petseg.training import epoch_printer, run_folder
 
 
@@ -162,3 +164,13 @@ def test_progress_eta_includes_the_time_between_epochs(
         progress._print_new()
         left += [line.rpartition("ETA ")[2] for line in capsys.readouterr().out.splitlines()]
     assert left == ["0:18", "0:16", "0:18", "0:20"]
+
+
+def test_resumed_run_of_an_earlier_version_keeps_its_names_and_colours() -> None:
+    before = dataclasses.replace(CONFIG, palette=((1, 2, 3), (4, 5, 6), (7, 8, 9)), input_scale=0.5)
+    unnamed = dataclasses.replace(CONFIG, class_names=labels.class_names(3))
+    assert job._require_same_model(unnamed, before, "runs/first") == before
+    with pytest.raises(InputError, match="--resume: class_names changed since runs/first was started"):
+        job._require_same_model(dataclasses.replace(CONFIG, class_names=("a", "b", "c")), before, "runs/first")
+    with pytest.raises(InputError, match="--resume: label_map changed since"):
+        job._require_same_model(dataclasses.replace(unnamed, label_map="0:0,1:1,2:2"), before, "runs/first")
