@@ -70,20 +70,14 @@ class Picture:
 def test_map_ahead_keeps_no_reference_to_yielded_results() -> None:
     items: list[weakref.ref[Picture]] = []
 
-    def pictures() -> Iterator[Picture]:
-        for _ in range(3):
-            picture = Picture()
-            items.append(weakref.ref(picture))
-            yield picture
-            del picture
+    def make(_: int) -> Picture:
+        picture = Picture()
+        items.append(weakref.ref(picture))
+        return picture
 
     with ThreadPoolExecutor(1) as pool:
-        results = map_ahead(pool, lambda picture: Picture(), pictures(), ahead=0)
+        results = map_ahead(pool, lambda picture: Picture(), map(make, range(3)), ahead=0)
         first = weakref.ref(next(results))
-        pool.submit(int).result()  # the pool's thread has released its last item
+        pool.submit(int).result()  # the pool's thread has let go of its last item
         gc.collect()
-        assert first() is None
-        next(results)
-        pool.submit(int).result()
-        gc.collect()
-        assert items[0]() is None
+        assert items[0]() is None and first() is None

@@ -153,3 +153,14 @@ def test_validate_undefined_score_is_null() -> None:
     assert scores["val_miou"] == 1
     scores = trainer.validate(model, iter([(torch.zeros(1, 3, 32, 32), masks + IGNORE_ID)]), CONFIG, "fp32", CPU)
     assert scores["val_loss"] is None and scores["val_miou"] is None
+
+
+@pytest.mark.parametrize(("step", "kept"), [(0, 1 / 10), (500, 501 / 510)])
+def test_train_step_average_forgets_the_first_steps_sooner(step: int, kept: float) -> None:
+    trainer = make_trainer()
+    trainer.train_step(*batch(), step, 1000, (1, 0, 1, step))
+    moved, averaged = (
+        network.get_buffer("entry_bn.running_mean") for network in (trainer.model, trainer.eval_model)
+    )  # 0 before
+    assert torch.allclose(averaged, (1 - kept) * moved, rtol=1e-4)
+    assert moved.abs().max() > 1e-2
