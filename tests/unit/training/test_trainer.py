@@ -163,4 +163,4 @@ def test_train_step_average_forgets_the_first_steps_sooner(step: int, kept: floa
         network.get_buffer("entry_bn.running_mean") for network in (trainer.model, trainer.eval_model)
     )  # 0 before
     assert torch.allclose(averaged, (1 - kept) * moved, rtol=1e-4)
-    assert moved.abs().max() > 1e-2
+    assert moved.abs().max() > 1e-3
