@@ -140,7 +140,7 @@ def _more_note(number: int) -> str:
 
 
 def _commands(command: str) -> Command:
-    return Command(title="The same again, and on from here", lines=[*html.rerun("prepare").lines, command])
+    return Command(title="Repeat this job, and next steps", lines=[*html.rerun("prepare").lines, command])
 
 
 def _preview(checked: Checked, index: int) -> bytes | None:

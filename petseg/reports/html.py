@@ -150,7 +150,7 @@ def rerun(job: str) -> Command:
 
     It contains no secret: no job takes one as a flag, and a location that contains one is refused before any report.
     """
-    return Command(title="The same again", lines=[command_line(job, sys.argv[1:])])
+    return Command(title="Repeat this job", lines=[command_line(job, sys.argv[1:])])
 
 
 def number(value: float | None) -> str:

@@ -14,8 +14,8 @@ from petseg.reports import html, sections
 from petseg.reports.html import Bars, Picture, Sheet, Table
 from petseg.training.run_folder import score
 
-_BY_DOUBT = ("Least sure", "Surest", "Some of the others")
-_CONFIDENCE = "Of a photo: the mean, over its pixels, of the probability of the class that won. High is not right."
+_BY_DOUBT = ("Lowest confidence", "Highest confidence", "Other samples")
+_CONFIDENCE = "Mean probability of the predicted class over the pixels of a photo. High confidence can be wrong."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ def _summary(report: PredictionReport, sample: Sample) -> list[tuple[str, str]]:
         ("photos", f"{report.summary.rows:,}"),
         ("failed", f"{report.summary.failed:,}"),
         ("mean confidence", score(float(confidence.mean()) if len(confidence) else None)),
-        ("the last start", report.status),
+        ("last start", report.status),
     ]
 
 
@@ -75,7 +75,7 @@ def _confidence_histogram(sample: Sample, note: str) -> Bars:
 
 
 def _sheets(report: PredictionReport, sample: Sample) -> Iterator[Sheet]:
-    """Yield a sheet for the least sure photos, the surest and some others, unless none of its photos can be read."""
+    """Yield the sheets of lowest and highest confidence and of other samples, without those that have no picture."""
     doubt = [None if value is None else -value for value in sample.rows["confidence"].to_pylist()]
     for title, indices in sections.pick_samples(doubt, _BY_DOUBT).items():
         sheet = _mask_sheet(title, report, sample.rows.take(indices))

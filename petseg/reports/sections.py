@@ -15,8 +15,8 @@ SHOWN = 12
 MATRIX_CLASSES = 30
 """Maximum number of classes for which a confusion matrix and curves by class are shown."""
 
-_BY_LOSS = ("Where it is worst", "Where it is best", "Some of the others")
-_PANELS = "photo, truth, prediction, and in red where they differ"
+_BY_LOSS = ("Worst predictions", "Best predictions", "Other samples")
+_PANELS = "photo, truth, prediction, differences in red"
 _RANKING = "Ranked by cross-entropy, because mIoU weighs a ten-pixel class like any other."
 
 
@@ -78,7 +78,7 @@ def class_shares(names: Sequence[str], pixels: Iterable[int], note: str) -> Bars
     counts = [int(count) for count in pixels]
     total = max(1, sum(counts))
     shares = {name: round(100 * count / total, 1) for name, count in zip(names, counts, strict=True)}
-    return Bars(title="Share of the pixels by class", values=shares, unit=" %", note=note)
+    return Bars(title="Pixels by class", values=shares, unit=" %", note=note)
 
 
 def curves_over_epochs(

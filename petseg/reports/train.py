@@ -69,7 +69,7 @@ def _summary(report: TrainingReport) -> list[tuple[str, str]]:
 
 def _loss_curves(report: TrainingReport) -> Curves:
     lines = {"training": "train_loss", "validation": "val_loss"}
-    note = "The training loss is the mean over the epoch, of pairs changed at random where the recipe does so."
+    note = "Mean over the epoch. With augmentation, the training loss is that of the augmented pairs."
     return sections.curves_over_epochs("Loss", "cross-entropy, nats per pixel", report.history, lines, note)
 
 
@@ -105,7 +105,7 @@ def _throughput_curve(report: TrainingReport) -> Curves:
 
 
 def _commands(report: TrainingReport) -> Command:
-    return Command(title="The same again, and on from here", lines=[*html.rerun("train").lines, *report.commands])
+    return Command(title="Repeat this job, and next steps", lines=[*html.rerun("train").lines, *report.commands])
 
 
 def _loss_or_infinity(value: float | None) -> float:

@@ -119,7 +119,7 @@ def test_train_resume_finished_run_writes_the_missing_report(storage: Path, tmp_
     report.unlink()
     done = run_job("train", "--name", "first", "--resume")
     assert done.returncode == 0, done.stderr
-    assert "Where it is worst" in report.read_text()
+    assert "Worst predictions" in report.read_text()
     metrics = [folder / "first" / "metrics.jsonl" for folder in (storage, tmp_path / "runs")]
     assert metrics[0].read_text() == metrics[1].read_text()
 

@@ -56,7 +56,7 @@ def epoch(number: int, loss: float | None) -> dict[str, Any]:
 @pytest.mark.parametrize("losses", [[None, None], [], [3.0]])
 def test_pick_samples_one_or_no_losses_are_handled(losses: list[float | None]) -> None:
     chosen = sections.pick_samples(losses)
-    assert chosen == ({"Where it is worst": [0]} if losses == [3.0] else {})
+    assert chosen == ({"Worst predictions": [0]} if losses == [3.0] else {})
 
 
 @pytest.mark.parametrize("count", [2, 3, 10, 36, 1000])
@@ -67,11 +67,11 @@ def test_pick_samples_worst_best_and_others_are_distinct(count: int) -> None:
     everything = [place for places in chosen.values() for place in places]
     assert len(set(everything)) == len(everything) == min(count, 3 * sections.SHOWN)
     assert 1 not in everything
-    worst = chosen["Where it is worst"]
+    worst = chosen["Worst predictions"]
     assert losses[worst[0]] == count - 1
     of_worst = [losses[place] or 0.0 for place in worst]
     assert of_worst == sorted(of_worst, reverse=True)
-    assert losses[chosen["Where it is best"][0]] == 0
+    assert losses[chosen["Best predictions"][0]] == 0
     assert all(len(places) <= sections.SHOWN for places in chosen.values())
 
 
@@ -81,7 +81,7 @@ def run_page(**changes: Any) -> bytes:
         "settings": {"recipe": "best", "image_size": (160, 160), "init_from": "", "epochs": 3},
         "pairs": {"train": 1319, "val": 330, "test": 0},
         "history": [epoch(1, 0.9), epoch(2, 0.4), epoch(3, 0.5)],
-        "samples": {"Where it is worst": [sample("a/<b>", 1.25)]},
+        "samples": {"Worst predictions": [sample("a/<b>", 1.25)]},
         "confusion": [[8, 1, 1], [0, 9, 1], [0, 0, 0]],
         "confusion_pairs": 20,
         "seconds": {"decoding": 2.0, "training": 30.0},
@@ -112,7 +112,7 @@ def test_training_page_shows_scores_settings_and_samples() -> None:
 def test_training_page_stopped_run_has_no_samples() -> None:
     text = text_of(run_page(samples={}, confusion=None, confusion_pairs=0, history=[epoch(1, None)]))
     assert "best epoch 1 of 1 validation loss –" in text
-    assert "Confusion" not in text and "Where it is" not in text
+    assert "Confusion" not in text and "predictions" not in text
 
 
 def test_training_page_many_classes_has_no_confusion_matrix() -> None:
@@ -172,7 +172,7 @@ def metrics(**changes: Any) -> dict[str, Any]:
 
 
 def test_evaluation_page_shows_scores_samples_and_failures() -> None:
-    sheets = {"Where it is best": [sample("good", 0.01)]}
+    sheets = {"Best predictions": [sample("good", 0.01)]}
     seconds = {"scoring": 3.0, "drawing": 1.0}
     report = EvaluationReport(
         metrics=metrics(), failures=[("bad", "the file is empty")], samples=sheets, seconds=seconds
@@ -182,7 +182,7 @@ def test_evaluation_page_shows_scores_samples_and_failures() -> None:
         "pairs 10 failed 1 cross-entropy 0.500",
         "pairs/s 3",
         "the network's size 0.500 0.800 0.800 0.300",
-        "Where it is best",
+        "Best predictions",
         "good: cross-entropy 0.010",
         "bad the file is empty",
         "limit –",
@@ -209,7 +209,7 @@ def test_prediction_page_shows_counts_and_readable_samples(
     (photos / "a" / "6.jpg").mkdir()  # not readable, so not shown
     page = prediction_page(prediction_report(plan, summary))
     text = text_of(page)
-    assert "photos 7 failed 1 mean confidence 0.750 the last start 1/s" in text
+    assert "photos 7 failed 1 mean confidence 0.750 last start 1/s" in text
     assert "Counted in 3 of 3 shards, 7 photos." in text
     assert "0.7 to 0.8 6 photos" in text
     assert "not an image that can be read" in text and "Where the time went" not in text
@@ -231,8 +231,8 @@ def test_prediction_page_every_photo_failed_has_no_samples(photos: Path, tmp_pat
     output_folder.begin(plan)
     summary = output_folder.finish(plan, do_shards(plan, 0, 1, 2))
     text = text_of(prediction_page(prediction_report(plan, summary)))
-    assert "photos 7 failed 7 mean confidence – the last start 1/s" in text
-    assert "pet 0 %" in text and "Least sure" not in text
+    assert "photos 7 failed 7 mean confidence – last start 1/s" in text
+    assert "pet 0 %" in text and "Lowest confidence" not in text
 
 
 def test_save_report_write_error_is_only_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
