@@ -66,9 +66,11 @@ class Submitter:
         log = self.checkout.parent / "log"
         process = self.start(script, log, **env)
         try:
-            return process.wait(240), log.read_text()
+            wait_until(lambda: process.poll() is not None, 600, log.read_text)
         finally:
             process.kill()
+            code = process.wait()
+        return code, log.read_text()
 
 
 @pytest.fixture(scope="module")
