@@ -17,12 +17,18 @@ from petseg.cli.invocation import as_started, program
 from petseg.config.base import Config, ConfigT, to_json, typed_values
 from petseg.config.train import TrainConfig
 from petseg.errors import InputError, JobError, UnavailableError
+from petseg.storage.locations import absolute_locations
 
 _NOT_INHERITED = ("name", "resume", "overwrite")
 """Settings that --config does not take from its file: they identify a run, or permit deleting results."""
 
-CONTINUES = "finished work is kept: the same command continues"
-"""Message that `run` prints after Ctrl-C if the job can continue where it stopped."""
+CONTINUES = "finished work is kept: run the same command to continue"
+"""Remedy for `on_interrupt` in a job that can continue where it stopped."""
+
+_OUT_OF_MEMORY = (
+    "stopped: out of memory; use a larger machine, or lower --batch-size or --num-workers if this command has them "
+    "(see --help)"
+)
 
 _DEFECT = 70
 """Exit code for a bug in petseg: EX_SOFTWARE of sysexits.h."""
@@ -77,17 +83,17 @@ def _parse(
     except InputError as error:
         if not of_file:
             raise
-        raise InputError(f"{error} (with the settings of {file}; a flag's value None undoes one)") from error
+        raise InputError(f"{error} (with the settings of {file}; override them with flags)") from error
 
 
 def _add_common_options(parser: argparse.ArgumentParser, not_taken: list[str]) -> None:
     group = parser.add_argument_group("this command")
-    but = f" Not taken: {', '.join(map(options.flag, not_taken))}." if not_taken else ""
+    but = f" Not taken from the file: {', '.join(map(options.flag, not_taken))}." if not_taken else ""
     group.add_argument(
         "--config",
         metavar="FILE",
-        help="Use the settings in a config.json that this job wrote earlier (path or URI). Flags override them; the "
-        f"value None resets one.{but}",
+        help="Use the settings in a config.json that this job wrote earlier (path or URI). Flags override them. To "
+        f'unset one, give None for a number or a folder, "" for text.{but}',
     )
     group.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
     group.add_argument("-h", "--help", action="help", help="Show this help.")
@@ -100,16 +106,9 @@ def _read(cls: type[Config], file: str) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in _NOT_INHERITED}
 
 
-def located(config: ConfigT) -> ConfigT:
-    """Return the settings with absolute locations, so that they are valid in any working directory."""
-    locations = {name: getattr(config, name, None) for name in options.LOCATIONS}
-    absolute = {name: storage.absolute(place) for name, place in locations.items() if place}
-    return dataclasses.replace(config, **absolute)
-
-
 def as_file(config: Config) -> bytes:
     """Return the content of the file config.json, which --config reads."""
-    return to_json(located(config)).encode()
+    return to_json(absolute_locations(config)).encode()
 
 
 def is_debugging() -> bool:
@@ -132,7 +131,7 @@ def peek_resume() -> tuple[str, str] | None:
 
 @contextlib.contextmanager
 def on_interrupt(remedy: str) -> Iterator[None]:
-    """Make `run` print `remedy` if Ctrl-C interrupts the `with` block."""
+    """Make `run` print `remedy` if Ctrl-C interrupts the `with` block or the decorated function."""
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
@@ -148,18 +147,18 @@ def _is_interrupt(error: BaseException | None) -> bool:
     return error is not None
 
 
-def run(main: Callable[[], None], interrupted: str = "the same command starts again") -> NoReturn:
+def run(main: Callable[[], None]) -> NoReturn:
     """Run a job's `main` and exit with a code; on failure, print one line.
 
     The codes are 0 on success, 1 if the job had to stop, 2 on invalid input, 70 on a bug in petseg and 130 after
-    Ctrl-C. `interrupted` says what happens after Ctrl-C. With --debug a traceback is printed before the line.
+    Ctrl-C. With --debug a traceback is printed before the line.
     """
     try:
         main()
     except (Exception, KeyboardInterrupt) as error:
         if is_debugging():
             traceback.print_exc()
-        line, code = _verdict(error, interrupted)
+        line, code = _verdict(error)
         if code == _DEFECT and not is_debugging():  # saved, so that nobody must repeat hours of work to report it
             with tempfile.NamedTemporaryFile("w", prefix="petseg-defect-", suffix=".txt", delete=False) as file:
                 traceback.print_exc(file=file)
@@ -169,7 +168,7 @@ def run(main: Callable[[], None], interrupted: str = "the same command starts ag
     sys.exit(0)
 
 
-def _verdict(error: BaseException, interrupted: str = "the same command starts again") -> tuple[str, int]:
+def _verdict(error: BaseException) -> tuple[str, int]:
     """Return the line to print for the error that ended a job, and the exit code."""
     match error:
         case InputError():
@@ -182,11 +181,11 @@ def _verdict(error: BaseException, interrupted: str = "the same command starts a
             where = error.filename or "a disk"
             return f"stopped: {where}: {error.strerror}; free some space and run the same command again", 1
         case MemoryError():
-            return "stopped: out of memory; lower --batch-size or --num-workers, or use a larger machine", 1
+            return _OUT_OF_MEMORY, 1
         case KeyboardInterrupt(args=[_]):
             return f"interrupted; {error}", 130
     if _is_interrupt(error):
-        return f"interrupted; {interrupted}", 130
+        return "interrupted; run the same command to start over", 130
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     what = ": ".join([type(error).__name__, *lines[:1]])
     return f"defect: {what}", _DEFECT

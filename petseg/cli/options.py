@@ -14,6 +14,7 @@ from typing import Any, Literal, NoReturn
 
 from petseg.config.base import Config
 from petseg.errors import InputError
+from petseg.storage.locations import LOCATIONS
 
 GROUPS: Mapping[str, Sequence[str]] = {
     "data": (
@@ -40,9 +41,6 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "logging": ("mlflow", "wandb"),
 }
 """Headings of `--help` and the settings below each, in order. A name has the same meaning in every job."""
-
-LOCATIONS = {"images", "masks", "data", "checkpoint", "init_from", "storage", "output", "cache"}
-"""Names of the settings that are locations: local paths or URIs."""
 
 
 class Parser(argparse.ArgumentParser):

@@ -37,7 +37,9 @@ _NO_SPOT = {"InsufficientInstanceCapacity", "MaxSpotInstanceCountExceeded", "Spo
 
 
 def check(config: Config) -> None:
-    """Raise `InputError`, naming the field, if `cluster.yaml` is incomplete or a file that it copies does not exist."""
+    """Raise `InputError`, naming the field, if a field of `cluster.yaml` is empty or invalid, or a file that it copies
+    does not exist.
+    """
     for field, (pattern, wanted) in _FIELDS.items():
         value = str(config.get("metadata", {}).get(field, ""))
         if not re.fullmatch(pattern, value):
@@ -45,10 +47,12 @@ def check(config: Config) -> None:
     region = config["metadata"]["region"]
     for zone in _split(config["metadata"]["zones"]):
         if zone[:-1] != region:
-            raise InputError(f"cluster.yaml, zones: {zone} is not in the region {region}; give zones of that one")
+            raise InputError(f"cluster.yaml, zones: {zone} is not in the region {region}; give zones of that region")
     for local in config["file_mounts"].values():
         if not Path(local).expanduser().exists():
-            remedy = "make one: `ray get-auth-token --generate`" if "token" in local else "run this where it is"
+            remedy = "run `ray up` in the folder of the checkout"
+            if "token" in local:
+                remedy = "make one: `ray get-auth-token --generate`"
             raise InputError(f"cluster.yaml, file_mounts: there is no {local}; {remedy}")
 
 
@@ -66,8 +70,8 @@ def check_closed(group: str, rules: list[Config]) -> None:
         ranges += [entry["CidrIpv6"] for entry in rule.get("Ipv6Ranges", [])]
         for network in ranges:
             if ipaddress.ip_network(network).prefixlen == 0:
-                port = rule.get("FromPort", -1)
-                what = "everything" if port == -1 else f"port {port}"
+                first, last = rule.get("FromPort", -1), rule.get("ToPort", -1)
+                what = "everything" if first == -1 else f"port {first}" if first == last else f"ports {first} to {last}"
                 raise InputError(f"security_group {group}: {what} is open to {network}; let in your address only")
     members = {pair.get("GroupId") for rule in rules if rule["IpProtocol"] == "-1" for pair in rule["UserIdGroupPairs"]}
     if group not in members:
@@ -86,8 +90,8 @@ def _one_line() -> Iterator[None]:
 class AWSProvider(_AWSNodeProvider):
     """Ray's provider for AWS, which starts on-demand nodes if EC2 has no spot instances in any of the zones.
 
-    Ray's autoscaler (2.60) would request the same spot instances forever. It switches to another node type only after a
-    node has started and then failed, not if EC2 cannot provide one.
+    Ray's autoscaler (2.60) by itself would request the same spot instances forever: it tries another node type only if
+    a node fails after it has started, not if EC2 cannot provide one.
     """
 
     @staticmethod
@@ -109,7 +113,10 @@ class AWSProvider(_AWSNodeProvider):
         return _AWSNodeProvider.bootstrap_config(cluster_config)
 
     def create_node(self, node_config: Config, tags: dict[str, str], count: int) -> Config:
-        """Start `count` instances and return them by id. Instances that spot cannot provide are started on demand."""
+        """Start `count` instances and return them by id.
+
+        If `node_config` asks for spot instances and EC2 cannot provide all, the rest are started on demand.
+        """
         if tags[TAG_RAY_NODE_KIND] == NODE_KIND_HEAD:
             self._check_groups(node_config["SecurityGroupIds"])
         if "InstanceMarketOptions" not in node_config:

@@ -12,6 +12,9 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from petseg.errors import InputError
 
+SPLITS = ("train", "val", "test")
+"""Names of the splits."""
+
 Precision = Literal["auto", "bf16", "fp32"]
 """Numeric precision of the network; "auto" is resolved by `models.precision`."""
 
@@ -103,7 +106,7 @@ def require_held_out(val_fraction: float | None, val_count: int | None) -> None:
 def require_classes(num_classes: int | None, image_size: tuple[int, int]) -> None:
     """Raise `InputError` unless there are 2 to 254 classes (or None) and both sides have at least 16 pixels."""
     require(num_classes is None or 2 <= num_classes <= 254, f"--num-classes {num_classes}: give 2 to 254")
-    require(min(image_size) >= 16, f"--image-size {spaced(image_size)}: both must be at least 16")
+    require(min(image_size) >= 16, f"--image-size {spaced(image_size)}: give at least 16 for both")
 
 
 def spaced(size: tuple[int, ...]) -> str:

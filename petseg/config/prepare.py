@@ -41,17 +41,20 @@ class ShardsConfig:
     """Folder or URI for the prepared set. Created if missing."""
 
     classes: str = ""
-    """Names of the classes in order of their ids, such as "cat,dog,background"."""
+    """Names of the classes in order of their ids, such as "cat,dog,background". Default: those of classes.json in
+    --masks, else class_0, class_1, …"""
 
     num_classes: int | None = None
-    """Number of classes, if --classes does not name them. Default: 3."""
+    """Number of classes, if --classes does not name them. Default: as in classes.json, else 3."""
 
     label_map: str = ""
     """Class of each raw mask value, such as "0:0,1:1,2:2", or of each colour, such as "#ff0000:cat,#000000:dog".
-    Default: 1 is class 0, 2 is class 1, and so on."""
+    Default: that of classes.json, else 1 is class 0, 2 is class 1, and so on. If --classes, --num-classes or
+    --label-map is given, classes.json is not used."""
 
     ignore_label: str = ""
-    """Raw mask values (or colours) to ignore in the loss and in the scores, such as "0,254". Default: 255."""
+    """Raw mask values (or colours) to ignore in the loss and in the scores, such as "0,254". Default: those of
+    classes.json, else 255 (none if the masks are colours)."""
 
     image_size: tuple[int, int] = (160, 160)
     """Height and width in pixels to which photos and masks are resized."""
@@ -93,23 +96,27 @@ class CheckConfig:
     """Replace the report in --output."""
 
     classes: str = ""
-    """Names of the classes in order of their ids, such as "cat,dog,background"."""
+    """Names of the classes in order of their ids, such as "cat,dog,background". Default: those of classes.json in
+    --masks, else class_0, class_1, …"""
 
     num_classes: int | None = None
-    """Number of classes, if --classes does not name them. Default: 3."""
+    """Number of classes, if --classes does not name them. Default: as in classes.json, else 3."""
 
     label_map: str = ""
     """Class of each raw mask value, such as "0:0,1:1,2:2", or of each colour, such as "#ff0000:cat,#000000:dog".
-    Default: 1 is class 0, 2 is class 1, and so on."""
+    Default: that of classes.json, else 1 is class 0, 2 is class 1, and so on. If --classes, --num-classes or
+    --label-map is given, classes.json is not used."""
 
     ignore_label: str = ""
-    """Raw mask values (or colours) to ignore in the loss and in the scores, such as "0,254". Default: 255."""
+    """Raw mask values (or colours) to ignore in the loss and in the scores, such as "0,254". Default: those of
+    classes.json, else 255 (none if the masks are colours)."""
 
     split_file: tuple[str, ...] = ()
     """Files that assign pairs to train, val and test, in the same form as for training."""
 
     val_fraction: float | None = None
-    """Fraction of the pairs that training would hold out for validation, between 0 and 1. Default: 0.2."""
+    """Fraction of the pairs that training would hold out for validation, between 0 and 1. Not used if --split-file
+    lists validation pairs. Default: 0.2."""
 
     val_count: int | None = None
     """Number of pairs that training would hold out for validation, instead of --val-fraction."""
@@ -118,5 +125,5 @@ class CheckConfig:
     """Random seed of the split, as in training."""
 
     def __post_init__(self) -> None:
-        require_classes(self.num_classes, (16, 16))
+        require_classes(self.num_classes, (16, 16))  # any valid size: this job has no --image-size
         require_held_out(self.val_fraction, self.val_count)

@@ -16,7 +16,8 @@ class TrainConfig:
     """Train the U-Net on photos and their masks."""
 
     recipe: RecipeName = "best"
-    """Training recipe. keras: the recipe of the Keras example, including its split and its resizing."""
+    """Training recipe. best: AdamW, a cosine schedule, augmentation and averaged weights. keras: that of the Keras
+    example, including its split and its resizing."""
 
     images: str | None = None
     """Folder or URI (s3://bucket/prefix) of the photos. Default: synthetic pets, generated under --storage."""
@@ -28,17 +29,20 @@ class TrainConfig:
     """Folder or URI of prepared shards (`petseg prepare shards`), instead of --images and --masks."""
 
     classes: str = ""
-    """Names of the classes in order of their ids, such as "cat,dog,background"."""
+    """Names of the classes in order of their ids, such as "cat,dog,background". Default: those of classes.json in
+    --masks, else class_0, class_1, …"""
 
     num_classes: int | None = None
-    """Number of classes, if --classes does not name them. Default: 3."""
+    """Number of classes, if --classes does not name them. Default: as in classes.json, else 3."""
 
     label_map: str = ""
     """Class of each raw mask value, such as "0:0,1:1,2:2", or of each colour, such as "#ff0000:cat,#000000:dog".
-    Default: 1 is class 0, 2 is class 1, and so on."""
+    Default: that of classes.json, else 1 is class 0, 2 is class 1, and so on. If --classes, --num-classes or
+    --label-map is given, classes.json is not used."""
 
     ignore_label: str = ""
-    """Raw mask values (or colours) to ignore in the loss and in the scores, such as "0,254". Default: 255."""
+    """Raw mask values (or colours) to ignore in the loss and in the scores, such as "0,254". Default: those of
+    classes.json, else 255 (none if the masks are colours)."""
 
     class_weights: str = ""
     """Weight of each class in the loss, such as "1,1,3"; or "balanced", which weights rare classes more. Default: all
@@ -52,7 +56,8 @@ class TrainConfig:
     FILE with an id and train, val or test on each line. Pairs that are not listed are skipped."""
 
     val_fraction: float | None = None
-    """Fraction of the pairs held out for validation, between 0 and 1. Default: 0.2."""
+    """Fraction of the pairs held out for validation, between 0 and 1. Not used if --split-file lists validation pairs.
+    Default: 0.2."""
 
     val_count: int | None = None
     """Number of pairs held out for validation, instead of --val-fraction. The keras recipe's default is 1000."""
@@ -61,13 +66,14 @@ class TrainConfig:
     """Number of passes over the training pairs."""
 
     batch_size: int | None = None
-    """Pairs per step over all workers, divided equally among them. Default: the recipe's, 8 or 32."""
+    """Pairs per step over all workers, divided equally among them (rounded down while --num-workers is a range).
+    Default: 8 for best, 32 for keras."""
 
     accumulate: int = 1
     """Gradient accumulation: split each worker's batch into this many parts, for batches that do not fit its device."""
 
     learning_rate: float | None = None
-    """Learning rate. In the best recipe it is the peak of the schedule. Default: the recipe's."""
+    """Learning rate. In the best recipe it is the peak of the schedule. Default: 0.002 for best, 0.001 for keras."""
 
     clip_norm: float = 0.0
     """Clip the gradient norm to this value. 0: no clipping."""
@@ -98,7 +104,7 @@ class TrainConfig:
     """CPU cores (and threads) per worker. 0: an equal part of the cluster's cores, or 1 with --use-gpu."""
 
     max_failures: int = 3
-    """Restart workers up to this many consecutive failures without a new checkpoint."""
+    """Restart the workers after a failure, at most this many times in a row without a new checkpoint."""
 
     wait_min: float = 30.0
     """Minutes to wait for an autoscaling cluster to reach the requested size."""
@@ -113,7 +119,8 @@ class TrainConfig:
     """Name of this run and of its folder in --storage. Default: the date and time."""
 
     resume: bool = False
-    """Continue the run --name from its last checkpoint, with its original settings."""
+    """Continue the run --name from its last checkpoint. Its settings are used; --epochs and those about the machine may
+    be given again."""
 
     mlflow: bool = False
     """Also log to MLflow, to the tracking server in MLFLOW_TRACKING_URI."""
@@ -126,7 +133,10 @@ class TrainConfig:
             (self.images is None) == (self.masks is None),
             "--images and --masks belong together: give both, or neither for the generated pets",
         )
-        require(self.data is None or self.images is None, "--data is instead of --images and --masks: give either")
+        require(
+            self.data is None or self.images is None,
+            "--data replaces --images and --masks: give --data alone, or the other two",
+        )
         require_classes(self.num_classes, self.image_size)
         require_held_out(self.val_fraction, self.val_count)
         for flag in ("epochs", "accumulate", "batch_size"):
@@ -140,8 +150,11 @@ class TrainConfig:
             f"--num-workers {spaced(self.num_workers)}: give one number, or the minimum and the maximum",
         )
         require(
-            self.batch_size is None
-            or (self.batch_size >= self.max_workers and (self.elastic or self.batch_size % self.max_workers == 0)),
+            self.batch_size is None or self.batch_size >= self.max_workers,
+            f"--batch-size {self.batch_size}: give at least {self.max_workers}, the (maximum) number of --num-workers",
+        )
+        require(
+            self.batch_size is None or self.elastic or self.batch_size % self.max_workers == 0,
             f"--batch-size {self.batch_size}: it is divided equally among --num-workers {self.max_workers}, "
             "so give a multiple of that",
         )

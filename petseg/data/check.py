@@ -40,8 +40,8 @@ ROWS = pa.schema(
 
 - `split`: the split that training would put the pair in
 - `height`, `width`: the photo's size in pixels, once it is turned upright by its EXIF `orientation` (1 to 8)
-- `values`: the raw values of the mask and their pixel counts; a colour is 0xRRGGBB
-- `like`: the id of another photo that this one repeats or looks like, in another split if there is one
+- `values`: the raw values of the mask with the most pixels, at most 300, and their pixel counts; a colour is 0xRRGGBB
+- `like`: the id of a photo that is equal or looks the same; if there are several, one in another split is preferred
 - `error`: the reason why training would refuse the pair; null if it would accept it
 """
 
@@ -53,7 +53,7 @@ _MAX_SUGGESTED_CLASSES = 40
 
 @dataclass(frozen=True)
 class Row:
-    """The findings about one pair; a value that is not known is None."""
+    """The findings about one pair; a value that is not known is None. See `ROWS` for the fields."""
 
     id: str
     height: int | None = None
@@ -90,7 +90,7 @@ def _scan_pair(row: dict[str, str], photo: bytes, mask: bytes, error: str, label
         return Row(row["id"], **fields, error=f"{row['image']}: {refused}")  # pyright: ignore[reportArgumentType]
     try:
         fields["values"], fields["colours"] = raw_values(mask, max_pixels, _MAX_VALUES, label_map.colours)
-        decode_pair(photo, mask, (16, 16), label_map, max_pixels)
+        decode_pair(photo, mask, (16, 16), label_map, max_pixels)  # raises as training would; any size will do
     except DecodeError as refused:
         fields["error"] = f"{row['mask'] if refused.in_mask else row['image']}: {refused}"
     return Row(row["id"], **fields)  # pyright: ignore[reportArgumentType]
@@ -98,18 +98,21 @@ def _scan_pair(row: dict[str, str], photo: bytes, mask: bytes, error: str, label
 
 @dataclass(frozen=True)
 class Labels:
-    """The raw values of all masks together."""
+    """Sums over all masks of one kind, colours or numbers."""
 
     pixels: dict[int, int]
     """Number of pixels with each raw value."""
     files: dict[int, int]
     """Number of masks that contain each raw value."""
     colours: bool
-    """True if most masks are colour images; the raw values are then colours."""
+    """True if more masks are colours than numbers; the raw values are then 0xRRGGBB."""
 
 
 def labels_of(rows: Iterable[Row]) -> Labels:
-    """Sum the raw values over all readable masks of the kind that most masks are: colours or numbers."""
+    """Sum the raw values over the readable masks of the more frequent kind: colours or numbers (if equal, numbers).
+
+    The masks of the other kind are not counted.
+    """
     pixels: dict[bool, Counter[int]] = {False: Counter(), True: Counter()}
     files: dict[bool, Counter[int]] = {False: Counter(), True: Counter()}
     masks: Counter[bool] = Counter()
@@ -123,7 +126,7 @@ def labels_of(rows: Iterable[Row]) -> Labels:
 
 
 def class_pixels(raw_labels: Labels, label_map: LabelMap) -> tuple[list[int], list[int], int]:
-    """Return (pixels per class, masks per class, pixels that no class covers).
+    """Return (pixels per class, masks per class, pixels whose raw value has no class). Ignored pixels are not counted.
 
     The number of masks is an upper bound: a mask with two raw values of one class counts twice.
     """
@@ -141,8 +144,9 @@ def class_pixels(raw_labels: Labels, label_map: LabelMap) -> tuple[list[int], li
 def suggest(raw_labels: Labels, ignored: Set[int] | None = None) -> list[str] | None:
     """Return the flags that make these raw values classes, except those in `ignored`.
 
-    Without `ignored`, the number 255 is ignored, as in training; masks with only 0 and 255 are black and white, and
-    keep it. Returns None if there are fewer than 2 or more than 40 values, or if a label map cannot hold one of them.
+    Without `ignored`, the number 255 is ignored, as in training, except if 0 and 255 are the only values: such masks
+    are black and white. Returns None if there are fewer than 2 or more than 40 values, or if a label map cannot hold
+    one of them.
     """
     values = sorted(raw_labels.pixels)
     if ignored is not None:
@@ -187,11 +191,11 @@ def find_duplicates(rows: list[Row]) -> tuple[list[tuple[int, int]], list[tuple[
 
 
 def table(
-    rows: list[Row], pairs: pa.Table, splits: Mapping[str, str], like: Mapping[str, str], alone: list[dict[str, str]]
+    rows: list[Row], pairs: pa.Table, splits: Mapping[str, str], like: Mapping[str, str], unpaired: list[dict[str, str]]
 ) -> pa.Table:
     """Return the table of all findings, with the schema `ROWS`, sorted by id.
 
-    `splits` and `like` map ids to the columns `split` and `like`. `alone` are the files without a partner.
+    `splits` and `like` map ids to the columns `split` and `like`. `unpaired` are the files without a partner.
     """
     entries = [
         {
@@ -210,5 +214,5 @@ def table(
         }
         for row, pair in zip(rows, pairs.to_pylist(), strict=True)
     ]
-    entries = [{name: None for name in ROWS.names} | entry for entry in (*entries, *alone)]
+    entries = [{name: None for name in ROWS.names} | entry for entry in (*entries, *unpaired)]
     return pa.Table.from_pylist(sorted(entries, key=lambda entry: entry["id"] or ""), ROWS)

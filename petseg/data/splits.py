@@ -6,11 +6,9 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from petseg import storage
+from petseg.config.base import SPLITS
 from petseg.data.manifest import IMAGE_ENDINGS
 from petseg.errors import InputError
-
-NAMES = ("train", "val", "test")
-"""Names of the splits."""
 
 _LIST_SCHEMA = pa.schema([("id", pa.string()), ("split", pa.string())])
 
@@ -42,7 +40,7 @@ def assign(manifest: pa.Table, files: tuple[str, ...]) -> tuple[dict[str, pa.Tab
     unknown = []
     for entry in files:
         name, _, location = entry.partition("=")
-        if name not in NAMES or not location:
+        if name not in SPLITS or not location:
             name, location = "", entry
         listed = dict(_read_list(location, name, ids))
         if not listed.keys() & ids:
@@ -55,7 +53,8 @@ def assign(manifest: pa.Table, files: tuple[str, ...]) -> tuple[dict[str, pa.Tab
                 raise InputError(f"--split-file {location}: {row_id} is listed for {name} and for {split_of[row_id]}")
         unknown += sorted(listed.keys() - ids)
     assigned = [split_of.get(row_id) for row_id in manifest["id"].to_pylist()]
-    return {name: manifest.filter(pa.array([split_name == name for split_name in assigned])) for name in NAMES}, unknown
+    parts = {split: manifest.filter(pa.array([given == split for given in assigned])) for split in SPLITS}
+    return parts, unknown
 
 
 def divide(
@@ -100,9 +99,9 @@ def _read_list(location: str, split_name: str, ids: set[str]) -> Iterator[tuple[
         if not words or words[0].startswith("#") or words[1:] == ["split"]:
             continue
         name = split_name or (words[1] if len(words) > 1 else "")
-        if name not in NAMES:
+        if name not in SPLITS:
             raise InputError(
-                f"--split-file {location}, line {number}: an id and one of {', '.join(NAMES)} are expected; for a "
+                f"--split-file {location}, line {number}: an id and one of {', '.join(SPLITS)} are expected; for a "
                 "list of a single split, give train=FILE"
             )
         yield _without_ending(words[0]), name

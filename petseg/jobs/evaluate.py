@@ -23,7 +23,7 @@ from petseg.progress import Clock, Progress
 from petseg.reports import sections
 from petseg.reports.evaluate import EvaluationReport, evaluation_page
 from petseg.storage import checks
-from petseg.training.run_folder import score
+from petseg.training.run_folder import format_score
 
 if TYPE_CHECKING:
     from petseg.config.model import ModelConfig
@@ -63,7 +63,7 @@ def main() -> None:
     clock.lap("scoring")
     if not totals:
         errors = "; ".join(_first_errors(rows))
-        raise InputError(f"--images {images}: none of the {len(rows)} pairs can be used: {errors}")
+        raise InputError(f"--images {images}: none of the {len(rows)} pairs can be used: {errors}; fix or replace them")
     per_image = pa.Table.from_pylist(rows, ROWS)
     worst, pictures = _draw_worst(evaluator, pairs, per_image)
     metrics = {"pairs": len(rows), "failed": sum(row["error"] is not None for row in rows)}
@@ -73,14 +73,14 @@ def main() -> None:
     report = EvaluationReport(metrics=metrics, failures=_failures(rows), samples=samples, seconds=clock.laps)
     pages = {files.REPORT: evaluation_page(report), files.CONFIG: cli.as_file(config)}
     _write(output, pictures | pages, per_image, metrics)
-    _report(output, rows, metrics)
+    _print_summary(output, rows, metrics)
 
 
 def _require_excludable(name: str, class_names: tuple[str, ...]) -> None:
-    if name and (name not in class_names or len(class_names) == 2):
-        raise InputError(
-            f"--exclude-class {name}: give one of the classes {', '.join(class_names)}; two or more must remain"
-        )
+    if name and name not in class_names:
+        raise InputError(f"--exclude-class {name}: no such class; give one of {', '.join(class_names)}")
+    if name and len(class_names) == 2:
+        raise InputError(f"--exclude-class {name}: the network has only two classes; leave it out")
 
 
 def _label_map(text: str, masks: str, model: "ModelConfig") -> labels.LabelMap:
@@ -92,7 +92,10 @@ def _label_map(text: str, masks: str, model: "ModelConfig") -> labels.LabelMap:
         return labels.LabelMap.parse(described.label_map, model.num_classes, model.class_names, described.ignore_label)
     if described is not None:
         location = storage.join(masks, files.CLASSES)
-        print(f"note: {location} is not used: its classes are {', '.join(described.classes)}, not the network's")
+        print(
+            f"note: {location} is not used: its classes are {', '.join(described.classes)}, not the network's; the raw "
+            "values are mapped as in training"
+        )
     return labels.LabelMap.parse(text or model.label_map, model.num_classes)
 
 
@@ -112,7 +115,7 @@ def _load(
     dtype = precision.resolve(config.precision, device)
     weights = checkpoint.read_weights(trained)
     threads = len(os.sched_getaffinity(0))
-    torch.set_num_threads(1)  # per thread: the predictor and the scorer run several
+    torch.set_num_threads(1)  # of torch's own: the predictor and the scorer start theirs
     predictor = Predictor(
         checkpoint.build_model(trained.model, weights, trained.location),
         device,
@@ -193,6 +196,7 @@ def _write(output: str, pictures: dict[str, bytes], per_image: pa.Table, metrics
 
 
 def _failures(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Return (id, error) of the first `REPORTED_FAILURES` failed pairs."""
     return [(row["id"], row["error"]) for row in rows if row["error"] is not None][:REPORTED_FAILURES]
 
 
@@ -200,7 +204,7 @@ def _first_errors(rows: list[dict[str, Any]]) -> list[str]:
     return [f"{name}: {reason}" for name, reason in _failures(rows)[:3]]
 
 
-def _report(output: str, rows: list[dict[str, Any]], metrics: dict[str, Any]) -> None:
+def _print_summary(output: str, rows: list[dict[str, Any]], metrics: dict[str, Any]) -> None:
     print(f"{metrics['pairs']} pairs, {metrics['failed']} failed: {output}/{files.METRICS}")
     first_errors = _first_errors(rows)
     for error in first_errors:
@@ -213,15 +217,16 @@ def _report(output: str, rows: list[dict[str, Any]], metrics: dict[str, Any]) ->
             print(_line(f"  without {metrics['settings']['exclude_class']}", of_size["excluding_class"]))
     print(f"report: {output}/{files.REPORT}")
     for row in metrics["worst"][:1]:
-        print(f"worst: {row['id']}, cross-entropy {score(row['cross_entropy'])}: {output}/{row['picture']}")
+        picture = f"{output}/{row['picture']}" if row["picture"] else "no picture: its files can no longer be read"
+        print(f"worst: {row['id']}, cross-entropy {format_score(row['cross_entropy'])}: {picture}")
 
 
 def _line(title: str, scores: dict[str, Any]) -> str:
-    by_class = " ".join(f"{name} {score(value)}" for name, value in scores["iou"].items())
-    return (
-        f"{title:20}cross-entropy {score(scores['cross_entropy'])}  accuracy {score(scores['pixel_accuracy'])}  "
-        f"mIoU {score(scores['miou'])} ({by_class})  boundary mIoU {score(scores['boundary_miou'])}"
+    loss, accuracy, miou, boundary = (
+        format_score(scores[key]) for key in ("cross_entropy", "pixel_accuracy", "miou", "boundary_miou")
     )
+    by_class = " ".join(f"{name} {format_score(value)}" for name, value in scores["iou"].items())
+    return f"{title:20}cross-entropy {loss}  accuracy {accuracy}  mIoU {miou} ({by_class})  boundary mIoU {boundary}"
 
 
 def run() -> NoReturn:

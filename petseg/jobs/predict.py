@@ -23,6 +23,7 @@ from petseg.reports.sections import save_report
 from petseg.storage import checks
 
 
+@cli.on_interrupt(cli.CONTINUES)
 def main() -> None:
     """Parse `sys.argv`, predict the missing shards, and write the report."""
     config = cli.parse("predict", PredictConfig, about=__doc__)
@@ -139,4 +140,4 @@ def _print_summary(summary: Summary, output: str, status: str) -> None:
 
 def run() -> NoReturn:
     """Run `main` and exit with its code."""
-    cli.run(main, cli.CONTINUES)
+    cli.run(main)

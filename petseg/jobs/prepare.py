@@ -28,6 +28,7 @@ from petseg.progress import Progress
 from petseg.reports.check import page
 from petseg.reports.findings import Checked, find_problems, train_flags
 from petseg.storage import checks
+from petseg.storage.locations import absolute_locations
 from petseg.training import recipes
 
 
@@ -43,6 +44,7 @@ def main() -> None:
         _make_shards(config)
 
 
+@cli.on_interrupt(cli.CONTINUES)
 def _download_oxford_pets(config: OxfordConfig) -> None:
     output, cache = storage.absolute(config.output), storage.absolute(config.cache)
     if not storage.is_local(cache):
@@ -74,7 +76,7 @@ def _download_oxford_pets(config: OxfordConfig) -> None:
 
 
 def _check(config: CheckConfig) -> None:
-    config = cli.located(config)
+    config = absolute_locations(config)
     checks.require_no_overlap(config.output, {"--images": config.images, "--masks": config.masks})
     checks.require_writable(config.output, "--output")
     if files.REPORT in storage.list_names(config.output) and not config.overwrite:
@@ -145,8 +147,9 @@ def _scan(
     )
 
 
+@cli.on_interrupt(cli.CONTINUES)
 def _make_shards(config: ShardsConfig) -> None:
-    config = cli.located(config)
+    config = absolute_locations(config)
     checks.require_no_overlap(config.output, {"--images": config.images, "--masks": config.masks})
     classes = resolve_classes(config, config.masks)
     checks.require_writable(config.output, "--output")
@@ -199,4 +202,4 @@ def _print_summary(dataset: Prepared, status: str) -> None:
 
 def run() -> NoReturn:
     """Run `main` and exit with its code."""
-    cli.run(main, cli.CONTINUES)
+    cli.run(main)

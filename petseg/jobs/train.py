@@ -67,8 +67,8 @@ def main() -> None:
     scores = best.history[-1]
     _write_report(setup, pairs, clock, with_samples=True)
     print(
-        f"best: epoch {best.epoch}, val loss {run_folder.score(scores['val_loss'])}, "
-        f"mIoU {run_folder.score(scores['val_miou'])}"
+        f"best: epoch {best.epoch}, val loss {run_folder.format_score(scores['val_loss'])}, "
+        f"mIoU {run_folder.format_score(scores['val_miou'])}"
     )
     print(f"next: {_predict_command(run, pairs)}")
 

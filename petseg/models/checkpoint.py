@@ -6,7 +6,8 @@ A checkpoint is a folder with four files:
 - `config.json`: `ModelConfig`.
 - `metrics.json`: metrics of all finished epochs. It is written last, so a folder without it is not a checkpoint.
 
-A run's folder keeps two checkpoints: the best by validation loss, and the last. They are `checkpoints/epoch-0001`, ….
+A run's folder keeps two checkpoints: the one with the lowest validation loss, and the last. Their names are
+`checkpoints/epoch-0001` and so on.
 A checkpoint written on a preemption notice may lie within an epoch: `epoch-0001-step-000250` was written after epoch 1
 and 250 steps of epoch 2.
 """
@@ -57,14 +58,14 @@ class Checkpoint:
 
     @property
     def val_loss(self) -> float:
-        """Validation loss of the last finished epoch; infinite if it is undefined, so that it is never the best."""
+        """Validation loss of the last finished epoch; infinite if undefined, so that any defined loss is better."""
         loss = self.history[-1]["val_loss"] if self.history else None
         return math.inf if loss is None else loss
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """State that is needed to resume training, in addition to the validated weights in `model.pt`."""
+    """State that is needed to resume training, in addition to the weights in `model.pt`."""
 
     optimizer: dict[str, Any]
     """State dict of the optimizer."""
@@ -106,7 +107,10 @@ def last(run: str) -> Checkpoint | None:
 
 
 def best(run: str) -> Checkpoint | None:
-    """Return the complete checkpoint with the lowest validation loss, or None. The earlier of equal ones wins."""
+    """Return the complete checkpoint with the lowest validation loss, or None; of equal ones, the earlier.
+
+    Only checkpoints written at the end of an epoch count.
+    """
     return _best(_list_complete(run))
 
 
@@ -139,7 +143,10 @@ def find(location: str, flag: str = "--checkpoint") -> Checkpoint:
     if files.CHECKPOINTS_FOLDER in names:
         checkpoint = best(location)
         if checkpoint is None:
-            raise InputError(f"{flag} {location}: this run has not finished its first epoch yet")
+            raise InputError(
+                f"{flag} {location}: this run has not finished its first epoch yet; wait for it, or "
+                "continue the run with --resume"
+            )
         return checkpoint
     if _COMMIT not in names or "model.pt" not in names:
         raise InputError(
@@ -171,7 +178,8 @@ def load_pretrained(location: str, config: ModelConfig) -> tuple[ModelConfig, di
     other = find(location, "--init-from")
     if other.model.network != config.network:
         raise InputError(
-            f"--init-from {location}: its network is {other.model.network}, but this run trains {config.network}"
+            f"--init-from {location}: its network is {other.model.network}, but this run trains {config.network}; give "
+            f"a checkpoint of a {config.network}"
         )
     model = load_model(other)
     state = model.state_dict()
@@ -200,7 +208,10 @@ def load_model(checkpoint: Checkpoint) -> Network:
 
 
 def fingerprint(checkpoint: Checkpoint, weights: bytes) -> str:
-    """Return the SHA-256 of the weights and the model's settings, which determine a prediction."""
+    """Return the SHA-256 of the model's settings (as JSON) and the weights, which together determine a prediction.
+
+    It is not the hash of the file `model.pt`, which is `weights`.
+    """
     # Omit the default "unet", which older versions did not store: their unfinished predictions can then continue.
     model = to_json(checkpoint.model).replace(',\n  "network": "unet"', "")
     return hashlib.sha256(model.encode() + weights).hexdigest()
@@ -209,7 +220,7 @@ def fingerprint(checkpoint: Checkpoint, weights: bytes) -> str:
 def build_model(config: ModelConfig, weights: bytes, source: str) -> Network:
     """Return the network of `config` with the weights of a `model.pt`, on the CPU, in training mode.
 
-    Raises `InputError`, naming `source`, the parameter and both shapes, if the weights are of another network.
+    Raises `InputError`, naming `source`, if the file is broken, a parameter is missing or unknown, or a shape differs.
     """
     model = build(config)
     state = _from_bytes(weights, f"{source}/model.pt")
@@ -223,9 +234,13 @@ def load_train_state(checkpoint: Checkpoint) -> TrainState:
     location = storage.join(checkpoint.location, "train_state.pt")
     state = _from_bytes(storage.read_input(location), location)
     state = {_RENAMED.get(name, name): value for name, value in state.items()}
-    if set(state) != {field.name for field in dataclasses.fields(TrainState)}:
-        fields = ", ".join(sorted(state))
-        raise InputError(f"{location}: unexpected fields ({fields}); resume with the petseg version that wrote it")
+    expected = {field.name for field in dataclasses.fields(TrainState)}
+    if set(state) != expected:
+        missing, unknown = ", ".join(sorted(expected - set(state))), ", ".join(sorted(set(state) - expected))
+        raise InputError(
+            f"{location}: written by another petseg version (missing fields: {missing or 'no'}; unknown fields: "
+            f"{unknown or 'no'}); resume with that version"
+        )
     return TrainState(**state)
 
 
@@ -237,7 +252,7 @@ def _require_matching_weights(state: dict[str, Tensor], expected: dict[str, Tens
         if state[name].shape != tensor.shape:
             raise InputError(
                 f"{source}: {name} is {tuple(state[name].shape)} in model.pt, but {tuple(tensor.shape)} in the network "
-                "that its config.json describes"
+                "that its config.json describes; use a config.json and a model.pt of one checkpoint"
             )
     extra = sorted(set(state) - set(expected))
     if extra:

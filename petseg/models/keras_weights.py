@@ -37,6 +37,7 @@ def _from_keras_layout(name: str, array: np.ndarray) -> np.ndarray:
     if name.endswith("depthwise.weight"):
         return array.transpose(2, 3, 0, 1)
     if name.startswith("up.") and ".conv" in name:
-        # A transposed convolution of stride 1 equals the ordinary convolution in UNet with its kernel flipped.
+        # Keras uses a transposed convolution of stride 1. UNet has an ordinary one, which is equal if both axes of the
+        # kernel are flipped.
         return array[::-1, ::-1].transpose(2, 3, 0, 1)
     return array.transpose(3, 2, 0, 1)

@@ -101,7 +101,7 @@ def _in_blocks(
     """
     block_rows = max(1, BLOCK_BYTES // row_bytes(image_size))
     pieces = [[rows.slice(i, block_rows) for i in range(0, rows.num_rows, block_rows)] for rows in parts]
-    # Reservation would keep cores for consumers of the blocks: of two cores only one worked.
+    # Ray Data would reserve cores for consumers of the blocks, so that only one of two cores decoded.
     with data_context(op_resource_reservation_enabled=False) as context:
         context.execution_options.preserve_order = True
         decoded = ray.data.from_arrow([piece for of_part in pieces for piece in of_part]).map_batches(

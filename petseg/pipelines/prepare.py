@@ -22,22 +22,22 @@ from petseg.storage import checks, sharded_output
 def prepare_shards(
     target: Target, pairs: pa.Table, done: dict[int, Summary], label_map: LabelMap, skip_bad: bool
 ) -> Iterator[tuple[int, Summary]]:
-    """Yield each shard that is not in `done`, once it is finished, in any order.
+    """Decode the shards that are not in `done` and yield (shard number, summary) of each, in any order.
 
-    A shard with bad pairs is written only with `skip_bad`. Raises `JobError` if a shard cannot be written or storage
-    does not answer.
+    A shard with bad pairs is yielded, too, but written only with `skip_bad`. Raises `JobError` if a shard cannot be
+    written or storage does not answer.
     """
     # The manifest travels once to each machine, not once per shard.
     work = partial(_write, pairs=ray.put(pairs), target=target, label_map=label_map, skip_bad=skip_bad)
     missing = [pa.table({"shard": [shard]}) for shard in range(target.num_shards) if shard not in done]
-    # Reservation would keep cores for consumers of the blocks: of two cores only one worked.
+    # Ray Data would reserve cores for consumers of the blocks, so that only one of two cores decoded.
     with data_context(op_resource_reservation_enabled=False):
         written = ray.data.from_arrow(missing).map_batches(work, **WHOLE_BLOCKS)
     return iter_shards(written, Summary)
 
 
-def _write(numbers: pa.Table, pairs: Any, target: Target, label_map: LabelMap, skip_bad: bool) -> pa.Table:
-    shard, settings = numbers["shard"][0].as_py(), target.settings
+def _write(row: pa.Table, pairs: Any, target: Target, label_map: LabelMap, skip_bad: bool) -> pa.Table:
+    shard, settings = row["shard"][0].as_py(), target.settings
 
     def write() -> Summary:
         rows = sharded_output.rows_of(ray.get(pairs), shard, settings.shard_size)

@@ -6,7 +6,7 @@ from typing import Any
 
 from petseg.reports import html, sections
 from petseg.reports.html import Facts, Table
-from petseg.training.run_folder import score
+from petseg.training.run_folder import format_score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +48,9 @@ def _summary(report: EvaluationReport) -> list[tuple[str, str]]:
     return [
         ("pairs", f"{metrics['pairs']:,}"),
         ("failed", f"{metrics['failed']:,}"),
-        ("cross-entropy", score(metrics["cross_entropy"])),
-        ("mIoU", score(metrics["miou"])),
-        ("pixel accuracy", score(metrics["pixel_accuracy"])),
+        ("cross-entropy", format_score(metrics["cross_entropy"])),
+        ("mIoU", format_score(metrics["miou"])),
+        ("pixel accuracy", format_score(metrics["pixel_accuracy"])),
         ("pairs/s", f"{scored / max(1e-9, report.seconds['scoring']):.0f}"),
     ]
 
@@ -63,7 +63,7 @@ def _scores_table(metrics: Mapping[str, Any]) -> Table:
         excluded = f"{size}, without {metrics['settings']['exclude_class']}"
         for label, view in ((size, scores), (excluded, scores["excluding_class"])):
             if view is not None:
-                rows.append([label, *(score(view[key]) for key in keys)])
+                rows.append([label, *(format_score(view[key]) for key in keys)])
     heads = ["at", "cross-entropy", "pixel accuracy", "mIoU", "boundary mIoU"]
     return Table(title="Scores", heads=heads, rows=rows, note="Pixels are counted over all pairs, and divided once.")
 

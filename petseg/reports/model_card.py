@@ -13,7 +13,7 @@ import jinja2
 
 from petseg.config.model import ModelConfig
 from petseg.config.train import TrainConfig
-from petseg.training.run_folder import score
+from petseg.training.run_folder import format_score
 
 PET_DATASET = (
     "The Oxford-IIIT Pet dataset (Parkhi, Vedaldi, Zisserman, Jawahar: Cats and Dogs, CVPR 2012), published under "
@@ -112,8 +112,8 @@ def _score_rows(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
         return []
     last = history[-1]
     names = {"val_loss": "loss", "val_pixel_accuracy": "pixel accuracy", "val_miou": "mIoU"}
-    rows = [(name, score(last[key])) for key, name in names.items() if key in last]
-    return rows + [(f"IoU, {name}", score(value)) for name, value in last.get("val_iou", {}).items()]
+    rows = [(name, format_score(last[key])) for key, name in names.items() if key in last]
+    return rows + [(f"IoU, {name}", format_score(value)) for name, value in last.get("val_iou", {}).items()]
 
 
 def _cell(value: object) -> str:

@@ -12,7 +12,7 @@ from petseg.inference.plan import Plan, Summary
 from petseg.inference.survey import Sample, render_previews, survey
 from petseg.reports import html, sections
 from petseg.reports.html import Bars, Picture, Sheet, Table
-from petseg.training.run_folder import score
+from petseg.training.run_folder import format_score
 
 _BY_DOUBT = ("Lowest confidence", "Highest confidence", "Other samples")
 _CONFIDENCE = "Mean probability of the predicted class over the pixels of a photo. High confidence can be wrong."
@@ -58,7 +58,7 @@ def _summary(report: PredictionReport, sample: Sample) -> list[tuple[str, str]]:
     return [
         ("photos", f"{report.summary.rows:,}"),
         ("failed", f"{report.summary.failed:,}"),
-        ("mean confidence", score(float(confidence.mean()) if len(confidence) else None)),
+        ("mean confidence", format_score(float(confidence.mean()) if len(confidence) else None)),
         ("last start", report.status),
     ]
 
@@ -87,7 +87,7 @@ def _mask_sheet(title: str, report: PredictionReport, rows: pa.Table) -> Sheet:
     pictures = []
     for row, picture in render_previews(report.plan, rows, report.max_pixels):
         alt = f"{row['id']}: photo, and the photo under its mask"
-        caption = f"{row['id']}: confidence {score(row['confidence'])}"
+        caption = f"{row['id']}: confidence {format_score(row['confidence'])}"
         pictures.append(Picture(content=visualize.for_report(picture), caption=caption, alt=alt))
     return Sheet(title=title, pictures=pictures, note="The photo, and the photo under its mask.")
 

@@ -7,7 +7,7 @@ from petseg import files, storage
 from petseg.data import visualize
 from petseg.errors import STORAGE_ERRORS
 from petseg.reports.html import Bars, Confusion, Curves, Facts, Picture, Sheet
-from petseg.training.run_folder import score
+from petseg.training.run_folder import format_score
 
 SHOWN = 12
 """Maximum number of pictures on each sheet."""
@@ -101,7 +101,8 @@ def sample_sheet(title: str, samples: Iterable[Mapping[str, Any]]) -> Sheet:
     """Return a sheet of scored samples with the keys `id`, `cross_entropy`, `miou` and `picture` (a JPEG)."""
     pictures = []
     for sample in samples:
-        caption = f"{sample['id']}: cross-entropy {score(sample['cross_entropy'])}, mIoU {score(sample['miou'])}"
+        scores = f"cross-entropy {format_score(sample['cross_entropy'])}, mIoU {format_score(sample['miou'])}"
+        caption = f"{sample['id']}: {scores}"
         content = visualize.for_report(sample["picture"])
         pictures.append(Picture(content=content, caption=caption, alt=f"{sample['id']}: {_PANELS}"))
     return Sheet(title=title, pictures=pictures, note=f"{_PANELS.capitalize()}. {_RANKING}")

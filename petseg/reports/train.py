@@ -6,7 +6,7 @@ from typing import Any
 
 from petseg.reports import html, sections
 from petseg.reports.html import Bars, Command, Confusion, Curves
-from petseg.training.run_folder import score
+from petseg.training.run_folder import format_score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +60,9 @@ def _summary(report: TrainingReport) -> list[tuple[str, str]]:
     best = report.best
     return [
         ("best epoch", f"{best['epoch']} of {len(report.history)}"),
-        ("validation loss", score(best["val_loss"])),
-        ("mIoU", score(best["val_miou"])),
-        ("pixel accuracy", score(best["val_pixel_accuracy"])),
+        ("validation loss", format_score(best["val_loss"])),
+        ("mIoU", format_score(best["val_miou"])),
+        ("pixel accuracy", format_score(best["val_pixel_accuracy"])),
         *((f"pairs, {split}", f"{count:,}") for split, count in report.pairs.items() if count),
     ]
 

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from petseg import files, storage
 from petseg.config.base import from_json, to_json
 from petseg.config.train import TrainConfig
-from petseg.data import splits
 from petseg.errors import InputError
 from petseg.storage import checks
+from petseg.storage.locations import absolute_locations
 from petseg.training import recipes
 
 MAY_CHANGE = {
@@ -72,13 +72,8 @@ def resolve(config: TrainConfig, first: TrainConfig | None) -> TrainConfig:
     config = dataclasses.replace(
         recipes.resolve(config),
         name=config.name or datetime.now().astimezone().strftime("%Y-%m-%d-%H%M%S"),
-        storage=storage.absolute(config.storage),
-        images=config.images and storage.absolute(config.images),
-        masks=config.masks and storage.absolute(config.masks),
-        data=config.data and storage.absolute(config.data),
-        init_from=config.init_from and storage.absolute(config.init_from),
-        split_file=tuple(_absolute_list(entry) for entry in config.split_file),
     )
+    config = absolute_locations(config)
     run = folder(config)
     checks.require_writable(run, "--storage")
     if first is None:
@@ -95,16 +90,6 @@ def resolve(config: TrainConfig, first: TrainConfig | None) -> TrainConfig:
     if changed:
         raise InputError(f"--resume: {run} was started with other settings: {', '.join(changed)}; leave them out")
     return config
-
-
-def _absolute_list(entry: str) -> str:
-    """Return an entry of --split-file with an absolute location."""
-    split_name, equals, location = entry.partition("=")
-    return (
-        f"{split_name}={storage.absolute(location)}"
-        if equals and split_name in splits.NAMES
-        else storage.absolute(entry)
-    )
 
 
 def begin(config: TrainConfig, parts: dict[str, pa.Table]) -> None:
@@ -157,16 +142,16 @@ def write_metrics(run: str, history: list[dict[str, Any]]) -> None:
 
 def describe(epoch: dict[str, Any], epochs: int, pace_s: float) -> str:
     """Return one line for one epoch. `pace_s` is the number of seconds per epoch, from checkpoint to checkpoint."""
-    by_class = " ".join(f"{name} {score(value)}" for name, value in epoch["val_iou"].items())
+    by_class = " ".join(f"{name} {format_score(value)}" for name, value in epoch["val_iou"].items())
     remaining_s = round((epochs - epoch["epoch"]) * pace_s)
     return (
-        f"epoch {epoch['epoch']:>{len(str(epochs))}}/{epochs}  train loss {score(epoch['train_loss'])}  "
-        f"val loss {score(epoch['val_loss'])}  accuracy {score(epoch['val_pixel_accuracy'])}  "
-        f"mIoU {score(epoch['val_miou'])} ({by_class})  "
+        f"epoch {epoch['epoch']:>{len(str(epochs))}}/{epochs}  train loss {format_score(epoch['train_loss'])}  "
+        f"val loss {format_score(epoch['val_loss'])}  accuracy {format_score(epoch['val_pixel_accuracy'])}  "
+        f"mIoU {format_score(epoch['val_miou'])} ({by_class})  "
         f"{epoch['train_images_per_s']:.0f} images/s  ETA {remaining_s // 60}:{remaining_s % 60:02}"
     )
 
 
-def score(value: float | None) -> str:
+def format_score(value: float | None) -> str:
     """Format a score or loss for display; an undefined one is a dash."""
     return "–" if value is None else f"{value:.3f}"

@@ -44,8 +44,9 @@ def find_pairs(config: TrainConfig) -> TrainingSet:
         images, masks = demo.draw_set(storage.join(config.storage, "petseg-demo"))
     classes = resolve_classes(config, masks)
     parts = _split(config, manifest.discover(images, masks), images)
-    count = sum(part.num_rows for part in parts.values())
-    print(f"decoding {count} pairs to {config.image_size[0]} × {config.image_size[1]}", flush=True)
+    count = parts["train"].num_rows + parts["val"].num_rows
+    height, width = config.image_size
+    print(f"decoding {count} training and validation pairs to height {height}, width {width}", flush=True)
     return TrainingSet(images, parts, classes, config.image_size, RECIPES[config.recipe].resize)
 
 
@@ -56,9 +57,16 @@ def _open_prepared(config: TrainConfig, location: str) -> TrainingSet:
     for setting in ("classes", "num_classes", "label_map", "ignore_label", "image_size"):
         if getattr(config, setting) != getattr(TrainConfig(), setting):
             flag = f"--{setting.replace('_', '-')}"
-            raise InputError(f"{flag}: {location} has its own; leave {flag} out, or prepare the set again with it")
-    if settings.resize != RECIPES[config.recipe].resize:
-        print(f"note: the photos of {location} were resized with {settings.resize}, unlike --recipe {config.recipe}")
+            raise InputError(
+                f"{flag}: it was fixed when the set {location} was prepared; leave it out, or prepare the set again "
+                "with it"
+            )
+    wanted = RECIPES[config.recipe].resize
+    if settings.resize != wanted:
+        print(
+            f"note: the photos of {location} were resized with {settings.resize}, but --recipe {config.recipe} uses "
+            f"{wanted}; to follow it, prepare the set again with --resize {wanted}"
+        )
     label_map = LabelMap.parse(settings.label_map, len(settings.class_names))
     classes = Classes(settings.class_names, settings.palette, label_map)
     parts = _split(config, dataset.manifest, location)
@@ -74,7 +82,8 @@ def _split(config: TrainConfig, pairs: pa.Table, source: str) -> dict[str, pa.Ta
     batch_size = config.batch_size or 1
     if parts["train"].num_rows < batch_size:
         raise InputError(
-            f"{source}: {parts['train'].num_rows} training pairs, beside {parts['val'].num_rows} for validation, do "
-            f"not fill one batch of {batch_size}; add pairs, or lower --val-count, --val-fraction or --batch-size"
+            f"{source}: {parts['train'].num_rows} training pairs do not fill one batch of {batch_size} "
+            f"({parts['val'].num_rows} more are held out for validation); add pairs, or lower --val-count, "
+            "--val-fraction or --batch-size"
         )
     return parts

@@ -209,7 +209,7 @@ def test_check_missing_token_or_wrong_folder_is_refused(home: Path, monkeypatch:
     with pytest.raises(InputError, match=r"there is no ~/\.ray/auth_token; make one: `ray get-auth-token --generate`"):
         check(CONFIG)
     monkeypatch.chdir(home)
-    with pytest.raises(InputError, match=r"there is no \./petseg; run this where it is"):
+    with pytest.raises(InputError, match=r"there is no \./petseg; run `ray up` in the folder of the checkout"):
         check(CONFIG)
 
 

@@ -190,7 +190,7 @@ def test_evaluate_job_unwritable_folder_stops_in_one_line(
 def test_evaluate_job_unknown_excluded_class_is_refused(run: Path, drawn: tuple[Path, Path], call_job: RunJob) -> None:
     flags = ("--checkpoint", run, "--images", drawn[0], "--masks", drawn[1], "--output", "out")
     done = call_job("evaluate", *flags, "--exclude-class", "edge")
-    assert_refused(done, "--exclude-class edge: give one of the classes pet, background, border")
+    assert_refused(done, "--exclude-class edge: no such class; give one of pet, background, border")
     assert not (run.parent / "out").exists()
 
 
@@ -202,5 +202,8 @@ def test_evaluate_job_other_classes_file_is_not_used_with_a_note(
     (spoilt[1] / "classes.json").write_text(json.dumps(described))
     done = call_job("evaluate", *flags)
     assert done.returncode == 0, done.stderr
-    note = f"note: {spoilt[1]}/classes.json is not used: its classes are a, b, not the network's"
+    note = (
+        f"note: {spoilt[1]}/classes.json is not used: its classes are a, b, not the network's; the raw values are "
+        "mapped as in training"
+    )
     assert done.stdout.splitlines()[0] == note

@@ -12,7 +12,7 @@ from conftest import RunJob, assert_refused, call_in, run_in
 from drawn import untrained
 from PIL import Image, ImageDraw
 
-from petseg.data import splits
+from petseg.config.base import SPLITS
 from petseg.models import checkpoint
 from petseg.training import run_folder
 
@@ -77,7 +77,7 @@ def test_train_five_colour_classes_are_learned_and_scored(landscapes: Path) -> N
     assert "1 of 64 pairs are in no list of --split-file, and left out" in done.stdout
     assert "training on 40 pairs, validating on 12" in done.stdout
     split = pq.read_table(landscapes / "runs" / "five" / "manifest.parquet")["split"].to_pylist()
-    assert [split.count(side) for side in splits.NAMES] == [40, 12, 11]
+    assert [split.count(side) for side in SPLITS] == [40, 12, 11]
     history = run_folder.read_metrics(str(landscapes / "runs" / "five"))
     assert list(history[-1]["val_iou"]) == list(COLOURS)
     assert max(epoch["val_miou"] for epoch in history) > 0.6
@@ -126,7 +126,10 @@ def test_train_prepared_set_equals_training_on_files(landscapes: Path) -> None:
         ((*FLAGS, "--split-file", "nowhere.txt"), "nowhere.txt: cannot be read: No such file"),
         ((*FLAGS, "--split-file", "train.txt"), "train.txt, line 2: an id and one of train, val, test are expected"),
         ((*FLAGS, "--split-file", "train=train.txt", "val=train.txt"), "is listed for val and for train"),
-        ((*FLAGS, "--split-file", "val.csv"), "0 training pairs, beside 12 for validation, do not fill"),
+        (
+            (*FLAGS, "--split-file", "val.csv"),
+            "0 training pairs do not fill one batch of 8 (12 more are held",
+        ),
         (("--data", "nowhere"), "nowhere"),
         (("--data", "photos"), "photos"),
     ],

@@ -99,7 +99,7 @@ def test_prepare_killed_second_run_ends_with_the_same_bytes(source: Path, call_j
         (("--images", "gone"), "gone: no such folder"),
         (("--output", "images/set"), "/images/set: it is inside "),
         (("--output", "images/pet_0000.jpg/set"), "it is inside"),
-        (("--image-size", "8", "8"), "--image-size 8 8: both must be at least 16"),
+        (("--image-size", "8", "8"), "--image-size 8 8: give at least 16 for both"),
         (("--label-map", "1:0"), "--label-map: no raw value gives class 1 of 3"),
         (("--shard-size", "0"), "--shard-size 0: give at least 1"),
     ],

@@ -44,10 +44,11 @@ def interrupted_import() -> RuntimeError:
         (
             MemoryError(),
             1,
-            "stopped: out of memory; lower --batch-size or --num-workers, or use a larger machine\n",
+            "stopped: out of memory; use a larger machine, or lower --batch-size or --num-workers if this command has "
+            "them (see --help)\n",
         ),
-        (KeyboardInterrupt(), 130, "interrupted; the same command starts again\n"),
-        (interrupted_import(), 130, "interrupted; the same command starts again\n"),
+        (KeyboardInterrupt(), 130, "interrupted; run the same command to start over\n"),
+        (interrupted_import(), 130, "interrupted; run the same command to start over\n"),
         (KeyboardInterrupt("--resume goes on"), 130, "interrupted; --resume goes on\n"),
         (ValueError("a\nb"), 70, "defect: ValueError: a\n"),
         (ZeroDivisionError(), 70, "defect: ZeroDivisionError\n"),
@@ -178,7 +179,7 @@ def test_parse_config_file_supplies_required_flags(tmp_path: Path, monkeypatch: 
         ("[]", "{}: an object with one key per setting is expected"),
         ('{"a": 1, "b": 2, "c": 3, "d": 4}', "{}: unknown setting a, b, c, …; was it written by another job, or"),
         ('{"epochs": "3"}', "{}: epochs: '3' is not a valid value"),
-        ('{"epochs": 0}', "--epochs 0: give at least 1 (with the settings of {}; a flag's value None undoes one)"),
+        ('{"epochs": 0}', "--epochs 0: give at least 1 (with the settings of {}; override them with flags)"),
     ],
 )
 def test_parse_invalid_config_file_is_refused_by_name(
@@ -256,7 +257,7 @@ def test_help_starts_with_usage_and_examples(
     )
     headings = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
     assert headings[-2:] == ["logging:", "this command:"] and len(headings) == 8
-    assert "Not taken: --name, --resume." in " ".join(text.split())
+    assert "Not taken from the file: --name, --resume." in " ".join(text.split())
 
     text = help_of("", monkeypatch, capsys)
     assert text.startswith(

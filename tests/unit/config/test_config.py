@@ -91,7 +91,7 @@ def test_from_json_truncated_or_incomplete_is_refused() -> None:
         ({"num_workers": (3, 2)}, "--num-workers 3 2: give one number, or the minimum and the maximum"),
         ({"num_workers": (1, 2, 3)}, "--num-workers 1 2 3"),
         ({"batch_size": 2, "num_workers": (2, 8)}, "--batch-size 2"),
-        ({"images": "a", "masks": "b", "data": "c"}, "--data is instead of --images and --masks"),
+        ({"images": "a", "masks": "b", "data": "c"}, "--data replaces --images and --masks"),
         ({"max_failures": -1}, "--max-failures -1: give 0 or more"),
         ({"accumulate": 0}, "--accumulate 0: give at least 1"),
         ({"learning_rate": 0.0}, "--learning-rate"),

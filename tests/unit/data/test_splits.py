@@ -4,6 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from petseg.config.base import SPLITS
 from petseg.data import manifest, splits
 from petseg.errors import InputError
 
@@ -46,7 +47,7 @@ def test_assign_ids_with_spaces_work_and_unknown_ids_are_named(tmp_path: Path) -
 def test_assign_manifest_of_a_run_is_accepted(landscapes: Path, tmp_path: Path) -> None:
     pairs = manifest.discover(str(landscapes / "photos"), str(landscapes / "masks"))
     sides, unknown = splits.assign(pairs, tuple(str(landscapes / name) for name in ("val.csv",)))
-    assert [sides[side].num_rows for side in splits.NAMES] == [0, 12, 0] and unknown == []
+    assert [sides[side].num_rows for side in SPLITS] == [0, 12, 0] and unknown == []
     listed = pairs.slice(3, 2).append_column("split", [["train", "test"]])
     pq.write_table(listed, tmp_path / "manifest.parquet")
     sides, _ = splits.assign(pairs, (str(tmp_path / "manifest.parquet"),))
