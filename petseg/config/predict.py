@@ -19,7 +19,8 @@ class PredictConfig:
     """Folder or URI for the masks. Created if missing."""
 
     overwrite: bool = False
-    """Replace the results in --output, even if their settings, checkpoint or photos differ from this job's."""
+    """Replace the results of another job in --output (other settings, checkpoint or photo names). Results of this same
+    job are kept and continued."""
 
     limit: int | None = None
     """Use only this many photos, spread evenly over the sorted names. Useful for a quick trial."""

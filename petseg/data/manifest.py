@@ -1,6 +1,6 @@
 """Find photos and masks, pair them by name, and check the names. A manifest is a small Arrow table; no pixels here.
 
-Its columns are strings: `id` (path below the folder without an ending, "/" between its parts; it names every output),
+Its columns are strings: `id` (path below the folder without extension, "/" between its parts; it names every output),
 `image` (absolute path or URI) and `mask` (the same; null when predicting). Rows are sorted by `id`.
 """
 
@@ -16,11 +16,11 @@ from petseg import storage
 from petseg.errors import InputError
 from petseg.storage import checks
 
-IMAGE_ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-"""Endings of the files that are taken for images. The content decides on the format."""
+IMAGE_EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+"""Extensions of files that count as images. The format is detected from the content, not from the extension."""
 
-OUTPUT_ENDINGS = (".jpg", ".png")
-"""Endings of the output files that prediction names by an id."""
+OUTPUT_EXTENSIONS = (".jpg", ".png")
+"""Extensions of the files that prediction writes, each named by an id."""
 
 SCHEMA = pa.schema([("id", pa.string()), ("image", pa.string()), ("mask", pa.string())])
 
@@ -37,8 +37,8 @@ def discover(images: str, masks: str | None = None) -> pa.Table:
         photos = _images_by_id(images, "--images", excluded=None)
         return photos.append_column("mask", pa.nulls(photos.num_rows, pa.string())).cast(SCHEMA)
     pairs, unpaired_photos, unpaired_masks = match(images, masks)
-    _require_no_unpaired(unpaired_photos["id"].to_pylist(), "a photo without a mask", masks)
-    _require_no_unpaired(unpaired_masks["id"].to_pylist(), "a mask without a photo", images)
+    _require_no_unpaired(unpaired_photos["id"].to_pylist(), "photo", "without a mask", masks)
+    _require_no_unpaired(unpaired_masks["id"].to_pylist(), "mask", "without a photo", images)
     return pairs
 
 
@@ -49,7 +49,7 @@ def match(images: str, masks: str) -> tuple[pa.Table, pa.Table, pa.Table]:
     partner.
     """
     if images == masks:
-        raise InputError(f"--images and --masks are one folder, {images}; keep photos and masks in two")
+        raise InputError(f"--images and --masks are the same folder, {images}; give a separate folder for each")
     photos = _images_by_id(images, "--images", excluded=masks)
     mask_files = _images_by_id(masks, "--masks", excluded=images)
     has_mask, has_photo = pc.is_in(photos["id"], mask_files["id"]), pc.is_in(mask_files["id"], photos["id"])  # pyright: ignore[reportAttributeAccessIssue]
@@ -78,24 +78,25 @@ def sample(manifest: pa.Table, count: int) -> pa.Table:
 def read_pairs(pairs: pa.Table, at_most: int | None = None) -> Iterator[tuple[dict[str, str], bytes, bytes, str]]:
     """Yield (row, content of the photo, content of the mask, error) for each row.
 
-    The error is empty, or says which file cannot be read, and why; then both contents are empty. `at_most` is the size
-    limit of a file in bytes. Raises `UnavailableError` if storage does not answer.
+    If a file cannot be read, `error` names it and the reason, and both contents are empty. Otherwise `error` is "".
+    `at_most` is the size limit of a file in bytes. Raises `UnavailableError` if storage does not answer.
     """
     rows = pairs.to_pylist()
     contents = storage.read_each((row[of] for row in rows for of in ("image", "mask")), at_most)
     for row, photo, mask in zip(rows, contents, contents, strict=True):
         if isinstance(photo, OSError):
-            yield row, b"", b"", f"{row['image']}: cannot be read: {photo.strerror or photo}"
+            yield row, b"", b"", f"{row['image']}: cannot be read: {storage.reason(photo)}"
         elif isinstance(mask, OSError):
-            yield row, b"", b"", f"{row['mask']}: cannot be read: {mask.strerror or mask}"
+            yield row, b"", b"", f"{row['mask']}: cannot be read: {storage.reason(mask)}"
         else:
             yield row, photo, mask, ""
 
 
 def unusable_pairs_error(failures: list[str], remedy: str) -> InputError:
-    """Return the error that lists pairs that cannot be used, and what to do about them."""
+    """Return the error that lists the first of the pairs that cannot be used, and the remedy."""
     shown = "; ".join(failures[:5]) + ("; …" if len(failures) > 5 else "")
-    return InputError(f"pairs that cannot be used ({len(failures)}): {shown}. {remedy}")
+    pairs = "1 pair" if len(failures) == 1 else f"{len(failures)} pairs"
+    return InputError(f"{pairs} cannot be used: {shown}; {remedy}")
 
 
 def _images_by_id(folder: str, flag: str, excluded: str | None) -> pa.Table:
@@ -110,18 +111,17 @@ def _images_by_id(folder: str, flag: str, excluded: str | None) -> pa.Table:
         if inner and name.startswith(inner):
             continue
         stem, dot, ending = name.rpartition(".")
-        if dot + ending.lower() not in IMAGE_ENDINGS or not stem or stem.endswith("/"):
+        if dot + ending.lower() not in IMAGE_EXTENSIONS or not stem or stem.endswith("/"):
             others += 1
             continue
         _require_safe_name(name, storage.join(folder, name))
         names.append(name)
         ids.append(stem)
-        if any(f"{output}/" in stem for output in OUTPUT_ENDINGS):
+        if any(f"{output}/" in stem for output in OUTPUT_EXTENSIONS):
             nested.append(stem)
     if not len(ids):
-        contents = f"{others} files of other kinds" if others else "nothing"
-        endings = ", ".join(sorted(ending[1:] for ending in IMAGE_ENDINGS))
-        raise InputError(f"{flag} {folder}: no image in it ({endings}), but {contents}; is it the right folder?")
+        extensions = ", ".join(sorted(IMAGE_EXTENSIONS))
+        raise InputError(f"{flag} {folder}: no images found ({extensions}), other files: {others}; check the path")
     checks.require_readable([storage.join(folder, name) for name in names.sample()], f"{flag} {folder}")
     files = pa.table({"id": ids.array(), "image": names.array()}).sort_by([("id", "ascending"), ("image", "ascending")])
     _require_unique_ids(files, folder, flag)
@@ -148,7 +148,9 @@ class _StringColumn:
             self._close()
 
     def sample(self) -> list[str]:
-        """Return up to four values: the first of the first two chunks, and the ends of the unfinished one."""
+        """Return up to four values: the first of each of the first two chunks, and the first and the last of the
+        unfinished chunk.
+        """
         return [chunk[0].as_py() for chunk in self._chunks[:2]] + self._last[:1] + self._last[-1:]
 
     def array(self) -> pa.ChunkedArray:
@@ -160,50 +162,61 @@ class _StringColumn:
         self._last = []
 
 
-def _require_unique_ids(photos: pa.Table, folder: str, flag: str) -> None:
-    ids = photos["id"].combine_chunks()
+def _require_unique_ids(files: pa.Table, folder: str, flag: str) -> None:
+    ids = files["id"].combine_chunks()
     equals_previous = pc.equal(ids[1:], ids[:-1])  # pyright: ignore[reportAttributeAccessIssue]
-    repeated = pc.index(equals_previous, True).as_py()
-    if repeated >= 0:
+    first = pc.index(equals_previous, True).as_py()
+    if first >= 0:
         others = pc.unique(ids[1:].filter(equals_previous)).to_pylist()[1:]  # pyright: ignore[reportAttributeAccessIssue]
         more = f"; also {', '.join(others[:4])}{', …' if len(others) > 4 else ''}" if others else ""
-        one, other = photos["image"][repeated : repeated + 2].to_pylist()
+        one, other = files["image"][first : first + 2].to_pylist()
         raise InputError(
-            f"{storage.join(folder, other)} and {storage.join(folder, one)}: two files with the same id "
-            f"({ids[repeated]}{more}), so their outputs would have the same name; rename one, or move it out of {flag}"
+            f"{storage.join(folder, one)} and {storage.join(folder, other)}: two files with the same id ({ids[first]}"
+            f"{more}); an id, the path without extension, must be unique in {flag}: rename one, or move it away"
         )
 
 
 def _require_no_nested_outputs(photos: pa.Table, folder: str, ids: list[str]) -> None:
-    """Raise `InputError` if one path would be an output's file and another output's folder.
+    """Raise `InputError` if the output file of one id has the path of a folder that another id needs.
 
-    For example, the output a.png of the id a excludes the id a.png/b.
+    For example, the id `a` writes the file a.png, and the id `a.png/b` needs a folder a.png.
     """
     above = {}
     for row_id in ids:
         parts = row_id.split("/")
         for depth in range(1, len(parts)):
             path = "/".join(parts[:depth])
-            for ending in OUTPUT_ENDINGS:
+            for ending in OUTPUT_EXTENSIONS:
                 if path.endswith(ending):
                     above[path.removesuffix(ending)] = row_id
     for row_id in photos["id"].to_pylist() if above else ():
         if row_id in above:
             inside = storage.join(folder, above[row_id])
-            raise InputError(f"{inside}: its folder has the same name as an output of {row_id}; rename one")
+            raise InputError(
+                f"{inside}: a folder in this path has the same name as an output of {row_id}; rename that folder, or "
+                f"{row_id}"
+            )
 
 
-def _require_no_unpaired(ids: list[str], what: str, where: str) -> None:
+def _require_no_unpaired(ids: list[str], kind: str, lack: str, where: str) -> None:
     if ids:
         shown = ", ".join(ids[:5]) + (", …" if len(ids) > 5 else "")
-        raise InputError(f"{what}: {shown} ({len(ids)} in all); add the missing files to {where}, or move these away")
+        raise InputError(
+            f"{len(ids)} {kind}{'s' * (len(ids) > 1)} {lack}: {shown}; add the missing files to {where}, or move these "
+            "files away"
+        )
 
 
 def _require_safe_name(name: str, location: str) -> None:
-    """Raise `InputError` if an output named like this file could leave the output folder on any system (CWE-22)."""
+    """Raise `InputError` if a name cannot be stored or printed on one line, or if an output with this name could be
+    written outside the output folder on some system (CWE-22).
+    """
     # Refuse control characters, lone surrogates (bytes that are not UTF-8), and line and paragraph separators.
     unfit = not location.isprintable() and any(
         unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in location
     )
     if unfit or "\\" in name or any(part in ("", ".", "..") for part in name.split("/")):
-        raise InputError(f"{location!r}: an output file cannot have this name; rename it")
+        raise InputError(
+            f"{location!r}: a path must not contain a backslash, a control character, a line separator, bytes that are "
+            'not UTF-8, or a part "." or ".."; rename the file or its folder'
+        )

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from petseg import storage
 from petseg.config.base import SPLITS
-from petseg.data.manifest import IMAGE_ENDINGS
+from petseg.data.manifest import IMAGE_EXTENSIONS
 from petseg.errors import InputError
 
 _LIST_SCHEMA = pa.schema([("id", pa.string()), ("split", pa.string())])
@@ -117,4 +117,4 @@ def _split_line(line: str, ids: set[str]) -> list[str]:
 
 def _without_ending(name: str) -> str:
     stem, dot, ending = name.rpartition(".")
-    return stem if dot + ending.lower() in IMAGE_ENDINGS else name
+    return stem if dot + ending.lower() in IMAGE_EXTENSIONS else name

@@ -222,18 +222,18 @@ def scores(counts: Counts, class_names: Iterable[str]) -> dict[str, Any]:
     """Return the scores. An undefined score, such as the IoU of a class that never occurs, is None."""
 
     def by_class(of_classes: list[float]) -> dict[str, float | None]:
-        return dict(zip(class_names, map(metrics.defined, of_classes), strict=True))
+        return dict(zip(class_names, map(metrics.finite_or_none, of_classes), strict=True))
 
     pixels = int(counts.confusion.sum())
     boundary_iou = metrics.boundary_iou(counts.boundary)
     return {
         "pixels": pixels,
-        "cross_entropy": metrics.defined(counts.cross_entropy / pixels) if pixels else None,
-        "pixel_accuracy": metrics.defined(metrics.pixel_accuracy(counts.confusion)),
-        "miou": metrics.defined(metrics.mean_iou(counts.confusion)),
+        "cross_entropy": metrics.finite_or_none(counts.cross_entropy / pixels) if pixels else None,
+        "pixel_accuracy": metrics.finite_or_none(metrics.pixel_accuracy(counts.confusion)),
+        "miou": metrics.finite_or_none(metrics.mean_iou(counts.confusion)),
         "iou": by_class(metrics.iou(counts.confusion)),
         "dice": by_class(metrics.dice(counts.confusion)),
-        "boundary_miou": metrics.defined(metrics.mean_defined(boundary_iou)),
+        "boundary_miou": metrics.finite_or_none(metrics.mean_defined(boundary_iou)),
         "boundary_iou": by_class(boundary_iou),
         "confusion": counts.confusion.tolist(),
     }

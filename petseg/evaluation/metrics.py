@@ -1,4 +1,4 @@
-"""Compute scores from integer statistics: count, add up over batches and workers, divide once. Tensors only."""
+"""Compute scores from sums: count pixels, add up over batches and workers, divide once. No files, no network."""
 
 import math
 from collections.abc import Callable
@@ -86,13 +86,16 @@ def boundary_distance(height: int, width: int) -> int:
 def cross_entropy_sum(probabilities_chw: Tensor, target_hw: Tensor) -> Tensor:
     """Return the cross-entropy in nats, summed over the pixels that are not ignored: a float64 scalar tensor.
 
-    Probabilities are float32 (C, H, W) and need not add up to 1: they are divided by their sum. They are clamped to at
-    least the smallest normal float32, which is 87 nats.
+    Probabilities are float32 (C, H, W) and need not add up to 1: they are divided by their sum. Values below the
+    smallest normal float32 are raised to it, so a pixel adds at most about 87 nats. If all probabilities of a pixel
+    are 0, they count as equal.
     """
     is_counted = target_hw != IGNORE_ID
     of_truth = probabilities_chw.gather(0, torch.where(is_counted, target_hw, 0).long()[None])[0]
     least = torch.finfo(torch.float32).tiny
-    nats = probabilities_chw.sum(0).clamp(min=least).log() - of_truth.clamp(min=least).log()
+    total = probabilities_chw.sum(0)
+    nats = total.clamp(min=least).log() - of_truth.clamp(min=least).log()
+    nats = torch.where(total < least, math.log(len(probabilities_chw)), nats)
     return torch.where(is_counted, nats, 0).sum(dtype=torch.float64)
 
 
@@ -101,7 +104,7 @@ def mean_defined(scores: list[float]) -> float:
     return torch.tensor(scores, dtype=torch.float64).nanmean().item()
 
 
-def defined(value: float) -> float | None:
+def finite_or_none(value: float) -> float | None:
     """Return a score for JSON: None if it is not finite, because JSON has no NaN."""
     return value if math.isfinite(value) else None
 
@@ -109,9 +112,9 @@ def defined(value: float) -> float | None:
 def _only_boundary(class_ids: Tensor, num_classes: int, distance: int) -> Tensor:
     """Keep class ids near a contour and set all others to `num_classes`; ignored pixels stay ignored.
 
-    A pixel is near a contour if a pixel of another class is at most `distance` away, sideways or diagonally. Eroding
-    the class by a square would remove exactly these pixels. The lowest and the highest id in the square differ exactly
-    there, which tests all classes at once.
+    A pixel is near a contour if the square of side 2 * `distance` + 1 around it contains another class, an ignored
+    pixel or a place outside the picture. Eroding the class by the square would remove exactly these pixels. The lowest
+    and the highest id in the square differ exactly there, which tests all classes at once.
     """
     framed = F.pad(class_ids, [distance] * 4, value=IGNORE_ID)
     lowest, highest = (

@@ -22,7 +22,9 @@ _TRIES = 3
 
 @contextlib.contextmanager
 def crash_marker(name: str) -> Iterator[bool]:
-    """Mark an attempt as running. Yield True if a process on this machine died in an earlier attempt of this `name`.
+    """Mark an attempt as running. Yield True if an earlier attempt of this `name` on this machine has left its marker.
+
+    Its process has died, or is still running.
 
     The marker is a file in the temporary folder. `name` becomes part of its file name.
     """

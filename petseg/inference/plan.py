@@ -22,7 +22,7 @@ It is part of the plan, so a job does not continue the output of an incompatible
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """Optional outputs for each photo, in addition to its row in the shard."""
+    """Optional outputs for each photo: files, and extra columns of its row in the shard."""
 
     png: bool = True
     """Write a PNG file to `MASK_FOLDER`."""

@@ -30,7 +30,7 @@ from petseg.inference.plan import Outputs, Summary, Target
 from petseg.lookahead import map_ahead
 
 _IO_THREADS = 16
-_KILLED = "the process that decoded it has died"
+_KILLED = "decoding it crashed, or ran out of memory, in every attempt; convert the photo, or leave it out"
 _PIXELS_WAITING = 2**25  # maximum total pixels of original-size masks that wait for an encoder
 
 
@@ -46,32 +46,34 @@ def read_shard(
 ) -> pa.Table:
     """Read and decode the photos of a shard.
 
-    Returns the rows with the columns `height`, `width`, `error`, `pixels` (raw RGB bytes at `size_hw`) and `preview`
-    (a JPEG if `previews` is set) added.
+    Adds the columns `height`, `width`, `error`, `pixels` (raw RGB bytes at `size_hw`) and `preview` (a JPEG; null
+    unless `previews` is set).
 
     A photo that cannot be read or decoded has the reason in `error`, and null in the other added columns. A photo
-    larger than a tile has null in `pixels`: reading it again is better than passing it on at its own size. With
-    `in_subprocess`, photos are decoded in a subprocess, and a photo that kills the subprocess gets an error, too.
+    larger than a tile has null in `pixels`, because its own pixels are too large to pass on: `predict_shard` reads it
+    again, and may find only then that it cannot be decoded.
+
+    With `in_subprocess`, photos are read and decoded in a subprocess. A photo that repeatedly kills it gets an error.
 
     Raises `UnavailableError` if storage does not answer. That is not the photo's fault, so no row records it.
     """
     decode = partial(_decode, size_hw=size_hw, max_pixels=max_pixels, resize=resize, tile_hw=tile_hw)
-    columns_of = partial(_columns_of, decode=decode, previews_of=max_pixels if previews else None)
+    columns_of = partial(_columns_of, decode=decode, preview_max_pixels=max_pixels if previews else None)
     locations, at_most = rows["image"].to_pylist(), max_bytes(max_pixels)
     if in_subprocess:
         read = partial(_read_columns, at_most=at_most, columns_of=columns_of)
-        columns = list(crash_guard.map_in_subprocess(read, locations, if_died={"error": _KILLED}))
+        photos = list(crash_guard.map_in_subprocess(read, locations, if_died={"error": _KILLED}))
     else:
-        columns = list(map(columns_of, storage.read_each(locations, at_most)))
-    kinds = {
+        photos = list(map(columns_of, storage.read_each(locations, at_most)))
+    types = {
         "height": pa.int32(),
         "width": pa.int32(),
         "error": pa.string(),
         "pixels": pa.binary(size_hw[0] * size_hw[1] * 3),
         "preview": pa.binary(),
     }
-    for name, kind in kinds.items():
-        rows = rows.append_column(name, pa.array([photo.get(name) for photo in columns], kind))
+    for name, arrow_type in types.items():
+        rows = rows.append_column(name, pa.array([photo.get(name) for photo in photos], arrow_type))
     return rows
 
 
@@ -90,14 +92,15 @@ def predict_shard(
 
     `predict` yields a `predictor.Prediction` for each decoded photo, in order. `predict_tiled` returns a
     `predictor.Mask` for a photo at its own size. With `in_subprocess`, photos at their own size are decoded in a
-    subprocess, as in `read_shard`.
+    subprocess, as in `read_shard`. Raises `UnavailableError` if storage does not answer.
     """
     schema = plan.schema(outputs)
     columns = {name: [None] * rows.num_rows for name in schema.names}
     columns |= {name: rows[name].to_pylist() for name in schema.names if name in rows.column_names}
     pictures = _load_whole(rows, max_pixels, in_subprocess)
     predicted = itertools.chain(_predict_decoded(rows, size_hw, predict), _predict_large(pictures, predict_tiled))
-    # Masks are computed and encoded in other threads, while the network works on the next photos.
+    # Other threads enlarge and encode masks while the network works on the next photos. Masks of tiled photos need no
+    # enlarging.
     encode = partial(_encode, outputs=outputs, palette=palette)
     for row, values in map_ahead(pool, encode, predicted, _PIXELS_WAITING, weight=lambda item: item.num_pixels):
         for name, value in values.items():
@@ -109,8 +112,8 @@ def predict_shard(
 def write_shard(rows: pa.Table, target: Target) -> Summary:
     """Write the files of a shard's rows and then, as the commit, its Parquet file. Repeating it gives the same bytes.
 
-    Raises `OSError` or `UnavailableError` if the output cannot be written, and `OSError` if a job with another plan has
-    taken it over.
+    Raises `OSError` if a job with another plan has taken over the output, and `OSError` or `UnavailableError` if the
+    output cannot be written.
     """
     shard = rows["shard"][0].as_py()
     output_folder.require_plan(target)
@@ -130,8 +133,8 @@ def write_shard(rows: pa.Table, target: Target) -> Summary:
 
 
 @dataclass(frozen=True)
-class _Predicted:
-    """Mask of a row that is still to be computed, or the reason why the row has none."""
+class _PendingMask:
+    """One row's mask, which `make_mask` returns, or the reason why the row has none."""
 
     row: int
     make_mask: Callable[[], Any] | None
@@ -142,32 +145,32 @@ class _Predicted:
 
 def _predict_decoded(
     rows: pa.Table, size_hw: tuple[int, int], predict: Callable[[list[Photo]], Iterable[Any]]
-) -> Iterator[_Predicted]:
+) -> Iterator[_PendingMask]:
     """Yield the rows that have pixels, predicted at the network's size."""
     pixels = from_column(rows["pixels"], (*size_hw, 3))
     heights, widths = rows["height"].to_pylist(), rows["width"].to_pylist()
     decoded = [row for row, valid in enumerate(rows["pixels"].is_valid().to_pylist()) if valid]
     photos = [Photo(pixels[row], heights[row], widths[row]) for row in decoded]
     for row, prediction in zip(decoded, predict(photos), strict=True):
-        yield _Predicted(row, prediction.mask, prediction.height * prediction.width)
+        yield _PendingMask(row, prediction.mask, prediction.height * prediction.width)
 
 
 def _predict_large(
     pictures: Iterator[tuple[int, Image.Image | str]], predict_tiled: Callable[[Image.Image], Any]
-) -> Iterator[_Predicted]:
+) -> Iterator[_PendingMask]:
     """Yield the rows whose photos are larger than a tile. No reference to a photo or a mask is kept."""
 
-    def predict(row: int, picture: Image.Image | str) -> _Predicted:
+    def predict(row: int, picture: Image.Image | str) -> _PendingMask:
         if isinstance(picture, str):
-            return _Predicted(row, None, 0, picture)
+            return _PendingMask(row, None, 0, picture)
         mask = predict_tiled(picture)
-        return _Predicted(row, lambda: mask, mask.class_ids.size)
+        return _PendingMask(row, lambda: mask, mask.class_ids.size)
 
     return itertools.starmap(predict, pictures)
 
 
 def _encode(
-    predicted: _Predicted, outputs: Outputs, palette: tuple[tuple[int, int, int], ...]
+    predicted: _PendingMask, outputs: Outputs, palette: tuple[tuple[int, int, int], ...]
 ) -> tuple[int, dict[str, Any]]:
     """Return (row, its values by column name), computing its mask."""
     if predicted.make_mask is None:
@@ -197,27 +200,27 @@ def _read_columns(
 
 
 def _columns_of(
-    content: bytes | OSError, decode: Callable[[bytes], dict[str, Any]], previews_of: int | None
+    content: bytes | OSError, decode: Callable[[bytes], dict[str, Any]], preview_max_pixels: int | None
 ) -> dict[str, Any]:
     """Return the columns of one photo. `content` is the file's content or the error of reading it.
 
-    Adds a preview if `previews_of`, the maximum number of pixels, is not None.
+    Adds a preview if `preview_max_pixels` is not None.
     """
     if isinstance(content, OSError):
         return {"error": _reason(content)}
     try:
         columns = decode(content)
-        if previews_of is not None:
-            columns["preview"] = visualize.preview(content, previews_of)
+        if preview_max_pixels is not None:
+            columns["preview"] = visualize.preview(content, preview_max_pixels)
     except DecodeError as error:
         return {"error": _reason(error)}
     return columns
 
 
 def _load_whole(rows: pa.Table, max_pixels: int, in_subprocess: bool) -> Iterator[tuple[int, Image.Image | str]]:
-    """Yield (row, photo at its own size, or the reason why it cannot be used) for each row without pixels and error.
+    """Yield (row, photo) or (row, error) for each row that has neither pixels nor an error. The photo has its own size.
 
-    Each photo is decoded while the one before is in use, so two are in memory at a time.
+    The next photo is decoded while one is in use, so two are in memory at a time.
     """
     read = partial(_read_whole, max_pixels=max_pixels)
 
@@ -256,7 +259,7 @@ def _write_file(target: Target, name: str, mask_png: bytes | None, preview: byte
     """Write one file of a row. `name` is its path in the output."""
     location = storage.join(target.output, name)
     if mask_png is None:
-        storage.remove_file(location)  # left by an earlier, killed start that could still read the photo
+        storage.remove_file(location)  # of an earlier start that could still read the photo, and was killed
     elif name.startswith(f"{OVERLAY_FOLDER}/"):
         assert preview is not None
         storage.write(location, visualize.overlay(preview, mask_png), scratch=target.output)

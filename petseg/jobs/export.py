@@ -29,15 +29,20 @@ def main() -> None:
     output = storage.absolute(config.output)
     require_writable(output, "--output")
     names = storage.list_names(output)
-    if files.CONFIG in names and files.EXPORT_CHECKS not in names:
-        raise InputError(f"--output {output}: it has the {files.CONFIG} of something else; choose another folder")
-    if files.CONFIG in names and not config.overwrite:
+    if {files.CONFIG, files.EXPORT_CHECKS} <= set(names) and not config.overwrite:
         raise InputError(f"--output {output}: it already has an export; choose another folder, or pass --overwrite")
 
     # Importing torch takes seconds. Check the flags and folders first.
     from petseg.models import checkpoint, export
 
     export.require_packages(config.formats)
+    written = (files.CONFIG, files.MODEL_CARD, *export.FILES.values())
+    if files.EXPORT_CHECKS not in names:  # every export writes it first, and never deletes it
+        foreign = [name for name in written if name in names]
+        if foreign:
+            raise InputError(
+                f"--output {output}: it contains a {foreign[0]} that no export wrote; choose another folder"
+            )
     trained = checkpoint.find(storage.absolute(config.checkpoint))
     models = export.export(checkpoint.load_model(trained), config.formats)
     differences = {name: difference for name, (_, difference) in models.items()}
@@ -52,8 +57,8 @@ def main() -> None:
     contents |= {name: content for name, (content, _) in models.items()}
     contents[files.MODEL_CARD] = _card(trained, config.licence, differences).encode()
     contents[files.CONFIG] = to_json(trained.model).encode()
-    with translate_write_errors(output):
-        for name in (files.CONFIG, files.MODEL_CARD, *export.FILES.values()):
+    with translate_write_errors(output, remedy="fix this and run the same command again"):
+        for name in written:
             if name in names:  # other formats of an earlier export; a partial export must not look complete
                 storage.remove_file(storage.join(output, name))
         for name, content in contents.items():
@@ -79,7 +84,7 @@ def _card(trained: "Checkpoint", licence: str, differences: dict[str, float]) ->
 
 def _versions() -> dict[str, str]:
     names = ("petseg", "torch", "onnx", "onnxscript", "onnxruntime")
-    installed = {trained.metadata["Name"] for trained in importlib.metadata.distributions()}
+    installed = {distribution.metadata["Name"] for distribution in importlib.metadata.distributions()}
     return {name: importlib.metadata.version(name) for name in names if name in installed}
 
 

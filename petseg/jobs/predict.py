@@ -64,7 +64,10 @@ def main() -> None:
 
 
 def _plan(config: PredictConfig, photos: pa.Table, output: str, checkpoint_sha256: str) -> Plan:
-    """Return the plan: the photos, and everything that determines the bytes of the output."""
+    """Return the plan: the photos' names, and every setting that affects the bytes of the output.
+
+    Each worker resolves the precision "auto" for its own hardware, so the bytes also depend on that.
+    """
     outputs = Outputs(
         png=config.png, overlay=config.overlay, probabilities=config.probabilities, coco_rle=config.coco_rle
     )
@@ -125,8 +128,8 @@ def _require_few_errors(failed: int, plan: Plan, done: dict[int, Summary], max_e
     finished = output_folder.total(done)
     raise JobError(
         f"{failed} of {finished.rows} finished photos failed, more than --max-errors {max_errors:g} allows ({total} "
-        f"photos in all); {'; '.join(finished.first_errors)}. Finished work is kept: fix the photos, or run the same "
-        "command with a higher --max-errors"
+        f"photos in all); {'; '.join(finished.first_errors)}. Finished shards are kept, failed photos included: run "
+        "the same command with a higher --max-errors, or fix the photos and give another --output"
     )
 
 

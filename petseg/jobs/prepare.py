@@ -165,7 +165,7 @@ def _make_shards(config: ShardsConfig) -> None:
         status = _run_shards(target, pairs, done, classes.label_map, config.skip_bad)
     failures = [reason for shard in sorted(done) for reason in done[shard].skipped.values()]
     if failures and not config.skip_bad:
-        raise manifest.unusable_pairs_error(failures, "Fix or remove them, or skip them with --skip-bad")
+        raise manifest.unusable_pairs_error(failures, "fix or remove them, or skip them with --skip-bad")
     with checks.translate_write_errors(config.output):
         storage.write(storage.join(config.output, files.CONFIG), cli.as_file(config))
         _print_summary(prepared_writer.finish(target, pairs, done), status)

@@ -34,8 +34,8 @@ def data_context(**settings: Any) -> Iterator[ray.data.DataContext]:
 def catch_unavailable(work: Callable[[], pa.Table]) -> pa.Table:
     """Return the table from `work`, or, if storage does not answer, a table with the error.
 
-    Ray Data would turn an exception in a function that it calls into a long text from which the driver cannot recover
-    it.
+    Ray Data wraps an exception of a function that it calls in a long text, from which the driver cannot recover the
+    original message.
     """
     try:
         return work()

@@ -1,7 +1,7 @@
 """Decode files to blocks with Ray Data, once, and keep them as Arrow tables in Ray's object store.
 
-The rows are put into a seeded order before they are decoded. The rows of one rank (`rank_data.py`) are therefore
-neighbours: random in content, yet in few blocks.
+Rows keep the manifest's order. Training manifests are shuffled already (`data/splits.py`), so each rank can take
+neighbouring rows (`training/rank_data.py`): a random sample that lies in few blocks.
 """
 
 import functools
@@ -26,7 +26,10 @@ from petseg.errors import InputError, JobError, UnavailableError
 from petseg.pipelines.datasets import WHOLE_BLOCKS, catch_unavailable, data_context, unavailable_reason
 
 BLOCK_BYTES = 8 * 2**20
-"""Size of a block in bytes: 81 pairs of 160 × 160, decoded in a quarter of a second. The data order depends on it."""
+"""Size of a block in bytes: 81 pairs of 160 × 160, decoded in a quarter of a second.
+
+Changing it changes the order of the training data.
+"""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Decoded:
 
     blocks: list[Any]
     """Object references of Arrow tables. Their columns include `image` and `mask`, as raw bytes of fixed size."""
-    rows: tuple[int, ...]
+    block_rows: tuple[int, ...]
     """Number of rows of each block."""
     image_size: tuple[int, int]
     class_pixels: tuple[int, ...]
@@ -44,7 +47,7 @@ class Decoded:
     @property
     def num_rows(self) -> int:
         """Return the number of pairs in all blocks."""
-        return sum(self.rows)
+        return sum(self.block_rows)
 
 
 def decode(
@@ -52,29 +55,31 @@ def decode(
 ) -> list[Decoded]:
     """Read and decode all pairs of the manifests on the cluster, once.
 
-    Raises `InputError`, naming the files, if a pair cannot be used.
+    Raises `InputError`, naming the files, if a pair cannot be used or a manifest's masks have only ignored pixels.
+    Raises `JobError` if storage does not answer.
     """
     read = functools.partial(decode_rows, image_size=image_size, label_map=label_map, resize=resize)
     decoded = _in_blocks(manifests, read, image_size, label_map.num_classes, _bad_pairs_error)
-    _require_labelled(decoded, manifests, f"see --label-map (now {label_map})")
+    _require_labelled(decoded, manifests, f"pass a --label-map that maps their values to classes (now {label_map})")
     return decoded
 
 
 def load(dataset: Prepared, manifests: list[pa.Table]) -> list[Decoded]:
-    """Read the pairs of parts of a prepared set's manifest on the cluster. The result is that of `decode`.
+    """Read pairs of a prepared set on the cluster, and return one `Decoded` per manifest, as `decode` does.
 
-    Raises `InputError`, naming the file, if one cannot be read.
+    Each of `manifests` holds rows of the set's manifest. Raises `InputError`, naming the file, if a shard cannot be
+    read or a manifest's masks have only ignored pixels. Raises `JobError` if storage does not answer.
     """
     settings = dataset.settings
     located = [prepared.locate(dataset, rows) for rows in manifests]
     read = functools.partial(prepared.read_rows, image_size=settings.image_size)
     decoded = _in_blocks(located, read, settings.image_size, len(settings.class_names), _unreadable_error)
-    _require_labelled(decoded, manifests, f"prepare them again with another --label-map (was {settings.label_map})")
+    _require_labelled(decoded, manifests, f"prepare the set again with another --label-map (was {settings.label_map})")
     return decoded
 
 
 def _bad_pairs_error(failures: list[str]) -> InputError:
-    return manifest.unusable_pairs_error(failures, "Fix or remove them")
+    return manifest.unusable_pairs_error(failures, "fix or remove them")
 
 
 def _unreadable_error(failures: list[str]) -> InputError:
@@ -84,7 +89,10 @@ def _unreadable_error(failures: list[str]) -> InputError:
 def _require_labelled(decoded: list[Decoded], manifests: list[pa.Table], remedy: str) -> None:
     for part, rows in zip(decoded, manifests, strict=True):
         if not any(part.class_pixels):
-            raise InputError(f"--masks: every pixel is ignored in {rows['mask'][0]} and all the others; {remedy}")
+            raise InputError(
+                f"every pixel of all {rows.num_rows} masks of a split is ignored, such as in {rows['mask'][0]}; "
+                f"{remedy}"
+            )
 
 
 def _in_blocks(
@@ -99,8 +107,8 @@ def _in_blocks(
     If rows have errors, raises the exception that `to_error` makes of them. Raises `JobError` if storage does not
     answer.
     """
-    block_rows = max(1, BLOCK_BYTES // row_bytes(image_size))
-    pieces = [[rows.slice(i, block_rows) for i in range(0, rows.num_rows, block_rows)] for rows in parts]
+    step = max(1, BLOCK_BYTES // row_bytes(image_size))
+    pieces = [[rows.slice(i, step) for i in range(0, rows.num_rows, step)] for rows in parts]
     # Ray Data would reserve cores for consumers of the blocks, so that only one of two cores decoded.
     with data_context(op_resource_reservation_enabled=False) as context:
         context.execution_options.preserve_order = True
@@ -143,13 +151,13 @@ def decode_rows(
     """
     schema = prepared.schema(image_size).append(pa.field("error", pa.string()))
     decoded = [
-        {"id": row["id"], "error": error} if error else _decode_pair(row, photo, mask, image_size, label_map, resize)
+        {"id": row["id"], "error": error} if error else _decode_row(row, photo, mask, image_size, label_map, resize)
         for row, photo, mask, error in manifest.read_pairs(rows, max_bytes(MAX_TRAINING_PIXELS))
     ]
     return pa.table({name: [row.get(name) for row in decoded] for name in schema.names}, schema=schema)
 
 
-def _decode_pair(
+def _decode_row(
     row: dict[str, str],
     photo_content: bytes,
     mask_content: bytes,

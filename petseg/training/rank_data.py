@@ -37,7 +37,7 @@ class RankData:
     def __init__(self, decoded: Decoded, rank: int, world_size: int, device: torch.device, budget_bytes: float) -> None:
         self._decoded = decoded
         self._device = device
-        self._starts = np.cumsum([0, *decoded.rows])
+        self._starts = np.cumsum([0, *decoded.block_rows])
         self._first = rank * decoded.num_rows // world_size
         self.num_rows = (rank + 1) * decoded.num_rows // world_size - self._first
         self.smallest = decoded.num_rows // world_size

@@ -42,7 +42,7 @@ class Sample:
 def predict_samples(
     network: Network, model: ModelConfig, val: Decoded, ids: pa.ChunkedArray
 ) -> tuple[list[Sample], Counts]:
-    """Return (samples, sum of their pixel counts) for up to `MAX_SAMPLES` validation pairs, spread evenly.
+    """Return (samples, sum of their `Counts`) for up to `MAX_SAMPLES` validation pairs, spread evenly.
 
     `ids` holds the ids of all pairs of `val`, in the same order.
     """
@@ -52,12 +52,15 @@ def predict_samples(
     photos, masks = rank_data.take_rows(indices)
     pixels = photos.permute(0, 2, 3, 1).numpy()
     threads = len(os.sched_getaffinity(0))
+    torch.set_num_threads(1)  # for each of the predictor's threads
     predictor = Predictor(network, torch.device("cpu"), 8, model.image_size, threads=threads)
     predictions = predictor([Photo(photo, *model.image_size) for photo in pixels])
     classes, samples, counts = tuple(range(model.num_classes)), [], []
     for index, photo, mask, prediction in zip(indices.tolist(), pixels, masks.numpy(), predictions, strict=True):
         counts.append(evaluator.count(prediction.probabilities, mask, classes))
         scores = evaluator.scores(counts[-1], model.class_names)
-        picture = visualize.comparison(Image.fromarray(photo), mask, prediction.mask().class_ids, model.palette)
+        small = Image.fromarray(photo)
+        small.thumbnail((visualize.COMPARISON_SIDE, visualize.COMPARISON_SIDE))
+        picture = visualize.comparison(small, mask, prediction.mask().class_ids, model.palette)
         samples.append(Sample(ids[index].as_py(), scores["cross_entropy"], scores["miou"], picture))
     return samples, sum(counts[1:], counts[0])

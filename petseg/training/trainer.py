@@ -184,8 +184,8 @@ def validate(
     all_reduce(confusion)
     all_reduce(loss_sum)
     return {
-        "val_loss": metrics.defined((loss_sum / confusion.sum()).item()),
-        "val_pixel_accuracy": metrics.defined(metrics.pixel_accuracy(confusion)),
-        "val_miou": metrics.defined(metrics.mean_iou(confusion)),
-        "val_iou": dict(zip(config.class_names, map(metrics.defined, metrics.iou(confusion)), strict=True)),
+        "val_loss": metrics.finite_or_none((loss_sum / confusion.sum()).item()),
+        "val_pixel_accuracy": metrics.finite_or_none(metrics.pixel_accuracy(confusion)),
+        "val_miou": metrics.finite_or_none(metrics.mean_iou(confusion)),
+        "val_iou": dict(zip(config.class_names, map(metrics.finite_or_none, metrics.iou(confusion)), strict=True)),
     }

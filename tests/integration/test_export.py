@@ -143,5 +143,13 @@ def test_export_existing_output_is_refused(run: Path, exported: Path, capsys: py
     assert export_job("--checkpoint", run, "--output", exported) == 2
     assert "it already has an export; choose another folder, or pass --overwrite" in capsys.readouterr().err
     assert export_job("--checkpoint", run, "--output", run, "--overwrite") == 2
-    assert "the config.json of something else" in capsys.readouterr().err
+    assert "it contains a config.json that no export wrote" in capsys.readouterr().err
     assert (exported / "model.onnx").stat().st_mtime_ns == before
+
+
+def test_export_file_of_another_program_is_kept(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"another's")
+    assert export_job("--checkpoint", run, "--output", tmp_path, "--formats", "torch", "--overwrite") == 2
+    assert f"--output {tmp_path}: it contains a model.onnx that no export wrote" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert (tmp_path / "model.onnx").read_bytes() == b"another's"

@@ -31,7 +31,7 @@ class TestDecode:
         rows = manifest.discover(*map(str, drawn))
         train, val = splits.split(rows, seed=3, val_count=7)
         decoded = decode.decode([train, val], (32, 48), LabelMap.parse("", 3))
-        assert [part.rows for part in decoded] == [(5, 5, 5, 2), (5, 2)]
+        assert [part.block_rows for part in decoded] == [(5, 5, 5, 2), (5, 2)]
         for part, expected in zip(decoded, (train, val), strict=True):
             share = RankData(part, 0, 1, CPU, EVERYTHING)
             photos, masks = map(torch.cat, zip(*share.eval_batches(4), strict=True))
@@ -47,7 +47,9 @@ class TestDecode:
             (tmp_path / folder).mkdir()
             Image.fromarray(np.full((8, 8), value, np.uint8)).save(tmp_path / folder / "a.png")
         rows = manifest.discover(f"{tmp_path}/images", f"{tmp_path}/masks")
-        with pytest.raises(InputError, match=r"every pixel is ignored in .*masks/a.png and all the others"):
+        with pytest.raises(
+            InputError, match=r"every pixel of all \d+ masks of a split is ignored, such as in .*masks/a.png"
+        ):
             decode.decode([rows], (16, 16), LabelMap.parse("", 3))
         [decoded] = decode.decode([rows], (16, 16), LabelMap.parse("0:0,255:1", 2))
         assert decoded.class_pixels == (0, 256)
@@ -65,7 +67,7 @@ class TestDecode:
         with pytest.raises(InputError) as caught:
             decode.decode([rows], (32, 32), LabelMap.parse("", 3))
         message = str(caught.value)
-        assert message.startswith("pairs that cannot be used (3): ")
+        assert message.startswith("3 pairs cannot be used: ")
         assert "images/a.jpg: not an image" in message
         assert "masks/b.png: its size 9 × 9 differs" in message
         assert "images/d.jpg: cannot be read: No such file" in message
@@ -97,7 +99,11 @@ class TestLoad:
         from_files = decode.decode(list(splits.split(pairs, seed=3, val_count=7)), (32, 48), LabelMap.parse("", 3))
         from_set = decode.load(dataset, list(splits.split(dataset.manifest, seed=3, val_count=7)))
         for one, other in zip(from_files, from_set, strict=True):
-            assert (one.rows, one.image_size, one.class_pixels) == (other.rows, other.image_size, other.class_pixels)
+            assert (one.block_rows, one.image_size, one.class_pixels) == (
+                other.block_rows,
+                other.image_size,
+                other.class_pixels,
+            )
             for block, loaded in zip(decode.ray.get(one.blocks), decode.ray.get(other.blocks), strict=True):
                 assert block.select(["image", "mask"]) == loaded.select(["image", "mask"])
         for rank, budget in itertools.product(range(2), (EVERYTHING, NOTHING)):
@@ -130,6 +136,6 @@ class TestLoad:
         prepared_writer.write_shard(decoded, summary, 0, target)
         found = prepared_writer.finish(target, pairs, {0: summary})
         with pytest.raises(
-            InputError, match=r"every pixel is ignored in .*masks/0.png and all the others; prepare them"
+            InputError, match=r"every pixel of all 1 masks of a split is ignored.*masks/0.png; prepare the set again"
         ):
             decode.load(found, [found.manifest.slice(0, 1)])

@@ -209,7 +209,7 @@ def test_predict_two_jobs_same_output_second_is_refused(bucket: Bucket, prefix: 
         ("predict", "--images s3://nowhere/a --checkpoint c --output o", "s3://nowhere: no such bucket"),
         ("predict", "--images IMAGES --checkpoint c --output s3://nowhere/o", "--output s3://nowhere/o: cannot be"),
         ("predict", "--images IMAGES --checkpoint s3://nowhere/c --output o", "s3://nowhere: no such bucket"),
-        ("predict", "--images IMAGES/none --checkpoint c --output o", "no image in it"),
+        ("predict", "--images IMAGES/none --checkpoint c --output o", "no images found"),
         ("predict", "--images IMAGES --checkpoint RUNS/none --output o", "neither a run's folder nor"),
         ("predict", "--images IMAGES --checkpoint c --output IMAGES/o", "it is inside --images"),
         ("train", "--images IMAGES --masks s3://nowhere/m", "s3://nowhere: no such bucket"),

@@ -125,5 +125,7 @@ def test_cross_entropy_sum_equals_hand_computed_nats() -> None:
     probabilities = torch.tensor([[[1, 0.5, 0.25, 0]], [[0, 0.5, 0.25, 1]]])
     target = torch.tensor([[0, 1, 0, IGNORE_ID]], dtype=torch.uint8)
     assert metrics.cross_entropy_sum(probabilities, target).item() == pytest.approx(2 * math.log(2))
+    undecided = metrics.cross_entropy_sum(torch.zeros(4, 1, 2), torch.zeros(1, 2, dtype=torch.uint8))
+    assert undecided.item() == pytest.approx(2 * math.log(4))
     impossible = metrics.cross_entropy_sum(probabilities[:, :, 3:], torch.zeros(1, 1, dtype=torch.uint8))
     assert impossible.item() == pytest.approx(87.3365, abs=1e-3)
