@@ -374,8 +374,8 @@ def resolved(launched: Aws) -> Iterator[dict[str, Any]]:
     from ray.autoscaler._private.aws import utils
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in launched.environment.keys() - os.environ.keys() | {"HOME", "TMPDIR"}:
-            patch.setenv(name, launched.environment[name])
+        for name, value in launched.environment.items():  # the session's Ray may have set other values
+            patch.setenv(name, value)
         patch.chdir(ROOT)
         utils.resource_cache.cache_clear()
         utils.client_cache.cache_clear()
