@@ -3,6 +3,7 @@
 import colorsys
 import functools
 import re
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,10 @@ MAX_RAW_VALUES = 2**16
 DEFAULT_CLASSES = 3
 """Number of classes if nothing says how many there are."""
 
-_NUM_COLOURS = 2**24
+TRANSPARENT = 2**24
+"""Raw value of the fully transparent pixels of a colour mask: the number after the last colour, 0xFFFFFF."""
+
+_TABLE_LOCK = threading.Lock()
 
 
 def class_names(num_classes: int | None = None, text: str = "") -> tuple[str, ...]:
@@ -113,16 +117,14 @@ class LabelMap:
         """Return a raw value as it is written in --label-map."""
         return f"#{raw:06x}" if self.colours else str(raw)
 
-    @functools.cached_property
+    @property
     def table(self) -> np.ndarray:
-        """Class ids indexed by raw value, uint8: (65536,), or (2^24,) for colours.
+        """Class ids indexed by raw value, uint8, read-only: (65536,), or (2^24 + 1,) for colours and `TRANSPARENT`.
 
         A raw value that no class covers has `UNKNOWN_ID`.
         """
-        table = np.full(_NUM_COLOURS if self.colours else MAX_RAW_VALUES, UNKNOWN_ID, np.uint8)
-        for raw, class_id in self.ids.items():
-            table[raw] = class_id
-        return table
+        with _TABLE_LOCK:  # otherwise each of several threads would build its own
+            return _table(tuple(self.ids.items()), self.colours)
 
     def explain_unknown(self, values: list[int], has_255: bool = False) -> str:
         """Return why a mask with these raw values, which no class covers, is refused, and the flag that would map them.
@@ -142,6 +144,17 @@ class LabelMap:
 
     def _join(self, values: list[int]) -> str:
         return ", ".join(map(self.show, values[:8])) + (", …" if len(values) > 8 else "")
+
+
+@functools.lru_cache(4)
+def _table(ids: tuple[tuple[int, int], ...], colours: bool) -> np.ndarray:
+    table = np.full(TRANSPARENT + 1 if colours else MAX_RAW_VALUES, UNKNOWN_ID, np.uint8)
+    if colours:
+        table[TRANSPARENT] = IGNORE_ID
+    for raw, class_id in ids:
+        table[raw] = class_id
+    table.flags.writeable = False
+    return table
 
 
 def _parse_entry(part: str, num_classes: int, names: tuple[str, ...]) -> tuple[tuple[bool, int], int]:

@@ -51,16 +51,17 @@ def raw_values(mask: bytes, max_pixels: int, most: int, as_colours: bool = False
     """Return ({raw value: number of pixels} of a mask, True if the values are colours as 0xRRGGBB).
 
     The values of a colour image are colours. With `as_colours`, those of grey and indexed images are colours as well.
-    Only the `most` values with the most pixels are returned. Raises `DecodeError` if the mask cannot be decoded.
+    Fully transparent pixels of a colour image are left out, as they have no label. Only the `most` values with the most
+    pixels are returned. Raises `DecodeError` if the mask cannot be decoded.
     """
     with decode.as_decode_errors(in_mask=True):
         image = decode.open_image(mask, max_pixels)
         stretch = _GREY_STRETCH.get(image.tile[0].args, 1) if image.format == "PNG" and image.tile else 1
-        raw = np.asarray(image)
-        colours = as_colours or raw.ndim != 2 or raw.dtype.kind not in "bui"
-        values, counts = np.unique(_colours(image) if colours else raw // stretch, return_counts=True)
+        numbers = None if as_colours else _numbers(image, stretch)
+        raw = _colours(image) if numbers is None else numbers
+        values, counts = np.unique(raw[raw != labels.TRANSPARENT] if numbers is None else raw, return_counts=True)
         kept = np.sort(np.argsort(-counts, kind="stable")[:most])
-        return dict(zip(values[kept].tolist(), counts[kept].tolist(), strict=True)), colours
+        return dict(zip(values[kept].tolist(), counts[kept].tolist(), strict=True)), numbers is None
 
 
 def _decode_pair(
@@ -126,13 +127,12 @@ def _class_ids(mask: ImageFile.ImageFile, stretch: int, label_map: LabelMap) -> 
             unknown = values[table[values] == labels.UNKNOWN_ID]
             raise DecodeError(label_map.explain_unknown(unknown.tolist(), has_255=255 in values))
         return Image.frombytes("L", mask.size, mapped)
-    raw = np.asarray(mask) // stretch if stretch > 1 else np.asarray(mask)
-    if raw.ndim != 2 or raw.dtype.kind not in "bui":
+    raw = _numbers(mask, stretch)
+    if raw is None:
         raise DecodeError(
             f"it is a colour image (mode {mask.mode}), where one number per pixel is expected, as grey or indexed "
             f"colour; pass --label-map with its colours, as in {_example_label_map(mask)}"
         )
-    raw = raw.astype(np.uint8) if raw.dtype == bool else raw
     # Values outside the table are clipped for the lookup, but stay unknown.
     unknown = (raw < 0) | (raw >= len(table)) if raw.dtype.itemsize > 2 else np.False_
     class_ids = table[np.clip(raw, 0, len(table) - 1) if np.any(unknown) else raw]
@@ -142,15 +142,42 @@ def _class_ids(mask: ImageFile.ImageFile, stretch: int, label_map: LabelMap) -> 
     return Image.fromarray(class_ids)
 
 
+def _numbers(mask: Image.Image, stretch: int) -> np.ndarray | None:
+    """Return a mask's pixels as integers (H, W); None if it is a colour image.
+
+    Raises `DecodeError` if the pixels are floating-point numbers that are not all whole.
+    """
+    raw = np.asarray(mask)
+    if raw.ndim != 2:
+        return None
+    if raw.dtype == bool:
+        return raw.astype(np.uint8)
+    if raw.dtype.kind == "f":
+        whole = np.abs(raw) < 2**31  # false for NaN, too
+        whole[whole] = raw[whole] == np.floor(raw[whole])
+        if not whole.all():
+            raise DecodeError(f"it has the value {raw[~whole][0]:g}; raw values are whole numbers")
+        return raw.astype(np.int64)
+    return raw // stretch if stretch > 1 else raw
+
+
 def _colours(mask: Image.Image) -> np.ndarray:
-    """Return a mask's pixels as 0xRRGGBB: uint32 (H, W). Alpha is dropped."""
+    """Return a mask's pixels as 0xRRGGBB: uint32 (H, W).
+
+    A fully transparent pixel has the value `labels.TRANSPARENT`: its colour is that of what an eraser has removed.
+    """
     if mask.mode not in ("1", "L", "P", "PA", "LA", "RGB", "RGBA", "RGBX"):
         raise DecodeError(f"its mode is {mask.mode}; masks of colours are RGB images of 8 bits")
-    red, green, blue = np.moveaxis(np.asarray(mask.convert("RGB"), np.uint32), -1, 0)
-    return red << 16 | green << 8 | blue
+    has_alpha = mask.mode in ("PA", "LA", "RGBA") or "transparency" in mask.info
+    channels = np.moveaxis(np.asarray(mask.convert("RGBA" if has_alpha else "RGB"), np.uint32), -1, 0)
+    colours = channels[0] << 16 | channels[1] << 8 | channels[2]
+    if has_alpha:
+        colours[channels[3] == 0] = labels.TRANSPARENT
+    return colours
 
 
 def _example_label_map(mask: Image.Image) -> str:
     """Return an example of --label-map for a colour mask, with up to three of its colours."""
-    colours = np.unique(_colours(mask)).tolist()[:3]
+    raw = _colours(mask)
+    colours = np.unique(raw[raw != labels.TRANSPARENT]).tolist()[:3]
     return f'"{",".join(f"#{raw:06x}:{i}" for i, raw in enumerate(colours))},…"'

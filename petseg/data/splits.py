@@ -1,6 +1,8 @@
 """Split pairs into training, validation and test. Manifests in and out; only the lists of --split-file are read."""
 
+import csv
 import random
+import re
 from collections.abc import Iterator
 
 import pyarrow as pa
@@ -94,9 +96,10 @@ def _read_list(location: str, split_name: str, ids: set[str]) -> Iterator[tuple[
             raise InputError(f"--split-file {location}: no Parquet file with columns id and split: {reason}") from error
         lines = [[row["id"], row["split"]] for row in rows]
     else:
-        lines = [_split_line(line, ids) for line in content.decode("utf-8-sig", errors="replace").splitlines()]
+        # Not `splitlines`: it also splits at characters that may be part of a name.
+        lines = [_split_line(line, ids) for line in re.split("\r?\n", content.decode("utf-8-sig", errors="replace"))]
     for number, words in enumerate(lines, 1):
-        if not words or words[0].startswith("#") or words[1:] == ["split"]:
+        if not words or words[1:] == ["split"]:
             continue
         name = split_name or (words[1] if len(words) > 1 else "")
         if name not in SPLITS:
@@ -108,11 +111,23 @@ def _read_list(location: str, split_name: str, ids: set[str]) -> Iterator[tuple[
 
 
 def _split_line(line: str, ids: set[str]) -> list[str]:
-    """Split a line at commas; without commas, at tabs; without either, at spaces, unless the whole line is in `ids`."""
-    for separator in (",", "\t"):
-        if separator in line:
-            return [part.strip() for part in line.split(separator)]
-    return [line.strip()] if _without_ending(line.strip()) in ids else line.split()
+    """Return the id and the other fields of a line; nothing for a comment, which starts with #.
+
+    A name may contain any separator, and #. So first look for a name in `ids` that is the whole line, or all of it
+    but the last field. Otherwise split at commas, as CSV; without commas, at tabs; without either, at spaces.
+    """
+    line = line.strip()
+    if _without_ending(line) in ids:
+        return [line]
+    for separator in (",", "\t", " "):
+        name, _, last = line.rpartition(separator)
+        if _without_ending(name.strip()) in ids:
+            return [name.strip(), last.strip()]
+    if line.startswith("#"):
+        return []
+    if "," in line:
+        return [field.strip() for field in next(csv.reader([line], skipinitialspace=True))]
+    return [field.strip() for field in line.split("\t")] if "\t" in line else line.split()
 
 
 def _without_ending(name: str) -> str:
