@@ -57,7 +57,7 @@ def test_prepare_unusable_pairs_are_refused_or_skipped_by_name(source: Path, cal
     reason = f"{source}/images/pet_0007.jpg: not an image that can be read"
     refused = call_job("prepare", *FLAGS, *SETTINGS)
     assert_refused(refused, f"error: 1 pair cannot be used: {reason}")
-    assert refused.stderr.endswith("Fix or remove them, or skip them with --skip-bad\n")
+    assert refused.stderr.endswith("fix or remove them, or skip them with --skip-bad\n")
     assert sorted(tree(source / "set")) == [f"part-0000{shard}-of-00005.parquet" for shard in (0, 2, 3, 4)]
 
     done = call_job("prepare", *FLAGS, *SETTINGS, "--skip-bad")
