@@ -51,8 +51,8 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
+from petseg.config.base import MAX_PIXELS
 from petseg.data import demo, labels, manifest
-from petseg.data.decode import MAX_TRAINING_PIXELS
 from petseg.data.pairs import decode_pair
 
 SIZES = {(500, 375): 1, (2000, 1500): 16}
@@ -215,7 +215,7 @@ class WarmedBatches(Sampler[list[int]]):
 
 def decode_as_ours(photo: str, mask: str) -> tuple[Tensor, Tensor]:
     contents = Path(photo).read_bytes(), Path(mask).read_bytes()
-    decoded, class_ids = decode_pair(*contents, IMAGE_SIZE, LABEL_MAP, MAX_TRAINING_PIXELS)
+    decoded, class_ids = decode_pair(*contents, IMAGE_SIZE, LABEL_MAP, MAX_PIXELS)
     return torch.tensor(decoded.pixels), torch.tensor(class_ids)
 
 

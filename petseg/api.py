@@ -11,7 +11,8 @@ from petseg import storage
 from petseg.config.model import ModelConfig
 from petseg.config.predict import PredictConfig
 from petseg.data import decode
-from petseg.data.decode import DecodeError, Photo
+from petseg.data.decode import Photo
+from petseg.data.image_file import DecodeError
 from petseg.errors import InputError
 from petseg.inference.predictor import Mask, Predictor
 from petseg.models import checkpoint

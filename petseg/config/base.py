@@ -12,6 +12,9 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from petseg.errors import InputError
 
+MAX_PIXELS = 128_000_000
+"""Default limit on the pixels of a photo or a mask: 128 megapixels, 400 MB once decoded."""
+
 SPLITS = ("train", "val", "test")
 """Names of the splits."""
 

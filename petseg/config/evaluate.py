@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from petseg.config.base import Precision, default_batch_size, require
+from petseg.config.base import MAX_PIXELS, Precision, default_batch_size, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class EvaluateConfig:
     limit: int | None = None
     """Use only this many pairs, spread evenly over the sorted names. Useful for a quick trial."""
 
-    max_pixels: int = 128_000_000
+    max_pixels: int = MAX_PIXELS
     """Do not decode photos or masks with more pixels than this. The pair is listed with an error instead."""
 
     batch_size: int | None = None

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from petseg.config.base import Precision, default_batch_size, require, spaced
+from petseg.config.base import MAX_PIXELS, Precision, default_batch_size, require, spaced
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class PredictConfig:
     max_errors: float | None = None
     """Stop after more than this many failed photos (1 or more), or this fraction of all (below 1). Default: never."""
 
-    max_pixels: int = 128_000_000
+    max_pixels: int = MAX_PIXELS
     """Do not decode photos with more pixels than this; their rows contain an error instead."""
 
     tile: tuple[int, ...] = ()

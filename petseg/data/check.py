@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from petseg.data import decode, duplicates, manifest
-from petseg.data.decode import DecodeError
+from petseg.data.image_file import DecodeError
 from petseg.data.labels import IGNORE_ID, MAX_RAW_VALUES, UNKNOWN_ID, LabelMap
 from petseg.data.pairs import decode_pair, raw_values
 from petseg.lookahead import map_ahead

@@ -16,7 +16,10 @@ from petseg import storage
 from petseg.errors import InputError
 from petseg.storage import checks
 
-IMAGE_EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+IMAGE_EXTENSIONS = {
+    *(".apng", ".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx", ".mpo"),
+    *(".png", ".tif", ".tiff", ".webp"),
+}
 """Extensions of files that count as images. The format is detected from the content, not from the extension."""
 
 OUTPUT_EXTENSIONS = (".jpg", ".png")

@@ -19,9 +19,11 @@ from typing import IO
 import numpy as np
 
 from petseg import files, storage
+from petseg.config.base import MAX_PIXELS
 from petseg.config.classes import ClassesConfig
 from petseg.data import decode
 from petseg.data.classes import write_classes
+from petseg.data.image_file import DecodeError
 from petseg.data.labels import LabelMap
 from petseg.data.pairs import decode_pair
 from petseg.errors import InputError, JobError
@@ -167,8 +169,8 @@ def _write_pair(name: str, photo: bytes, mask: bytes, output: str) -> tuple[str,
     try:
         kind = decode.content_format(photo)
         label_map = LabelMap.parse(CLASSES.label_map, len(CLASSES.classes))
-        _, class_ids = decode_pair(photo, mask, _CHECKED_AT, label_map, decode.MAX_TRAINING_PIXELS)
-    except decode.DecodeError as error:
+        _, class_ids = decode_pair(photo, mask, _CHECKED_AT, label_map, MAX_PIXELS)
+    except DecodeError as error:
         for file in (photo_file, mask_file):  # an earlier version, which checked less, may have written it
             storage.remove_file(file)
         return name, f"its {'mask' if error.in_mask else 'photo'}: {error}", ""

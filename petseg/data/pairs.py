@@ -1,16 +1,19 @@
 """Decode a photo and its mask alike, so that they stay aligned, and count a mask's values. No folders, no torch."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageFile
 
 from petseg.config.base import Resize
-from petseg.data import decode, labels
-from petseg.data.decode import DecodeError, Photo
+from petseg.data import decode, image_file, labels
+from petseg.data.decode import Photo
+from petseg.data.image_file import DecodeError, OpenImage
 from petseg.data.labels import LabelMap
 
-_GREY_STRETCH: dict[object, int] = {"L;2": 85, "L;4": 17}
+_GREY_STRETCH = {"L;2": 85, "L;4": 17}
 
 
 def decode_pair(
@@ -54,10 +57,11 @@ def raw_values(mask: bytes, max_pixels: int, most: int, as_colours: bool = False
     Fully transparent pixels of a colour image are left out, as they have no label. Only the `most` values with the most
     pixels are returned. Raises `DecodeError` if the mask cannot be decoded.
     """
-    with decode.as_decode_errors(in_mask=True):
-        image = decode.open_image(mask, max_pixels)
-        stretch = _GREY_STRETCH.get(image.tile[0].args, 1) if image.format == "PNG" and image.tile else 1
-        numbers = None if as_colours else _numbers(image, stretch)
+    with _errors_of_mask():
+        opened = image_file.open_image(mask, max_pixels)
+        opened.load()
+        image = opened.image
+        numbers = None if as_colours else _numbers(image, _grey_stretch(opened))
         raw = _colours(image) if numbers is None else numbers
         values, counts = np.unique(raw[raw != labels.TRANSPARENT] if numbers is None else raw, return_counts=True)
         kept = np.sort(np.argsort(-counts, kind="stable")[:most])
@@ -67,12 +71,20 @@ def raw_values(mask: bytes, max_pixels: int, most: int, as_colours: bool = False
 def _decode_pair(
     photo: bytes, mask: bytes, size_hw: tuple[int, int], label_map: LabelMap, max_pixels: int, resize: Resize
 ) -> "tuple[Photo, _Truth]":
-    with decode.as_decode_errors():
-        image = decode.open_image(photo, max_pixels)
-        header = decode.header_of(image)
-        decoded = decode.decode_opened(image, header, size_hw, resize)
-    with decode.as_decode_errors(in_mask=True):
-        return decoded, _decode_mask(decode.open_image(mask, max_pixels), header, label_map)
+    opened = image_file.open_image(photo, max_pixels)
+    decoded = decode.decode_opened(opened, size_hw, resize)
+    with _errors_of_mask():
+        return decoded, _decode_mask(image_file.open_image(mask, max_pixels), opened.header, label_map)
+
+
+@contextlib.contextmanager
+def _errors_of_mask() -> Iterator[None]:
+    """Mark a `DecodeError` as one of the mask."""
+    try:
+        yield
+    except DecodeError as error:
+        error.in_mask = True
+        raise
 
 
 @dataclass(frozen=True)
@@ -87,24 +99,28 @@ class _Truth:
 
         Like the photo, the mask is resized before it is turned, so that both are sampled at the same positions.
         """
-        rows, columns = size_hw[::-1] if self.orientation in decode.SWAPS_SIDES else size_hw
+        rows, columns = size_hw[::-1] if self.orientation in image_file.SWAPS_SIDES else size_hw
         resized = self.class_ids.resize((columns, rows), Image.Resampling.NEAREST)
-        return np.asarray(decode.upright(resized, self.orientation))
+        return np.asarray(image_file.upright(resized, self.orientation))
 
     def original(self) -> np.ndarray:
-        return np.asarray(decode.upright(self.class_ids, self.orientation))
+        return np.asarray(image_file.upright(self.class_ids, self.orientation))
 
 
-def _decode_mask(mask: ImageFile.ImageFile, photo: decode.Header, label_map: LabelMap) -> _Truth:
-    # Pillow stretches grey of 2 or 4 bits to 0..255. Check this first, since reading EXIF may load the pixels.
-    stretch = _GREY_STRETCH.get(mask.tile[0].args, 1) if mask.format == "PNG" and mask.tile else 1
-    header = decode.header_of(mask)
+def _decode_mask(mask: OpenImage, photo: image_file.Header, label_map: LabelMap) -> _Truth:
+    header = mask.header
     size, orientation = header.size, header.still_to_turn
     if header.orientation == 1 and header.stored_size == photo.stored_size:
         size, orientation = photo.size, photo.orientation
     if size != photo.size:
         raise DecodeError(f"its size {size[0]} × {size[1]} differs from its photo's {photo.size[0]} × {photo.size[1]}")
-    return _Truth(_class_ids(mask, stretch, label_map), orientation)
+    mask.load()
+    return _Truth(_class_ids(mask.image, _grey_stretch(mask), label_map), orientation)
+
+
+def _grey_stretch(mask: OpenImage) -> int:
+    """Return the factor by which Pillow multiplies the values of a PNG with 2 or 4 bits of grey, to fill 0..255."""
+    return _GREY_STRETCH.get(mask.raw_mode, 1) if mask.image.format == "PNG" else 1
 
 
 def _class_ids(mask: ImageFile.ImageFile, stretch: int, label_map: LabelMap) -> Image.Image:

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from petseg.data import decode, labels
+from petseg.data.image_file import lift_pillow_limit
 
 PREVIEW_SIDE = 1024
 """Longest side of a preview in pixels."""
@@ -33,7 +34,7 @@ def preview(content: bytes, max_pixels: int) -> bytes:
 
 def overlay(preview_jpeg: bytes, mask_png: bytes) -> bytes:
     """Blend a mask from `encode_mask`, in its colours, half and half with the `preview` of its photo, as a JPEG."""
-    with decode.lift_pillow_limit():  # the photo was checked against our own limit
+    with lift_pillow_limit():  # the photo was checked against our own limit
         photo = Image.open(io.BytesIO(preview_jpeg), formats=("JPEG",))
         mask = Image.open(io.BytesIO(mask_png), formats=("PNG",)).resize(photo.size, Image.Resampling.NEAREST)
     return _to_jpeg(Image.blend(photo.convert("RGB"), mask.convert("RGB"), 0.5))

@@ -17,7 +17,8 @@ from torch import Tensor
 from petseg import storage
 from petseg.config.model import ModelConfig
 from petseg.data import decode, manifest, visualize
-from petseg.data.decode import DecodeError, Photo
+from petseg.data.decode import Photo
+from petseg.data.image_file import DecodeError
 from petseg.data.labels import IGNORE_ID, LabelMap
 from petseg.data.pairs import decode_pair_and_truth
 from petseg.evaluation import metrics

@@ -15,7 +15,6 @@ from petseg import storage
 from petseg.config.base import Resize
 from petseg.data import coco_rle, visualize
 from petseg.data.decode import (
-    DecodeError,
     Photo,
     decode_photo,
     decode_whole,
@@ -24,6 +23,7 @@ from petseg.data.decode import (
     upright_size,
 )
 from petseg.data.encode import encode_grey, encode_mask
+from petseg.data.image_file import DecodeError
 from petseg.files import OVERLAY_FOLDER
 from petseg.inference import crash_guard, output_folder, plan
 from petseg.inference.plan import Outputs, Summary, Target

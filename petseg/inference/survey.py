@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from petseg import storage
 from petseg.data import decode, visualize
-from petseg.data.decode import DecodeError
+from petseg.data.image_file import DecodeError
 from petseg.files import MASK_FOLDER
 from petseg.inference.plan import Plan
 

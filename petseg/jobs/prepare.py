@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 
 from petseg import cli, files, storage
 from petseg.cli.invocation import command_line
+from petseg.config.base import MAX_PIXELS
 from petseg.config.prepare import CheckConfig, OxfordConfig, ShardsConfig
-from petseg.data import check, decode, manifest, oxford_pets, prepared_writer, splits
+from petseg.data import check, manifest, oxford_pets, prepared_writer, splits
 from petseg.data.classes import Classes, resolve_classes, write_classes
 from petseg.data.labels import LabelMap
 from petseg.data.prepared import Prepared, Target
@@ -127,7 +128,7 @@ def _scan(
     rows = []
     progress = Progress(pairs.num_rows, 0, 0, sys.stdout, unit=("pairs", 1))  # no count of failures: findings follow
     try:
-        for row in check.scan_pairs(pairs, classes.label_map, decode.MAX_TRAINING_PIXELS):
+        for row in check.scan_pairs(pairs, classes.label_map, MAX_PIXELS):
             rows.append(row)
             progress.add(1)
     finally:

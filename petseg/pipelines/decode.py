@@ -16,9 +16,10 @@ import ray
 import ray.data
 import ray.exceptions
 
-from petseg.config.base import Resize
+from petseg.config.base import MAX_PIXELS, Resize
 from petseg.data import manifest, prepared
-from petseg.data.decode import MAX_TRAINING_PIXELS, DecodeError, from_column, max_bytes
+from petseg.data.decode import from_column, max_bytes
+from petseg.data.image_file import DecodeError
 from petseg.data.labels import LabelMap
 from petseg.data.pairs import decode_pair
 from petseg.data.prepared import Prepared
@@ -152,7 +153,7 @@ def decode_rows(
     schema = prepared.schema(image_size).append(pa.field("error", pa.string()))
     decoded = [
         {"id": row["id"], "error": error} if error else _decode_row(row, photo, mask, image_size, label_map, resize)
-        for row, photo, mask, error in manifest.read_pairs(rows, max_bytes(MAX_TRAINING_PIXELS))
+        for row, photo, mask, error in manifest.read_pairs(rows, max_bytes(MAX_PIXELS))
     ]
     return pa.table({name: [row.get(name) for row in decoded] for name in schema.names}, schema=schema)
 
@@ -166,7 +167,7 @@ def _decode_row(
     resize: Resize,
 ) -> dict[str, object]:
     try:
-        photo, class_ids = decode_pair(photo_content, mask_content, image_size, label_map, MAX_TRAINING_PIXELS, resize)
+        photo, class_ids = decode_pair(photo_content, mask_content, image_size, label_map, MAX_PIXELS, resize)
     except DecodeError as error:
         return {"id": row["id"], "error": f"{row['mask' if error.in_mask else 'image']}: {error}"}
     pixels = {"image": photo.pixels.tobytes(), "mask": class_ids.tobytes()}

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from petseg import storage
+from petseg.config.base import MAX_PIXELS
 from petseg.data import check, decode, encode, visualize
-from petseg.data.decode import DecodeError
+from petseg.data.image_file import DecodeError
 from petseg.data.pairs import decode_pair_and_truth
 from petseg.reports import html, sections
 from petseg.reports.findings import Checked, Finding, value_text
@@ -144,7 +145,7 @@ def _commands(command: str) -> Command:
 
 
 def _preview(checked: Checked, index: int) -> bytes | None:
-    location, limit = checked.pairs["image"][index].as_py(), decode.MAX_TRAINING_PIXELS
+    location, limit = checked.pairs["image"][index].as_py(), MAX_PIXELS
     try:
         return visualize.preview(storage.read(location, at_most=decode.max_bytes(limit)), limit)
     except (DecodeError, FileNotFoundError):
@@ -152,7 +153,7 @@ def _preview(checked: Checked, index: int) -> bytes | None:
 
 
 def _mask_png(checked: Checked, index: int) -> bytes | None:
-    pair, limit = checked.pairs.slice(index, 1).to_pylist()[0], decode.MAX_TRAINING_PIXELS
+    pair, limit = checked.pairs.slice(index, 1).to_pylist()[0], MAX_PIXELS
     try:
         photo, mask = (storage.read(pair[of], at_most=decode.max_bytes(limit)) for of in ("image", "mask"))
         _, _, truth = decode_pair_and_truth(photo, mask, (16, 16), checked.classes.label_map, limit)

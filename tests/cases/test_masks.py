@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from petseg.data.decode import DecodeError
+from petseg.data.image_file import DecodeError
 from petseg.data.labels import IGNORE_ID, LabelMap
 from petseg.data.pairs import decode_pair, raw_values
 

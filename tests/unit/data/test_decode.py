@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from petseg.data import decode, labels, visualize
-from petseg.data.decode import DecodeError
+from petseg.data import decode, image_file, labels, visualize
 from petseg.data.encode import encode_mask
+from petseg.data.image_file import DecodeError
 from petseg.data.labels import IGNORE_ID, LabelMap
 from petseg.data.pairs import decode_pair, decode_pair_and_truth, raw_values
 
@@ -383,18 +383,18 @@ def test_lift_pillow_limit_two_threads_limit_is_restored_after_both(monkeypatch:
     with pytest.raises(Image.DecompressionBombError):  # 1,200 pixels are more than twice the limit
         Image.open(io.BytesIO(buffer.getvalue()))
     assert decode.decode_photo(buffer.getvalue(), (16, 16), 1200).pixels.shape == (16, 16, 3)
-    with pytest.raises(decode.DecodeError, match="more than the limit of 1199"):
+    with pytest.raises(DecodeError, match="more than the limit of 1199"):
         decode.decode_photo(buffer.getvalue(), (16, 16), 1199)
     assert Image.MAX_IMAGE_PIXELS == 100
 
     entered, leave = threading.Event(), threading.Event()
 
     def other() -> None:
-        with decode.lift_pillow_limit():
+        with image_file.lift_pillow_limit():
             entered.set()
             leave.wait(10)
 
-    with decode.lift_pillow_limit():
+    with image_file.lift_pillow_limit():
         thread = threading.Thread(target=other)
         thread.start()
         assert entered.wait(10)
