@@ -105,9 +105,8 @@ def open_image(content: bytes, max_pixels: int) -> OpenImage:
         raise DecodeError(f"{image.width} × {image.height} pixels: a side is longer than {MAX_SIDE}")
     if image.width * image.height > max_pixels:
         raise DecodeError(f"{image.width} × {image.height} pixels are more than the limit of {max_pixels}")
-    args = (
-        image.tile[0].args if image.tile else ""
-    )  # before reading EXIF, which may load the pixels and clear the tiles
+    # First, because reading EXIF may load the pixels, which clears the tiles.
+    args = image.tile[0].args if image.tile else ""
     raw_mode = str(args[0] if isinstance(args, tuple) and args else args)
     return OpenImage(image, _header_of(image), raw_mode, content)
 

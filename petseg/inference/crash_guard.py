@@ -43,14 +43,23 @@ def crash_marker(name: str) -> Iterator[bool]:
             marker.unlink()
 
 
+def run_with_retry(work: Callable[[Argument], Result], argument: Argument, if_died: Result) -> Result:
+    """Return `work(argument)`; on `MemoryError`, the result of `map_in_subprocess`, where more memory may be free."""
+    try:
+        return work(argument)
+    except MemoryError:
+        return next(map_in_subprocess(work, [argument], if_died))
+
+
 def map_in_subprocess(
     work: Callable[[Argument], Result], arguments: Iterable[Argument], if_died: Result
 ) -> Iterator[Result]:
     """Yield `work(argument)` for each argument, run in a subprocess.
 
-    Yields `if_died` for an argument whose subprocess died `_TRIES` times. A single death may have another cause.
+    Yields `if_died` for an argument whose subprocess died or ran out of memory `_TRIES` times. A single failure may
+    have another cause.
 
-    `work`, the arguments and the results must be picklable. Exceptions of `work` are re-raised here.
+    `work`, the arguments and the results must be picklable. Other exceptions of `work` are re-raised here.
     """
     pool = ProcessPoolExecutor(1, get_context("spawn"))
     try:
@@ -60,7 +69,7 @@ def map_in_subprocess(
                 try:
                     result = pool.submit(work, argument).result()
                     break
-                except BrokenProcessPool:
+                except (BrokenProcessPool, MemoryError):
                     pool.shutdown()
                     pool = ProcessPoolExecutor(1, get_context("spawn"))
             yield result

@@ -60,11 +60,13 @@ def read_shard(
     decode = partial(_decode, size_hw=size_hw, max_pixels=max_pixels, resize=resize, tile_hw=tile_hw)
     columns_of = partial(_columns_of, decode=decode, preview_max_pixels=max_pixels if previews else None)
     locations, at_most = rows["image"].to_pylist(), max_bytes(max_pixels)
+    if_died: dict[str, Any] = {"error": _KILLED}
     if in_subprocess:
         read = partial(_read_columns, at_most=at_most, columns_of=columns_of)
-        photos = list(crash_guard.map_in_subprocess(read, locations, if_died={"error": _KILLED}))
+        photos = list(crash_guard.map_in_subprocess(read, locations, if_died))
     else:
-        photos = list(map(columns_of, storage.read_each(locations, at_most)))
+        contents = storage.read_each(locations, at_most)
+        photos = [crash_guard.run_with_retry(columns_of, content, if_died) for content in contents]
     types = {
         "height": pa.int32(),
         "width": pa.int32(),
@@ -229,7 +231,7 @@ def _load_whole(rows: pa.Table, max_pixels: int, in_subprocess: bool) -> Iterato
         try:
             if in_subprocess:
                 return row, next(crash_guard.map_in_subprocess(read, [location], if_died=_KILLED))
-            return row, read(location)
+            return row, crash_guard.run_with_retry(read, location, if_died=_KILLED)
         except (DecodeError, OSError) as error:
             return row, _reason(error)
 

@@ -24,6 +24,7 @@ from petseg.data.labels import LabelMap
 from petseg.data.pairs import decode_pair
 from petseg.data.prepared import Prepared
 from petseg.errors import InputError, JobError, UnavailableError
+from petseg.inference import crash_guard
 from petseg.pipelines.datasets import WHOLE_BLOCKS, catch_unavailable, data_context, unavailable_reason
 
 BLOCK_BYTES = 8 * 2**20
@@ -31,6 +32,9 @@ BLOCK_BYTES = 8 * 2**20
 
 Changing it changes the order of the training data.
 """
+
+
+_OUT_OF_MEMORY = "decoding the pair runs out of memory; shrink its files, or use a larger machine"
 
 
 @dataclass(frozen=True)
@@ -151,21 +155,20 @@ def decode_rows(
     Raises `UnavailableError` if storage does not answer.
     """
     schema = prepared.schema(image_size).append(pa.field("error", pa.string()))
-    decoded = [
-        {"id": row["id"], "error": error} if error else _decode_row(row, photo, mask, image_size, label_map, resize)
-        for row, photo, mask, error in manifest.read_pairs(rows, max_bytes(MAX_PIXELS))
-    ]
+    decode_one = functools.partial(_decode_row, image_size=image_size, label_map=label_map, resize=resize)
+    decoded = []
+    for pair in manifest.read_pairs(rows, max_bytes(MAX_PIXELS)):
+        if_died: dict[str, object] = {"id": pair[0]["id"], "error": f"{pair[0]['image']}: {_OUT_OF_MEMORY}"}
+        decoded.append(crash_guard.run_with_retry(decode_one, pair, if_died))
     return pa.table({name: [row.get(name) for row in decoded] for name in schema.names}, schema=schema)
 
 
 def _decode_row(
-    row: dict[str, str],
-    photo_content: bytes,
-    mask_content: bytes,
-    image_size: tuple[int, int],
-    label_map: LabelMap,
-    resize: Resize,
+    pair: tuple[dict[str, str], bytes, bytes, str], image_size: tuple[int, int], label_map: LabelMap, resize: Resize
 ) -> dict[str, object]:
+    row, photo_content, mask_content, error = pair
+    if error:
+        return {"id": row["id"], "error": error}
     try:
         photo, class_ids = decode_pair(photo_content, mask_content, image_size, label_map, MAX_PIXELS, resize)
     except DecodeError as error:

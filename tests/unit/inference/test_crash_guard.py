@@ -33,6 +33,26 @@ def test_map_in_subprocess_single_crash_is_retried(tmp_path: Path) -> None:
     assert list(crash_guard.map_in_subprocess(crash_once, [str(tmp_path / "marker")], if_died="bad")) == ["good"]
 
 
+def out_of_memory(where: int | None) -> str:
+    """Raise `MemoryError` in the process `where`, or in every process if it is None."""
+    if where in (None, os.getpid()):
+        raise MemoryError
+    return "good"
+
+
+def test_run_with_retry_out_of_memory_once_succeeds_in_a_subprocess() -> None:
+    assert crash_guard.run_with_retry(out_of_memory, os.getpid(), "bad") == "good"
+
+
+def test_run_with_retry_always_out_of_memory_gives_if_died() -> None:
+    assert crash_guard.run_with_retry(out_of_memory, None, "bad") == "bad"
+
+
+def test_run_with_retry_other_exception_is_raised() -> None:
+    with pytest.raises(ValueError, match="nine"):
+        crash_guard.run_with_retry(crash_on_2_and_raise_on_9, 9, -1)
+
+
 def test_crash_marker_no_temporary_folder_reports_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/no/such/folder")
     with crash_guard.crash_marker("a") as died_before:

@@ -13,7 +13,7 @@ import pytest
 from conftest import SHARD_SIZE_HW, do_shards, make_plan
 from PIL import Image
 
-from petseg.data import manifest
+from petseg.data import decode, manifest
 from petseg.inference import output_folder
 from petseg.inference.plan import Outputs, schema
 from petseg.inference.shard import read_shard
@@ -113,6 +113,28 @@ def test_read_shard_missing_empty_or_too_large_photo_is_an_error_row(photos: Pat
     assert errors[1] == "the file is empty"
     assert errors[2] == "1001 × 1000 pixels are more than the limit of 1000000"
     assert errors[3] is None
+
+
+def test_read_shard_bug_in_our_code_is_not_an_error_row(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise AttributeError("planted")
+
+    monkeypatch.setattr(decode, "decode_opened", fail)
+    with pytest.raises(AttributeError, match="planted"):
+        read_shard(manifest.discover(str(photos)), SHARD_SIZE_HW, 10**6)
+
+
+def test_read_shard_out_of_memory_once_photo_is_decoded_in_a_subprocess(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = manifest.discover(str(photos)).slice(0, 2)
+    expected = read_shard(found, SHARD_SIZE_HW, 10**6)
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(decode, "decode_opened", fail)  # in this process only
+    assert read_shard(found, SHARD_SIZE_HW, 10**6).equals(expected)
 
 
 def test_read_shard_photo_without_permission_is_an_error_row(photos: Path, request: pytest.FixtureRequest) -> None:
