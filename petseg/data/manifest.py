@@ -6,7 +6,8 @@ Its columns are strings: `id` (path below the folder without extension, "/" betw
 
 import hashlib
 import unicodedata
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ import pyarrow.compute as pc
 
 from petseg import storage
 from petseg.errors import InputError
+from petseg.files import CLASSES
 from petseg.storage import checks
 
 IMAGE_EXTENSIONS = {
@@ -30,31 +32,37 @@ SCHEMA = pa.schema([("id", pa.string()), ("image", pa.string()), ("mask", pa.str
 _CHUNK = 2**16
 
 
-def discover(images: str, masks: str | None = None) -> pa.Table:
+Skipped = dict[str, dict[str, int]]
+"""Numbers of files that a listing skipped, by flag ("--images", "--masks") and reason (".txt", "hidden", …)."""
+
+
+def discover(images: str, masks: str | None = None, *, skipped: Skipped | None = None) -> pa.Table:
     """Return the manifest of a folder of photos, or of two folders, whose files are paired by id.
+
+    Skipped files are added to `skipped`. Without it, a line about them is printed.
 
     Raises `InputError` if a folder is missing or holds no image, if two files have one id, if a photo has no mask or a
     mask no photo, or if a name cannot safely name an output.
     """
     if masks is None:
-        photos = _images_by_id(images, "--images", excluded=None)
+        photos = _images_by_id(images, "--images", None, skipped)
         return photos.append_column("mask", pa.nulls(photos.num_rows, pa.string())).cast(SCHEMA)
-    pairs, unpaired_photos, unpaired_masks = match(images, masks)
+    pairs, unpaired_photos, unpaired_masks = match(images, masks, skipped=skipped)
     _require_no_unpaired(unpaired_photos["id"].to_pylist(), "photo", "without a mask", masks)
     _require_no_unpaired(unpaired_masks["id"].to_pylist(), "mask", "without a photo", images)
     return pairs
 
 
-def match(images: str, masks: str) -> tuple[pa.Table, pa.Table, pa.Table]:
+def match(images: str, masks: str, *, skipped: Skipped | None = None) -> tuple[pa.Table, pa.Table, pa.Table]:
     """Return (manifest of the pairs, photos without a mask, masks without a photo).
 
-    The last two have the columns `id` and `image`. Raises `InputError` as `discover` does, except for files without a
-    partner.
+    The last two have the columns `id` and `image`. `skipped` is that of `discover`. Raises `InputError` as `discover`
+    does, except for files without a partner.
     """
     if images == masks:
         raise InputError(f"--images and --masks are the same folder, {images}; give a separate folder for each")
-    photos = _images_by_id(images, "--images", excluded=masks)
-    mask_files = _images_by_id(masks, "--masks", excluded=images)
+    photos = _images_by_id(images, "--images", masks, skipped)
+    mask_files = _images_by_id(masks, "--masks", images, skipped)
     has_mask, has_photo = pc.is_in(photos["id"], mask_files["id"]), pc.is_in(mask_files["id"], photos["id"])  # pyright: ignore[reportAttributeAccessIssue]
     pairs = photos.filter(has_mask).append_column("mask", mask_files.filter(has_photo)["image"]).cast(SCHEMA)
     return pairs, photos.filter(pc.invert(has_mask)), mask_files.filter(pc.invert(has_photo))  # pyright: ignore[reportAttributeAccessIssue]
@@ -102,29 +110,47 @@ def unusable_pairs_error(failures: list[str], remedy: str) -> InputError:
     return InputError(f"{pairs} cannot be used: {shown}; {remedy}")
 
 
-def _images_by_id(folder: str, flag: str, excluded: str | None) -> pa.Table:
+def skipped_lines(skipped: Skipped) -> list[str]:
+    """Return a line for each flag whose folder has skipped files, such as "--images: skipped 3 .heic, 1 hidden"."""
+    return [f"{flag}: skipped {_count_reasons(counts)}" for flag, counts in skipped.items() if counts]
+
+
+def _count_reasons(counts: Mapping[str, int]) -> str:
+    most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count} {reason}" for reason, count in most[:8]) + (", …" if len(most) > 8 else "")
+
+
+def _images_by_id(folder: str, flag: str, excluded: str | None, skipped: Skipped | None) -> pa.Table:
     """Return `id` and `image` of every image below `folder`, sorted by id, except those in the folder `excluded`.
+
+    An id is in Unicode's form NFC, because some systems store "é" as "e" and an accent (NFD).
 
     Names are put into Arrow as they are listed: two million of them as Python strings would take a gigabyte.
     """
     inner = f"{excluded}/".removeprefix(f"{folder}/") if f"{excluded}/".startswith(f"{folder}/") else None
-    names, ids, others = _StringColumn(), _StringColumn(), 0
+    names, ids, others = _StringColumn(), _StringColumn(), Counter()
     nested = []
-    for name in storage.list_files(folder):
+    for name in storage.list_files(folder, others):
         if inner and name.startswith(inner):
             continue
         stem, dot, ending = name.rpartition(".")
         if dot + ending.lower() not in IMAGE_EXTENSIONS or not stem or stem.endswith("/"):
-            others += 1
+            if name != CLASSES:
+                others[(dot + ending.lower()) if stem and "/" not in ending else "without extension"] += 1
             continue
         _require_safe_name(name, storage.join(folder, name))
         names.append(name)
+        stem = unicodedata.normalize("NFC", stem)
         ids.append(stem)
         if any(f"{output}/" in stem for output in OUTPUT_EXTENSIONS):
             nested.append(stem)
     if not len(ids):
-        extensions = ", ".join(sorted(IMAGE_EXTENSIONS))
-        raise InputError(f"{flag} {folder}: no images found ({extensions}), other files: {others}; check the path")
+        extensions, found = ", ".join(sorted(IMAGE_EXTENSIONS)), _count_reasons(others) or "0"
+        raise InputError(f"{flag} {folder}: no images found ({extensions}), other files: {found}; check the path")
+    if skipped is not None:
+        skipped[flag] = dict(others)
+    elif others:
+        print(f"note: {flag} {folder}: skipped {_count_reasons(others)}")
     checks.require_readable([storage.join(folder, name) for name in names.sample()], f"{flag} {folder}")
     files = pa.table({"id": ids.array(), "image": names.array()}).sort_by([("id", "ascending"), ("image", "ascending")])
     _require_unique_ids(files, folder, flag)

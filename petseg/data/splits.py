@@ -3,6 +3,7 @@
 import csv
 import random
 import re
+import unicodedata
 from collections.abc import Iterator
 
 import pyarrow as pa
@@ -97,7 +98,8 @@ def _read_list(location: str, split_name: str, ids: set[str]) -> Iterator[tuple[
         lines = [[row["id"], row["split"]] for row in rows]
     else:
         # Not `splitlines`: it also splits at characters that may be part of a name.
-        lines = [_split_line(line, ids) for line in re.split("\r?\n", content.decode("utf-8-sig", errors="replace"))]
+        text = unicodedata.normalize("NFC", content.decode("utf-8-sig", errors="replace"))  # as ids are
+        lines = [_split_line(line, ids) for line in re.split("\r?\n", text)]
     for number, words in enumerate(lines, 1):
         if not words or words[1:] == ["split"]:
             continue

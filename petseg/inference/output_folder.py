@@ -7,6 +7,7 @@ second start makes the same plan. `shard.py` processes a single shard. This modu
 import errno
 import json
 import re
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -142,8 +143,10 @@ def summarise(rows: pa.Table) -> Summary:
     return Summary(rows.num_rows, len(errors), errors[:_NAMES_SHOWN])
 
 
-def finish(plan: Plan, done: dict[int, Summary]) -> Summary:
+def finish(plan: Plan, done: dict[int, Summary], skipped: Mapping[str, int] | None = None) -> Summary:
     """Remove leftovers, write `_SUCCESS.json` and return the summary over all shards. Every shard must be committed.
+
+    `skipped` are the numbers of files in the folder of the photos that are no images, by reason.
 
     Raises `OSError` if the file cannot be written or another job has written to the folder.
     """
@@ -157,6 +160,7 @@ def finish(plan: Plan, done: dict[int, Summary]) -> Summary:
     content = {
         "images": summary.rows,
         "failed": summary.failed,
+        "skipped": dict(skipped or {}),
         "shards": len(done),
         "plan": plan.description,
     }

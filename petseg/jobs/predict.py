@@ -31,7 +31,8 @@ def main() -> None:
     checks.require_no_overlap(output, {"--images": images}, (files.MASK_FOLDER, files.OVERLAY_FOLDER))
     checks.require_writable(output, "--output")
     clock = Clock()
-    photos = manifest.discover(images)
+    skipped: manifest.Skipped = {}
+    photos = manifest.discover(images, skipped=skipped)
     if config.limit is not None:
         photos = manifest.sample(photos, config.limit)
 
@@ -41,14 +42,16 @@ def main() -> None:
     trained = checkpoint.find(storage.absolute(config.checkpoint))
     weights = checkpoint.read_weights(trained)
     plan = _plan(config, photos, output, checkpoint.fingerprint(trained, weights))
-    make_report = partial(PredictionReport, plan=plan, model=trained.model, max_pixels=config.max_pixels)
+    make_report = partial(
+        PredictionReport, plan=plan, model=trained.model, max_pixels=config.max_pixels, skipped=skipped["--images"]
+    )
     done = output_folder.find_done(plan, overwrite=config.overwrite)
     if output_folder.is_finished(plan, done):
         summary = output_folder.total(done)
         if files.REPORT not in storage.list_names(output):  # an earlier job was killed before it wrote the report
             content = make_report(summary=summary, seconds={}, status="already finished")
             save_report(output, lambda: prediction_page(content))
-        _print_summary(summary, output, "already finished; nothing to do")
+        _print_summary(summary, skipped, output, "already finished; nothing to do")
         return
     _require_few_errors(output_folder.total(done).failed, plan, done, config.max_errors)
     status = "all shards were already written"
@@ -56,11 +59,11 @@ def main() -> None:
     if len(done) < plan.target.num_shards:
         status = _run(plan, done, trained.model, weights, config, clock)
     with checks.translate_write_errors(output):
-        summary = output_folder.finish(plan, done)
+        summary = output_folder.finish(plan, done, skipped["--images"])
     clock.lap("finishing")
     content = make_report(summary=summary, seconds=clock.laps, status=status)
     save_report(output, lambda: prediction_page(content))
-    _print_summary(summary, output, status)
+    _print_summary(summary, skipped, output, status)
 
 
 def _plan(config: PredictConfig, photos: pa.Table, output: str, checkpoint_sha256: str) -> Plan:
@@ -133,8 +136,10 @@ def _require_few_errors(failed: int, plan: Plan, done: dict[int, Summary], max_e
     )
 
 
-def _print_summary(summary: Summary, output: str, status: str) -> None:
+def _print_summary(summary: Summary, skipped: manifest.Skipped, output: str, status: str) -> None:
     print(f"{status}; {summary.rows} rows, {summary.failed} failed: {output}")
+    for line in manifest.skipped_lines(skipped):
+        print(f"  {line}")
     for error in summary.first_errors:
         print(f"  failed: {error}")
     if summary.failed > len(summary.first_errors):

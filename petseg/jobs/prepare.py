@@ -85,14 +85,15 @@ def _check(config: CheckConfig) -> None:
             f"--output {config.output}: {files.REPORT} already exists; choose another folder, or pass --overwrite"
         )
     classes = resolve_classes(config, config.masks)
-    pairs, unpaired_photos, unpaired_masks = manifest.match(config.images, config.masks)
+    skipped: manifest.Skipped = {}
+    pairs, unpaired_photos, unpaired_masks = manifest.match(config.images, config.masks, skipped=skipped)
     if not pairs.num_rows:
         photo, mask = unpaired_photos["id"][0], unpaired_masks["id"][0]
         raise InputError(
             f"--images {config.images}, --masks {config.masks}: no photo and mask have the same name (photos such "
             f"as {photo}, masks such as {mask}); rename them to match (extensions may differ)"
         )
-    checked = _scan(config, classes, pairs, unpaired_photos, unpaired_masks)
+    checked = _scan(config, classes, pairs, unpaired_photos, unpaired_masks, skipped)
     findings = find_problems(checked)
     command = command_line("train", train_flags(checked))
     unpaired = [{"id": row["id"], "image": row["image"], "error": "no mask"} for row in unpaired_photos.to_pylist()]
@@ -116,7 +117,12 @@ def _check(config: CheckConfig) -> None:
 
 
 def _scan(
-    config: CheckConfig, classes: Classes, pairs: pa.Table, unpaired_photos: pa.Table, unpaired_masks: pa.Table
+    config: CheckConfig,
+    classes: Classes,
+    pairs: pa.Table,
+    unpaired_photos: pa.Table,
+    unpaired_masks: pa.Table,
+    skipped: manifest.Skipped,
 ) -> Checked:
     """Read all pairs and return everything the report needs."""
     val_fraction = config.val_fraction or (None if config.val_count else recipes.VAL_FRACTION)
@@ -140,6 +146,7 @@ def _scan(
         rows=rows,
         unpaired_photos=unpaired_photos["id"].to_pylist(),
         unpaired_masks=unpaired_masks["id"].to_pylist(),
+        skipped=skipped,
         splits={row_id: split for split, part in parts.items() for row_id in part["id"].to_pylist()},
         labels=check.labels_of(rows),
         classes=classes,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from petseg.config.prepare import CheckConfig
-from petseg.data import check, duplicates
+from petseg.data import check, duplicates, manifest
 from petseg.data.check import Labels, Row
 from petseg.data.classes import Classes
 from petseg.data.labels import IGNORE_ID
@@ -41,6 +41,8 @@ class Checked:
     """Ids of the photos without a mask."""
     unpaired_masks: Sequence[str]
     """Ids of the masks without a photo."""
+    skipped: manifest.Skipped
+    """Numbers of files in the two folders that are no images."""
     splits: Mapping[str, str]
     """Split (train, val or test) of each id."""
     labels: Labels
@@ -81,6 +83,7 @@ def find_problems(checked: Checked) -> list[Finding]:
         _exact_duplicates(checked),
         _near_duplicates(checked),
         _cross_split_duplicates(checked),
+        *_skipped_files(checked),
     ]
     return [finding for finding in candidates if finding is not None]
 
@@ -91,6 +94,11 @@ def _unpaired(names: Sequence[str], kind: str, missing: str, folder: str) -> Fin
         return None
     what = f"{_count(len(names), kind)} without a {missing}, such as {names[0]}"
     return Finding(what, f"add the missing {missing}s to {folder}, or move these {kind}s away", blocks_training=True)
+
+
+def _skipped_files(checked: Checked) -> list[Finding]:
+    remedy = "convert or rename those that are images"
+    return [Finding(line, remedy, blocks_training=False) for line in manifest.skipped_lines(checked.skipped)]
 
 
 def _uncovered_values(checked: Checked) -> Finding | None:

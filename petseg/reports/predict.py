@@ -30,6 +30,8 @@ class PredictionReport:
     """Maximum number of pixels of a photo that is read again for its picture."""
     summary: Summary
     """Counts over all shards."""
+    skipped: Mapping[str, int]
+    """Numbers of files in the folder of the photos that are no images, by reason."""
     seconds: Mapping[str, float]
     """Seconds of each phase of the start that finished the job. That start may have had little left to do."""
     status: str
@@ -45,12 +47,22 @@ def prediction_page(report: PredictionReport) -> bytes:
         _confidence_histogram(sample, note),
         *_sheets(report, sample),
         _failures_table(sample, note),
+        _skipped_table(report.skipped),
         sections.time_chart(report.seconds) if report.seconds else None,
         sections.facts("Settings", report.plan.description),
         html.versions(),
         html.rerun("predict"),
     ]
     return html.page(title="Prediction", summary=_summary(report, sample), sections=shown)
+
+
+def _skipped_table(skipped: Mapping[str, int]) -> Table | None:
+    if not skipped:
+        return None
+    rows = [[reason, f"{count:,}"] for reason, count in sorted(skipped.items(), key=lambda item: -item[1])]
+    return Table(
+        title="Skipped files", heads=["extension or reason", "files"], rows=rows, note="These files have no row."
+    )
 
 
 def _summary(report: PredictionReport, sample: Sample) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import urllib.parse
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -61,21 +62,25 @@ def join(location: str, *parts: str) -> str:
     return "/".join([location.rstrip("/"), *parts])
 
 
-def list_files(folder: str) -> Iterator[str]:
+def list_files(folder: str, skipped: Counter[str] | None = None) -> Iterator[str]:
     """Yield the path, relative to `folder`, of every file in it at any depth, in no particular order.
 
     Hidden files and folders (with a leading dot) are skipped, because operating systems and editors leave them
-    everywhere. Links to folders are not followed, because a cycle would never end. Pipes and devices are not files.
+    everywhere. Links to folders are followed, except a link to a folder that contains it, which would never end. Pipes
+    and devices are skipped. `skipped` counts what was skipped, by reason.
 
     Raises `InputError` if the folder does not exist or cannot be read.
     """
+    skipped = Counter() if skipped is None else skipped
     if is_local(folder):
-        yield from local.list_files(folder)
+        yield from local.list_files(folder, skipped)
         return
     store, path = remote(folder)
     with as_input_error(f"{folder}: cannot be listed"):
         for below in store.list_files(path):
-            if not any(part.startswith(".") for part in below.split("/")):
+            if any(part.startswith(".") for part in below.split("/")):
+                skipped["hidden"] += 1
+            else:
                 yield below
 
 

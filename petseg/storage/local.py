@@ -5,6 +5,7 @@ import errno
 import os
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -17,23 +18,32 @@ TEMPORARY = ".petseg-tmp-"
 """Prefix of the temporary name under which a file is written before it is renamed."""
 
 
-def list_files(folder: str) -> Iterator[str]:
+def list_files(folder: str, skipped: Counter[str]) -> Iterator[str]:
     """Do as `storage.list_files`."""
+    if os.path.isfile(folder):  # noqa: PTH113
+        raise InputError(f"{folder}: it is a file; give the folder that contains it")
     if not os.path.isdir(folder):  # noqa: PTH112
         raise InputError(f"{folder}: no such folder")
 
-    waiting = [""]
+    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while waiting:
-        below = waiting.pop()
+        below, above = waiting.pop()
         try:
+            found = os.stat(os.path.join(folder, below))  # noqa: PTH116, PTH118
+            if (found.st_dev, found.st_ino) in above:
+                skipped["link to a folder that contains it"] += 1
+                continue
+            above |= {(found.st_dev, found.st_ino)}
             with os.scandir(os.path.join(folder, below)) as entries:  # noqa: PTH118
                 for entry in entries:
                     if entry.name.startswith("."):
-                        continue
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(f"{below}{entry.name}/")
+                        skipped["hidden"] += 1
+                    elif entry.is_dir():
+                        waiting.append((f"{below}{entry.name}/", above))
                     elif entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)):  # noqa: PTH110
                         yield below + entry.name
+                    else:
+                        skipped["pipe or device"] += 1
         except OSError as error:
             raise InputError(f"{error.filename}: cannot be listed: {error.strerror}") from error
 

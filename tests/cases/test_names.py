@@ -1,11 +1,13 @@
 """Names of files as users have them, in folders and in lists."""
 
+import unicodedata
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from petseg.data import splits
+from petseg.data import manifest, splits
+from petseg.errors import InputError
 
 NAMES = [
     "plain",
@@ -52,3 +54,49 @@ def test_split_file_quoted_csv_is_read(pairs: pa.Table, tmp_path: Path) -> None:
     (tmp_path / "lists.csv").write_text('id,split\n"with, comma",train\nplain,val\n"my photo 1","test"\n')
     found = assign(pairs, f"{tmp_path}/lists.csv")
     assert found == {"train": {"with, comma"}, "val": {"plain"}, "test": {"my photo 1"}}
+
+
+def touch(folder: Path, *names: str) -> str:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    return str(folder)
+
+
+def test_photo_and_mask_in_two_unicode_forms_are_a_pair(tmp_path: Path) -> None:
+    names = ["Müller", "café", "Ångström", "naïve", "plain"]
+    composed, decomposed = ([unicodedata.normalize(form, name) for name in names] for form in ("NFC", "NFD"))
+    images = touch(tmp_path / "photos", *(f"{name}.jpg" for name in decomposed))
+    masks = touch(tmp_path / "masks", *(f"{name}.png" for name in composed))
+    found = manifest.discover(images, masks)
+    assert found["id"].to_pylist() == sorted(composed)
+    assert all(Path(path).exists() for column in ("image", "mask") for path in found[column].to_pylist())
+    (tmp_path / "list.txt").write_text("\n".join(decomposed), encoding="utf-8")
+    assert assign(found, f"train={tmp_path}/list.txt")["train"] == set(composed)
+
+
+def test_two_names_of_one_unicode_form_are_refused(tmp_path: Path) -> None:
+    images = touch(tmp_path, *(unicodedata.normalize(form, "é") + ".jpg" for form in ("NFC", "NFD")))
+    with pytest.raises(InputError, match="two files with the same id"):
+        manifest.discover(images)
+
+
+def test_every_file_that_is_no_photo_is_counted_by_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = [f"{i}{ending}" for i, ending in enumerate([".jpg", ".JFIF", ".jpe", ".mpo", ".avif", ".jp2"])]
+    others = ["a.heic", "b.HEIC", "c.dng", "d", "sub.dir/e", ".f.jpg", "g.jpg.part"]
+    images = touch(tmp_path, *photos, *others)
+    skipped: manifest.Skipped = {}
+    assert manifest.discover(images, skipped=skipped).num_rows == len(photos)
+    assert skipped == {"--images": {".heic": 2, ".dng": 1, "without extension": 2, "hidden": 1, ".part": 1}}
+    assert sum(skipped["--images"].values()) == len(others)
+    line = "--images: skipped 2 .heic, 2 without extension, 1 .dng, 1 .part, 1 hidden"
+    assert manifest.skipped_lines(skipped) == [line]
+    assert not capsys.readouterr().out
+    manifest.discover(images)
+    assert capsys.readouterr().out == f"note: --images {images}: {line.removeprefix('--images: ')}\n"
+
+
+def test_classes_file_beside_the_masks_is_not_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, masks = touch(tmp_path / "photos", "a.jpg"), touch(tmp_path / "masks", "a.png", "classes.json")
+    manifest.discover(images, masks)
+    assert not capsys.readouterr().out

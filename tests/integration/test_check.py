@@ -48,6 +48,7 @@ def test_check_job_set_with_all_problems_reports_each(
     spoilt: tuple[Path, Path], tmp_path: Path, run_job: RunJob, call_job: RunJob, drawn: tuple[Path, Path]
 ) -> None:
     flags = ("check", "--images", "photos", "--masks", "masks", "--output", "checked")
+    (tmp_path / "photos" / "raw.dng").touch()
     done = run_job("prepare", *flags)
     assert done.returncode == 1
     for said in (
@@ -56,6 +57,7 @@ def test_check_job_set_with_all_problems_reports_each(
         "pass --num-classes 2 --label-map 0:0,255:1",
         "2 exact duplicates; ",
         "1 near-duplicate; ",
+        "--images: skipped 1 .dng; convert or rename those that are images",
     ):
         assert said in done.stdout
     command = f"python {ROOT}/jobs/train.py --images {tmp_path}/photos --masks {tmp_path}/masks"

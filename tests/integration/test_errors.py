@@ -120,6 +120,7 @@ SITUATIONS: dict[str, Callable[[Path], object]] = {
         cli._parse(TrainConfig, ["--config", f"{folder}/config.json"], "job.py", None),
     ),
     "no folder": lambda folder: manifest.discover(str(folder / "nowhere")),
+    "a file for a folder": lambda folder: ((folder / "a").touch(), manifest.discover(str(folder / "a"))),
     "an empty folder": discover(photos=""),
     "a folder of texts": discover(photos="a.txt"),
     "one folder for both": lambda folder: manifest.discover(str(folder), str(folder)),

@@ -56,7 +56,7 @@ def test_discover_same_folder_for_photos_and_masks_is_refused(tmp_path: Path) ->
         ([f"{i}.jpg" for i in range(9)], ["0.png"], r"8 photos without a mask: 1, 2, 3, 4, 5, …; add"),
         (["a.jpg", "a.png"], ["a.png"], r"images/a\.jpg and .*images/a\.png: two files with the same id \(a\)"),
         (["a.jpg", "a.png", "a.tif", "b.png", "b.gif"], ["a.png"], r"two files with the same id \(a; also b\)"),
-        (["notes.txt"], ["a.png"], r"--images .*images: no images found .*, other files: 1; check the path"),
+        (["notes.txt"], ["a.png"], r"--images .*images: no images found .*, other files: 1 \.txt; check the path"),
         (["a.jpg"], ["a.npy"], r"--masks .*masks: no images found"),
         (["a\nb.jpg"], ["a\nb.png"], r"a\\nb\.jpg': a path must not contain a backslash, a control"),
         (["a\\b.jpg"], ["a\\b.png"], r"a path must not contain"),
@@ -82,7 +82,7 @@ def test_discover_empty_folder_is_refused(tmp_path: Path) -> None:
 
 def test_discover_key_with_parent_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """No local file can have such a name, but an object can."""
-    monkeypatch.setattr(manifest.storage, "list_files", lambda _: iter(["a/../../b.jpg"]))
+    monkeypatch.setattr(manifest.storage, "list_files", lambda *_: iter(["a/../../b.jpg"]))
     with pytest.raises(InputError, match="a path must not contain"):
         manifest.discover("s3://bucket/photos")
 

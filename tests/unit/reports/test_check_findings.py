@@ -64,6 +64,7 @@ def found(rows: list[Row], splits: dict[str, str], **changes: Any) -> findings.C
         "classes": PETS,
         "exact_duplicates": [],
         "near_duplicates": [],
+        "skipped": {},
     }
     whole["pairs"] = masks("a.png")
     whole |= {"config": CONFIG, "rows": rows, "splits": splits}

@@ -33,6 +33,7 @@ def checked(**changes: Any) -> Checked:
         "classes": Classes(CLASSES, labels.palette(3), LabelMap.parse("", 3)),
         "exact_duplicates": [],
         "near_duplicates": [],
+        "skipped": {},
     }
     return Checked(**(whole | changes))
 

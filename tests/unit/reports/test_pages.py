@@ -193,7 +193,9 @@ def test_evaluation_page_shows_scores_samples_and_failures() -> None:
 
 
 def prediction_report(plan: Plan, summary: Summary) -> PredictionReport:
-    return PredictionReport(plan=plan, model=MODEL, max_pixels=10**6, summary=summary, seconds={}, status="1/s")
+    return PredictionReport(
+        plan=plan, model=MODEL, max_pixels=10**6, summary=summary, skipped={".heic": 1200}, seconds={}, status="1/s"
+    )
 
 
 @pytest.mark.parametrize("png", [True, False])
@@ -212,6 +214,7 @@ def test_prediction_page_shows_counts_and_readable_samples(
     assert "photos 7 failed 1 mean confidence 0.750 last start 1/s" in text
     assert "Counted in 3 of 3 shards, 7 photos." in text
     assert "0.7 to 0.8 6 photos" in text
+    assert "Skipped files" in text and ".heic 1,200" in text
     assert "not an image that can be read" in text and "Where the time went" not in text
     pictures = re.findall(r'alt="(.*?): photo, and', page.decode())
     assert sorted(pictures) == ["a/0", "a/4", "b/1", "b/5"]

@@ -1,5 +1,6 @@
 import errno
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -66,13 +67,28 @@ def test_list_files_subfolders_are_listed_hidden_files_skipped(tmp_path: Path) -
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "b" / "circle").symlink_to(tmp_path, target_is_directory=True)
-    assert sorted(storage.list_files(str(tmp_path))) == ["a.jpg", "b/c.jpg", "b/d/e.txt"]
+    skipped: Counter[str] = Counter()
+    assert sorted(storage.list_files(str(tmp_path), skipped)) == ["a.jpg", "b/c.jpg", "b/d/e.txt"]
+    assert skipped == {"hidden": 3, "link to a folder that contains it": 1}
+
+
+def test_list_files_links_to_folders_are_followed_except_in_a_circle(tmp_path: Path) -> None:
+    for name in ("photos/a/1.jpg", "elsewhere/2.jpg", "elsewhere/deep/3.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "photos" / "b").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos" / "c").symlink_to(tmp_path / "elsewhere" / "deep")
+    (tmp_path / "elsewhere" / "circle").symlink_to(tmp_path / "photos")
+    skipped: Counter[str] = Counter()
+    found = sorted(storage.list_files(str(tmp_path / "photos"), skipped))
+    assert found == ["a/1.jpg", "b/2.jpg", "b/deep/3.jpg", "c/3.jpg"]
+    assert skipped == {"link to a folder that contains it": 1}
 
 
 def test_list_files_file_or_missing_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for name in ("file", "missing"):
-        with pytest.raises(InputError, match=f"{name}: no such folder"):
+    for name, reason in (("file", "it is a file; give the folder that contains it"), ("missing", "no such folder")):
+        with pytest.raises(InputError, match=f"{name}: {reason}"):
             list(storage.list_files(str(tmp_path / name)))
 
 
