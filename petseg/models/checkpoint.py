@@ -208,10 +208,7 @@ def load_model(checkpoint: Checkpoint) -> Network:
 
 
 def fingerprint(checkpoint: Checkpoint, weights: bytes) -> str:
-    """Return the SHA-256 of the model's settings (as JSON) and the weights, which together determine a prediction.
-
-    It is not the hash of the file `model.pt`, which is `weights`.
-    """
+    """Return the SHA-256 of the model's settings (as JSON) and `weights`, which together determine a prediction."""
     # Omit the default "unet", which older versions did not store: their unfinished predictions can then continue.
     model = to_json(checkpoint.model).replace(',\n  "network": "unet"', "")
     return hashlib.sha256(model.encode() + weights).hexdigest()

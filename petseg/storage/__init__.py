@@ -132,10 +132,7 @@ def read_each(locations: Iterable[str], at_most: int | None = None) -> Iterator[
 
 
 def read_input(location: str, name: str = "", at_most: int | None = None) -> bytes:
-    """Do as `read` with a file that the user has named: raises `InputError` if it cannot be read.
-
-    `name` is how the message names the file; the default is its location.
-    """
+    """Do as `read`, but raise `InputError` if the file cannot be read. The message calls it `name`, or its location."""
     with as_input_error(f"{name or location}: cannot be read"):
         return read(location, at_most)
 
@@ -219,10 +216,7 @@ def write_folder(location: str, files: dict[str, bytes]) -> None:
 
 
 def flush_folders(folders: Iterable[str]) -> None:
-    """Flush the directory entries of local folders, so that file names survive a power cut.
-
-    `write` flushes only contents. Folders in an object store are ignored.
-    """
+    """Flush the entries of local folders, so that new names survive a power cut: `write` flushes only contents."""
     for folder in filter(is_local, folders):
         local.flush_folder(folder)
 
