@@ -1,6 +1,6 @@
-"""Open an image file: its format, its limits, its EXIF orientation, and what Pillow raises for broken bytes.
+"""Open a user's image file: check its format and size, read its EXIF orientation, and translate Pillow's errors.
 
-Pillow's decoders are called only here. What any other code raises is a bug, not a broken file.
+All calls that decode such a file are here. An exception from other code is a bug, not a broken file.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ _PILLOW_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, RuntimeError),
     *(AttributeError, struct.error, zlib.error, Image.DecompressionBombError),
 )
-"""What Pillow's Python code and its decoders raise for broken bytes. `MemoryError` is none of them."""
+"""Exceptions that Pillow raises for broken bytes. `MemoryError` is not listed: good photos can cause it, too."""
 
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSE = {
@@ -105,7 +105,7 @@ def open_image(content: bytes, max_pixels: int) -> OpenImage:
         raise DecodeError(f"{image.width} × {image.height} pixels: a side is longer than {MAX_SIDE}")
     if image.width * image.height > max_pixels:
         raise DecodeError(f"{image.width} × {image.height} pixels are more than the limit of {max_pixels}")
-    # First, because reading EXIF may load the pixels, which clears the tiles.
+    # Look at the tiles before `_header_of`: reading EXIF may load the pixels, which clears the tiles.
     args = image.tile[0].args if image.tile else ""
     raw_mode = str(args[0] if isinstance(args, tuple) and args else args)
     return OpenImage(image, _header_of(image), raw_mode, content)
@@ -143,7 +143,7 @@ def upright(image: Image.Image, orientation: int) -> Image.Image:
 
 @contextlib.contextmanager
 def as_decode_errors() -> Iterator[None]:
-    """Turn what Pillow raises for broken bytes into `DecodeError`, except that the format is unknown."""
+    """Turn the exceptions that Pillow raises for broken bytes into `DecodeError`. `UnidentifiedImageError` passes."""
     try:
         with lift_pillow_limit():
             yield

@@ -135,7 +135,7 @@ def _images_by_id(folder: str, flag: str, excluded: str | None, skipped: Skipped
             continue
         stem, dot, ending = name.rpartition(".")
         if dot + ending.lower() not in IMAGE_EXTENSIONS or not stem or stem.endswith("/"):
-            if name != CLASSES:
+            if (flag, name) != ("--masks", CLASSES):
                 others[(dot + ending.lower()) if stem and "/" not in ending else "without extension"] += 1
             continue
         _require_safe_name(name, storage.join(folder, name))

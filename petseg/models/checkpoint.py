@@ -7,9 +7,8 @@ A checkpoint is a folder with four files:
 - `metrics.json`: metrics of all finished epochs. It is written last, so a folder without it is not a checkpoint.
 
 A run's folder keeps two checkpoints: the one with the lowest validation loss, and the last. Their names are
-`checkpoints/epoch-0001` and so on.
-A checkpoint written on a preemption notice may lie within an epoch: `epoch-0001-step-000250` was written after epoch 1
-and 250 steps of epoch 2.
+`checkpoints/epoch-0001` and so on. A checkpoint written on a preemption notice may lie within an epoch:
+`epoch-0001-step-000250` was written after epoch 1 and 250 steps of epoch 2.
 """
 
 import dataclasses

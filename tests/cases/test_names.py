@@ -100,3 +100,6 @@ def test_classes_file_beside_the_masks_is_not_counted(tmp_path: Path, capsys: py
     images, masks = touch(tmp_path / "photos", "a.jpg"), touch(tmp_path / "masks", "a.png", "classes.json")
     manifest.discover(images, masks)
     assert not capsys.readouterr().out
+    touch(tmp_path / "photos", "classes.json")
+    manifest.discover(images, masks)
+    assert capsys.readouterr().out == f"note: --images {images}: skipped 1 .json\n"
