@@ -24,7 +24,7 @@ from petseg.errors import InputError
 from petseg.storage import sharded_output
 from petseg.storage.sharded_output import ShardedOutput
 
-FORMAT = 1
+FORMAT = 2
 """Version of the format. Increase it when the same settings would give other bytes than before."""
 
 REMEDY = "prepare the set again, in another folder"

@@ -1,3 +1,4 @@
+import importlib
 import json
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from petseg.config.evaluate import EvaluateConfig
 from petseg.config.predict import PredictConfig
 from petseg.config.prepare import OxfordConfig, ShardsConfig
 from petseg.config.train import TrainConfig
+from petseg.data import manifest
 from petseg.errors import InputError, JobError, NoSuchPlaceError, UnavailableError
 
 
@@ -268,3 +270,31 @@ def test_help_starts_with_usage_and_examples(
     text = help_of("shards", monkeypatch, capsys)
     assert "python jobs/prepare.py shards --output set          your own\n\ndata:\n" in text
     assert "oxford-pets" not in text and "Not taken" not in text
+
+
+@pytest.mark.parametrize(
+    ("job", "flags", "line"),
+    [
+        ("predict", "--checkpoint c --images photos --output out", cli.CONTINUES),
+        ("prepare", "shards --images photos --masks masks --output out", cli.CONTINUES),
+        ("prepare", "check --images photos --masks masks --output out", "run the same command to start over"),
+    ],
+)
+def test_run_ctrl_c_in_a_job_line_says_what_is_kept(
+    job: str,
+    flags: str,
+    line: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [f"{job}.py", *flags.split()])
+    monkeypatch.setattr(manifest, "discover", interrupt)
+    monkeypatch.setattr(manifest, "match", interrupt)
+    with pytest.raises(SystemExit) as caught:
+        importlib.import_module(f"petseg.jobs.{job}").run()
+    assert caught.value.code == 130 and capsys.readouterr().err == f"interrupted; {line}\n"

@@ -233,6 +233,7 @@ SPOILT: list[tuple[Callable[[Path], object], str]] = [
     (edit(rows=8), r"/dataset.json: its numbers of rows do not agree; was it edited\?"),
     (edit(rows=0, files=[], file_rows=[]), r"/dataset.json: it says 0 rows of 9; was it edited\?"),
     (edit(format=0), r"/dataset.json: made by another version"),
+    (edit(format=1), r"/dataset.json: made by another version"),  # it cut 16 bits to the upper 8
     (edit(resize="other"), r"/dataset.json: resize: 'other' is not a valid value"),
     (edit(file_rows=[3, 3, 1, 2]), r"/part-00002-of-00004.parquet: it has 2 rows, not 1; prepare the set again"),
     (edit(files=["/etc/passwd", "b", "c", "d"]), r"/dataset.json: it names a file '/etc/passwd'; was it edited"),
