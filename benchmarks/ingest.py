@@ -151,7 +151,7 @@ def ours(pairs: pa.Table, _workers: int) -> Epoch:
 
     @functools.cache
     def whole() -> RankData:
-        return RankData(decode_part([pairs])[0], 0, 1, torch.device("cpu"), float("inf"))
+        return RankData(decode_part({"training": pairs})[0], 0, 1, torch.device("cpu"), float("inf"))
 
     return lambda number: whole().train_batches(batch_size(pairs), seed=0, epoch=number)
 
@@ -163,7 +163,7 @@ def read_images(pairs: pa.Table, _workers: int) -> Epoch:
 
     connect.connect()
     read = functools.partial(ray.data.read_images, size=IMAGE_SIZE, mode="RGB")
-    warming = [part["image"][0].as_py() for part in few(pairs)]
+    warming = [part["image"][0].as_py() for part in few(pairs).values()]
     list(read(warming, override_num_blocks=len(warming)).iter_torch_batches(batch_size=1))
     photos = read(str(Path(pairs["image"][0].as_py()).parent), override_num_blocks=2 * len(beside.cores()))
     return lambda _: ((some["image"],) for some in photos.iter_torch_batches(batch_size=batch_size(pairs)))
@@ -173,9 +173,9 @@ def batch_size(pairs: pa.Table) -> int:
     return min(BATCH, pairs.num_rows)
 
 
-def few(pairs: pa.Table) -> list[pa.Table]:
-    """Return two single pairs per core. While one of Ray's workers imports, the others get a pair too."""
-    return [pairs.slice(number % pairs.num_rows, 1) for number in range(2 * len(beside.cores()))]
+def few(pairs: pa.Table) -> dict[str, pa.Table]:
+    """Return two parts of a single pair per core. While one of Ray's workers imports, the others get a pair too."""
+    return {str(number): pairs.slice(number % pairs.num_rows, 1) for number in range(2 * len(beside.cores()))}
 
 
 def data_loader(pairs: pa.Table, workers: int, decode: Decode) -> Epoch:
@@ -215,8 +215,8 @@ class WarmedBatches(Sampler[list[int]]):
 
 def decode_as_ours(photo: str, mask: str) -> tuple[Tensor, Tensor]:
     contents = Path(photo).read_bytes(), Path(mask).read_bytes()
-    decoded, class_ids = decode_pair(*contents, IMAGE_SIZE, LABEL_MAP, MAX_PIXELS)
-    return torch.tensor(decoded.pixels), torch.tensor(class_ids)
+    pair = decode_pair(*contents, IMAGE_SIZE, LABEL_MAP, MAX_PIXELS)
+    return torch.tensor(pair.photo.pixels), torch.tensor(pair.class_ids)
 
 
 def decode_by_torchvision(photo: str, mask: str) -> tuple[Tensor, Tensor]:

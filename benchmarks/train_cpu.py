@@ -199,7 +199,8 @@ def decode(config: TrainConfig) -> float:
 
     assert config.images is not None and config.masks is not None and config.val_count is not None
     pairs = manifest.discover(config.images, config.masks)
-    parts = list(splits.split(pairs, seed=config.seed, val_count=config.val_count))
+    train, val = splits.split(pairs, seed=config.seed, val_count=config.val_count)
+    parts = {"training": train, "validation": val}
     label_map = labels.LabelMap.parse(config.label_map, 3)
     connect.connect()
     try:

@@ -21,6 +21,9 @@ SPLITS = ("train", "val", "test")
 Precision = Literal["auto", "bf16", "fp32"]
 """Numeric precision of the network; "auto" is resolved by `models.precision`."""
 
+MasksUpright = Literal["auto", "yes", "no"]
+"""Whether masks were drawn on photos as EXIF turns them; "auto" is decided by `data.orientation`."""
+
 Resize = Literal["antialias", "nearest"]
 """Method that resizes photos to the network's input size. Masks are always resized by nearest pixel."""
 

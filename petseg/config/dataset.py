@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from petseg.config.base import Resize
+from petseg.config.base import MasksUpright, Resize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,9 @@ class DatasetConfig:
 
     label_map: str
     """Mapping from raw mask values to class ids, such as "1:0,2:1,3:2"."""
+
+    masks_upright: MasksUpright
+    """Flag --masks-upright that the set was prepared with."""
 
     class_names: tuple[str, ...]
     """One name per class id."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from petseg.config.base import MAX_PIXELS, Precision, default_batch_size, require
+from petseg.config.base import MAX_PIXELS, MasksUpright, Precision, default_batch_size, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +24,21 @@ class EvaluateConfig:
     overwrite: bool = False
     """Replace the scores and the pictures in --output."""
 
+    image_suffix: str = ""
+    """Ending of photos' names that masks lack, such as _0000. Photos without it are skipped. Default: an ending of all
+    names is found."""
+
+    mask_suffix: str = ""
+    """Ending of masks' names that photos lack, such as _mask. Masks without it are skipped. Default: an ending of all
+    names is found."""
+
     label_map: str = ""
     """Class id of each raw mask value, such as "0:0,1:1,2:2". Default: the map the network was trained with. The value
     255 is ignored unless it is mapped here."""
+
+    masks_upright: MasksUpright = "auto"
+    """Whether the masks of photos that EXIF turns were drawn on the upright photos (yes), or on the photos as they are
+    stored (no). auto: as the sizes of the masks show."""
 
     exclude_class: str = ""
     """Report a second set of scores without this class. Its pixels are ignored, and each other pixel gets the most

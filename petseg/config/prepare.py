@@ -3,7 +3,7 @@
 import urllib.parse
 from dataclasses import dataclass
 
-from petseg.config.base import Resize, require, require_classes, require_held_out
+from petseg.config.base import MasksUpright, Resize, require, require_classes, require_held_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,14 @@ class ShardsConfig:
     output: str
     """Folder or URI for the prepared set. Created if missing."""
 
+    image_suffix: str = ""
+    """Ending of photos' names that masks lack, such as _0000. Photos without it are skipped. Default: an ending of all
+    names is found."""
+
+    mask_suffix: str = ""
+    """Ending of masks' names that photos lack, such as _mask. Masks without it are skipped. Default: an ending of all
+    names is found."""
+
     classes: str = ""
     """Names of the classes in order of their ids, such as "cat,dog,background". Default: those of classes.json in
     --masks, else class_0, class_1, …"""
@@ -55,6 +63,10 @@ class ShardsConfig:
     ignore_label: str = ""
     """Raw mask values (or colours) to ignore in the loss and in the scores, such as "0,254". Default: those of
     classes.json, else 255 (none if the masks are colours)."""
+
+    masks_upright: MasksUpright = "auto"
+    """Whether the masks of photos that EXIF turns were drawn on the upright photos (yes), or on the photos as they are
+    stored (no). auto: as the sizes of the masks show."""
 
     image_size: tuple[int, int] = (160, 160)
     """Height and width in pixels to which photos and masks are resized."""
@@ -95,6 +107,14 @@ class CheckConfig:
     overwrite: bool = False
     """Replace the report in --output."""
 
+    image_suffix: str = ""
+    """Ending of photos' names that masks lack, such as _0000. Photos without it are skipped. Default: an ending of all
+    names is found."""
+
+    mask_suffix: str = ""
+    """Ending of masks' names that photos lack, such as _mask. Masks without it are skipped. Default: an ending of all
+    names is found."""
+
     classes: str = ""
     """Names of the classes in order of their ids, such as "cat,dog,background". Default: those of classes.json in
     --masks, else class_0, class_1, …"""
@@ -110,6 +130,10 @@ class CheckConfig:
     ignore_label: str = ""
     """Raw mask values (or colours) to ignore in the loss and in the scores, such as "0,254". Default: those of
     classes.json, else 255 (none if the masks are colours)."""
+
+    masks_upright: MasksUpright = "auto"
+    """Whether the masks of photos that EXIF turns were drawn on the upright photos (yes), or on the photos as they are
+    stored (no). auto: as the sizes of the masks show."""
 
     split_file: tuple[str, ...] = ()
     """Files that assign pairs to train, val and test, in the same form as for training."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from petseg.config.base import Precision, require, require_classes, require_held_out, spaced
+from petseg.config.base import MasksUpright, Precision, require, require_classes, require_held_out, spaced
 
 Switch = Literal["auto", "on", "off"]
 
@@ -25,6 +25,14 @@ class TrainConfig:
     masks: str | None = None
     """Folder or URI of the masks, which have the same names and subfolders as the photos."""
 
+    image_suffix: str = ""
+    """Ending of photos' names that masks lack, such as _0000. Photos without it are skipped. Default: an ending of all
+    names is found."""
+
+    mask_suffix: str = ""
+    """Ending of masks' names that photos lack, such as _mask. Masks without it are skipped. Default: an ending of all
+    names is found."""
+
     data: str | None = None
     """Folder or URI of prepared shards (`petseg prepare shards`), instead of --images and --masks."""
 
@@ -43,6 +51,10 @@ class TrainConfig:
     ignore_label: str = ""
     """Raw mask values (or colours) to ignore in the loss and in the scores, such as "0,254". Default: those of
     classes.json, else 255 (none if the masks are colours)."""
+
+    masks_upright: MasksUpright = "auto"
+    """Whether the masks of photos that EXIF turns were drawn on the upright photos (yes), or on the photos as they are
+    stored (no). auto: as the sizes of the masks show."""
 
     class_weights: str = ""
     """Weight of each class in the loss, such as "1,1,3"; or "balanced", which weights rare classes more. Default: all

@@ -6,18 +6,20 @@ written here.
 
 import hashlib
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from petseg.data import decode, duplicates, manifest
+from petseg.data import decode, duplicates, image_file, manifest
 from petseg.data.image_file import DecodeError
-from petseg.data.labels import IGNORE_ID, MAX_RAW_VALUES, UNKNOWN_ID, LabelMap
-from petseg.data.pairs import decode_pair, raw_values
+from petseg.data.labels import IGNORE_ID, UNKNOWN_ID, LabelMap
+from petseg.data.mask_values import MAX_VALUES, Labels
+from petseg.data.notes import notes_of
+from petseg.data.orientation import Drawn
+from petseg.data.pairs import LOSSY, decode_pair, raw_values
 from petseg.lookahead import map_ahead
 
 ROWS = pa.schema(
@@ -46,9 +48,8 @@ ROWS = pa.schema(
 """
 
 _HASH_SIDE = 64
-_MAX_VALUES = 300
+_NEAR_BLACK = 16  # of 255: a photo without any brighter pixel is probably decoded wrong, or was taken in the dark
 _QUEUED_PER_THREAD = 4
-_MAX_SUGGESTED_CLASSES = 40
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,12 @@ class Row:
     sha256: str | None = None
     difference_hash: int | None = None
     error: str | None = None
+    drawn: Drawn | None = None
+    """How the sizes show that the mask was drawn; see `pairs.drawn`."""
+    notes: tuple[str, ...] = ()
+    near_black: bool = False
+    is_lossy: bool = False
+    """True if the mask is a JPEG."""
 
 
 def scan_pairs(pairs: pa.Table, label_map: LabelMap, max_pixels: int) -> Iterator[Row]:
@@ -83,46 +90,23 @@ def _scan_pair(row: dict[str, str], photo: bytes, mask: bytes, error: str, label
         return Row(row["id"], error=error)
     fields: dict[str, object] = {"sha256": hashlib.sha256(photo).hexdigest()}
     try:
-        fields["height"], fields["width"] = decode.upright_size(photo, max_pixels)
-        fields["orientation"] = decode.orientation(photo, max_pixels)
-        fields["difference_hash"] = duplicates.difference_hash(decode.decode_small(photo, _HASH_SIDE, max_pixels))
+        opened = image_file.open_image(photo, max_pixels)
+        fields["width"], fields["height"] = opened.header.size
+        fields["orientation"], fields["notes"] = opened.header.orientation, notes_of(opened)
+        small = decode.decode_small(photo, _HASH_SIDE, max_pixels)
+        fields["difference_hash"] = duplicates.difference_hash(small)
+        fields["near_black"] = np.asarray(small).max() < _NEAR_BLACK
     except DecodeError as refused:
         return Row(row["id"], **fields, error=f"{row['image']}: {refused}")  # pyright: ignore[reportArgumentType]
     try:
-        fields["values"], fields["colours"] = raw_values(mask, max_pixels, _MAX_VALUES, label_map.colours)
-        decode_pair(photo, mask, (16, 16), label_map, max_pixels)  # raises as training would; any size will do
+        fields["values"], fields["colours"] = raw_values(mask, max_pixels, MAX_VALUES, label_map.colours)
+        fields["is_lossy"] = decode.content_format(mask) in LOSSY
+        # Raises as training would; any size will do. `findings` decides on unclear masks, so any decision will do, too.
+        pair = decode_pair(photo, mask, (16, 16), label_map, max_pixels, masks_upright=False)
+        fields["drawn"] = pair.drawn
     except DecodeError as refused:
         fields["error"] = f"{row['mask'] if refused.in_mask else row['image']}: {refused}"
     return Row(row["id"], **fields)  # pyright: ignore[reportArgumentType]
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Sums over all masks of one kind, colours or numbers."""
-
-    pixels: dict[int, int]
-    """Number of pixels with each raw value."""
-    files: dict[int, int]
-    """Number of masks that contain each raw value."""
-    colours: bool
-    """True if more masks are colours than numbers; the raw values are then 0xRRGGBB."""
-
-
-def labels_of(rows: Iterable[Row]) -> Labels:
-    """Sum the raw values over the readable masks of the more frequent kind: colours or numbers (if equal, numbers).
-
-    The masks of the other kind are not counted.
-    """
-    pixels: dict[bool, Counter[int]] = {False: Counter(), True: Counter()}
-    files: dict[bool, Counter[int]] = {False: Counter(), True: Counter()}
-    masks: Counter[bool] = Counter()
-    for row in rows:
-        if row.values is not None:
-            masks[row.colours] += 1
-            pixels[row.colours].update(row.values)
-            files[row.colours].update(row.values.keys())
-    colours = masks[True] > masks[False]
-    return Labels(dict(pixels[colours]), dict(files[colours]), colours)
 
 
 def class_pixels(raw_labels: Labels, label_map: LabelMap) -> tuple[list[int], list[int], int]:
@@ -139,33 +123,6 @@ def class_pixels(raw_labels: Labels, label_map: LabelMap) -> tuple[list[int], li
             pixels[class_id] += count
             files[class_id] += raw_labels.files[value]
     return pixels, files, unknown
-
-
-def suggest(raw_labels: Labels, ignored: Set[int] | None = None) -> list[str] | None:
-    """Return the flags that make these raw values classes, except those in `ignored`.
-
-    Without `ignored`, the number 255 is ignored, as in training, except if 0 and 255 are the only values: such masks
-    are black and white. Returns None if there are fewer than 2 or more than 40 values, or if a label map cannot hold
-    one of them.
-    """
-    values = sorted(raw_labels.pixels)
-    if ignored is not None:
-        values = [value for value in values if value not in ignored]
-    elif not raw_labels.colours and values != [0, IGNORE_ID]:  # 0 and 255 are black and white
-        values = [value for value in values if value != IGNORE_ID]
-    if not 2 <= len(values) <= _MAX_SUGGESTED_CLASSES:
-        return None
-    if raw_labels.colours:
-        return _label_map_flags([f"#{value:06x}" for value in values])
-    if values[0] < 0 or values[-1] >= MAX_RAW_VALUES:
-        return None
-    if values == list(range(1, len(values) + 1)):
-        return ["--num-classes", str(len(values))]
-    return _label_map_flags([str(value) for value in values])
-
-
-def _label_map_flags(raw: list[str]) -> list[str]:
-    return ["--num-classes", str(len(raw)), "--label-map", ",".join(f"{value}:{i}" for i, value in enumerate(raw))]
 
 
 def find_duplicates(rows: list[Row]) -> tuple[list[tuple[int, int]], list[tuple[int, int, int]]]:

@@ -3,11 +3,14 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+import pyarrow as pa
+
 from petseg import files, storage
-from petseg.config.base import from_json, to_json
+from petseg.config.base import MAX_PIXELS, from_json, to_json
 from petseg.config.classes import ClassesConfig
 from petseg.data import labels
-from petseg.data.labels import LabelMap
+from petseg.data.labels import IGNORE_ID, LabelMap
+from petseg.data.mask_values import first_value, scan_masks
 from petseg.errors import InputError
 
 
@@ -34,11 +37,15 @@ class Classes:
     label_map: LabelMap
 
 
-def resolve_classes(flags: ClassFlags, masks: str) -> Classes:
-    """Return the classes of the masks in a folder (an absolute location).
+def resolve_classes(flags: ClassFlags, masks: str, pairs: pa.Table | None = None) -> Classes:
+    """Return the classes of the masks in a folder (an absolute location). `pairs` is their manifest.
 
     They come from `classes.json` in the folder, unless --classes, --num-classes or --label-map is given; then a line
-    says that the file is not used. Raises `InputError`, naming the flag or the file, if they are invalid.
+    says that the file is not used. If neither says which raw value is which class, the values in the masks of `pairs`
+    decide: 0, 1, 2, … or 1, 2, 3, … are the classes in this order. A line says so.
+
+    Raises `InputError`, naming the flag or the file, if they are invalid. Raises `UnavailableError` if storage does not
+    answer.
     """
     described = read_classes(masks)
     given = [name for name in ("classes", "num_classes", "label_map") if getattr(flags, name)]
@@ -55,7 +62,27 @@ def resolve_classes(flags: ClassFlags, masks: str) -> Classes:
         print(f"note: {storage.join(masks, files.CLASSES)} is not used, because --{flag} is given")
     names = labels.class_names(flags.num_classes, flags.classes)
     label_map = LabelMap.parse(flags.label_map, len(names), names, flags.ignore_label)
+    if pairs is not None and not flags.label_map:
+        names, label_map = _number_from_masks(flags, pairs, names, label_map)
     return Classes(names, labels.palette(len(names)), label_map)
+
+
+def _number_from_masks(
+    flags: ClassFlags, pairs: pa.Table, names: tuple[str, ...], label_map: LabelMap
+) -> tuple[tuple[str, ...], LabelMap]:
+    """Return the names and the label map for the raw values in the masks; those given, if the values fit no others."""
+    ignored = {raw for raw, class_id in label_map.ids.items() if class_id == IGNORE_ID} if flags.ignore_label else None
+    first, number = first_value(scan_masks(pairs, MAX_PIXELS), ignored) or (1, len(names))
+    if flags.classes or flags.num_classes:
+        if number > len(names):
+            return names, label_map
+        number = len(names)
+    if (first, number) == (1, len(names)):
+        return names, label_map
+    text = ",".join(f"{first + class_id}:{class_id}" for class_id in range(number))
+    print(f"note: the masks have the values {first} to {first + number - 1}, used as --label-map {text}")
+    names = labels.class_names(number, flags.classes)
+    return names, LabelMap.parse(text, number, names, flags.ignore_label)
 
 
 def read_classes(masks: str) -> ClassesConfig | None:

@@ -15,6 +15,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from petseg.config.base import MAX_PIXELS, Resize
 from petseg.data import image_file
 from petseg.data.image_file import SWAPS_SIDES, DecodeError, OpenImage, lift_pillow_limit, open_image, upright
+from petseg.data.notes import notes_of
 
 _MAX_SAMPLE_VALUE = 281  # TIFF
 _SWAPPED = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
@@ -30,12 +31,14 @@ _FILTERS: dict[Resize, Image.Resampling] = {
 class Photo:
     """A decoded photo and the size of its upright original.
 
-    `pixels` is RGB, uint8 (H, W, 3), at the requested size; `height` and `width` are the original's, in pixels.
+    `pixels` is RGB, uint8 (H, W, 3), at the requested size; `height` and `width` are the original's, in pixels. `notes`
+    are those of `notes.notes_of`.
     """
 
     pixels: np.ndarray
     height: int
     width: int
+    notes: tuple[str, ...] = ()
 
 
 def decode_photo(content: bytes, size_hw: tuple[int, int], max_pixels: int, resize: Resize = "antialias") -> Photo:
@@ -119,7 +122,7 @@ def from_column(column: pa.ChunkedArray, shape: tuple[int, ...]) -> np.ndarray:
 
 def decode_opened(opened: OpenImage, size_hw: tuple[int, int], resize: Resize) -> Photo:
     """Do as `decode_photo` with an image that is open."""
-    header = opened.header
+    header, notes = opened.header, notes_of(opened)
     rows, columns = size_hw[::-1] if header.still_to_turn in SWAPS_SIDES else size_hw
     # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is at least the requested size. This takes a third less
     # time for 500 × 375. Pixels differ by 0.8 of 255 (mean) from those of decoding the whole photo and shrinking it.
@@ -127,7 +130,7 @@ def decode_opened(opened: OpenImage, size_hw: tuple[int, int], resize: Resize) -
     box = drafted[1] if drafted else None  # its right and bottom edges may lie inside a pixel
     resized = _load_rgb(opened).resize((columns, rows), _FILTERS[resize], box)
     width, height = header.size
-    return Photo(np.asarray(upright(resized, header.still_to_turn)), height, width)
+    return Photo(np.asarray(upright(resized, header.still_to_turn)), height, width, notes)
 
 
 def _load_rgb(opened: OpenImage) -> Image.Image:

@@ -4,6 +4,7 @@ All calls that decode such a file are here. An exception from other code is a bu
 """
 
 import contextlib
+import functools
 import io
 import struct
 import threading
@@ -40,6 +41,9 @@ _TRANSPOSE = {
 }
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_CHUNKS = {b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT"}
+_TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_UNKNOWN_TIFF = "a TIFF that is damaged, or whose kind of pixels cannot be read; store it with 8 or 16 bits"
+_MOST_PAGES = 1000
 _XMP = b"XML:com.adobe.xmp\0\0"  # keyword of a chunk iTXt, and the flag of text that is not compressed
 _MAX_XMP_BYTES = 2**16
 
@@ -51,6 +55,10 @@ class DecodeError(ValueError):
         super().__init__(message)
         self.in_mask = in_mask
         """True if the unusable image of a pair is the mask."""
+
+
+class UnknownTiffError(DecodeError):
+    """Raised for a TIFF with a kind of pixels that Pillow does not know."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,23 @@ class OpenImage:
     raw_mode: str
     """Pillow's name of the layout of the file's pixels, such as "RGB;16B"."""
     content: bytes
+
+    @functools.cached_property
+    def num_pages(self) -> int:
+        """Number of pages or frames as large as the first one, at most 1000. Thumbnails do not count."""
+        # The pages of an MPO are previews and depth maps, which cameras add.
+        if self.image.format == "MPO" or not getattr(self.image, "is_animated", False):
+            return 1
+        try:
+            with lift_pillow_limit():
+                return _count_pages(_open(self.content))
+        except (DecodeError, *_PILLOW_ERRORS):  # a broken page does not mean a broken first page
+            return 1
+
+    @property
+    def has_wide_values(self) -> bool:
+        """True if the pixels have more than 8 bits per channel."""
+        return self.image.mode.startswith("I") or ";16" in self.raw_mode
 
     def load(self) -> None:
         """Decode the pixels of `image`. Raises `DecodeError` if they are damaged or incomplete."""
@@ -116,8 +141,21 @@ def _open(content: bytes) -> ImageFile.ImageFile:
         with as_decode_errors():
             return Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.UnidentifiedImageError as error:
+        if content.startswith(_TIFF_SIGNATURES):
+            raise UnknownTiffError(_UNKNOWN_TIFF) from error
         kinds = ", ".join(FORMATS)
         raise DecodeError(f"not an image that can be read ({kinds}); it starts with {content[:8]!r}") from error
+
+
+def _count_pages(image: ImageFile.ImageFile) -> int:
+    number = min(getattr(image, "n_frames", 1), _MOST_PAGES)
+    if image.format != "TIFF":  # frames of an animation have one size
+        return number
+    first, count = image.size, 1
+    for page in range(1, number):
+        image.seek(page)
+        count += image.size == first
+    return count
 
 
 def _header_of(image: ImageFile.ImageFile) -> Header:

@@ -28,6 +28,9 @@ DEFAULT_CLASSES = 3
 TRANSPARENT = 2**24
 """Raw value of the fully transparent pixels of a colour mask: the number after the last colour, 0xFFFFFF."""
 
+LOSSY_REMEDY = "masks as JPEG are not exact: compression changes values; save them again as PNG, from the originals"
+"""Reason and remedy for JPEG masks with a value that no class covers."""
+
 _TABLE_LOCK = threading.Lock()
 
 
@@ -75,14 +78,16 @@ class LabelMap:
     """True if masks are colour images."""
 
     @classmethod
-    def parse(cls, text: str, num_classes: int, names: tuple[str, ...] = (), ignore: str = "") -> "LabelMap":
+    def parse(
+        cls, text: str, num_classes: int, names: tuple[str, ...] = (), ignore: str = "", *, require_all: bool = True
+    ) -> "LabelMap":
         """Parse text such as "1:0,2:1,3:2", or "#ff0000:cat,#00ff00:dog" with `names` and colours.
 
         Empty text means that raw values count from 1: 1 is class 0, and so on.
         Raw values in `ignore` ("0,254") are ignored, and so are those that the text maps to 255. Without `ignore`, the
         number 255 is ignored unless the text maps it.
 
-        Raises `InputError`, naming the flag, for any other text.
+        Raises `InputError`, naming the flag, for any other text, and with `require_all` if a class has no raw value.
         """
         ids_by_value: dict[tuple[bool, int], int] = {}
         for part in text.split(",") if text else [f"{i + 1}:{i}" for i in range(num_classes)]:
@@ -91,7 +96,7 @@ class LabelMap:
                 raise InputError(f"--label-map: the raw value {part.partition(':')[0].strip()} is given twice")
             ids_by_value[raw] = class_id
         unused = sorted(set(range(num_classes)) - set(ids_by_value.values()))
-        if unused:
+        if unused and require_all:
             raise InputError(f"--label-map: no raw value gives class {unused[0]} of {num_classes}")
         for value in ignore.split(",") if ignore else ():
             raw = _parse_raw_value(value)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from petseg import storage
+from petseg.data.suffixes import find_suffixes, keys_of
 from petseg.errors import InputError
 from petseg.files import CLASSES
 from petseg.storage import checks
@@ -30,16 +31,21 @@ OUTPUT_EXTENSIONS = (".jpg", ".png")
 SCHEMA = pa.schema([("id", pa.string()), ("image", pa.string()), ("mask", pa.string())])
 
 _CHUNK = 2**16
-
+_SUFFIX_FLAGS = ("--image-suffix", "--mask-suffix")
+_FOLDER_FLAGS = {"--image-suffix": "--images", "--mask-suffix": "--masks"}
 
 Skipped = dict[str, dict[str, int]]
 """Numbers of files that a listing skipped, by flag ("--images", "--masks") and reason (".txt", "hidden", …)."""
 
 
-def discover(images: str, masks: str | None = None, *, skipped: Skipped | None = None) -> pa.Table:
+def discover(
+    images: str, masks: str | None = None, *, suffixes: tuple[str, str] = ("", ""), skipped: Skipped | None = None
+) -> pa.Table:
     """Return the manifest of a folder of photos, or of two folders, whose files are paired by id.
 
-    Skipped files are added to `skipped`. Without it, a line about them is printed.
+    `suffixes` are --image-suffix and --mask-suffix: what the names of photos and masks end with, beside the common
+    part. Without them, suffixes that all names have are found. Skipped files are added to `skipped`. Without it, a line
+    about them is printed.
 
     Raises `InputError` if a folder is missing or holds no image, if two files have one id, if a photo has no mask or a
     mask no photo, or if a name cannot safely name an output.
@@ -47,25 +53,53 @@ def discover(images: str, masks: str | None = None, *, skipped: Skipped | None =
     if masks is None:
         photos = _images_by_id(images, "--images", None, skipped)
         return photos.append_column("mask", pa.nulls(photos.num_rows, pa.string())).cast(SCHEMA)
-    pairs, unpaired_photos, unpaired_masks = match(images, masks, skipped=skipped)
+    pairs, unpaired_photos, unpaired_masks = match(images, masks, suffixes=suffixes, skipped=skipped)
     _require_no_unpaired(unpaired_photos["id"].to_pylist(), "photo", "without a mask", masks)
     _require_no_unpaired(unpaired_masks["id"].to_pylist(), "mask", "without a photo", images)
     return pairs
 
 
-def match(images: str, masks: str, *, skipped: Skipped | None = None) -> tuple[pa.Table, pa.Table, pa.Table]:
+def match(
+    images: str, masks: str, *, suffixes: tuple[str, str] = ("", ""), skipped: Skipped | None = None
+) -> tuple[pa.Table, pa.Table, pa.Table]:
     """Return (manifest of the pairs, photos without a mask, masks without a photo).
 
-    The last two have the columns `id` and `image`. `skipped` is that of `discover`. Raises `InputError` as `discover`
-    does, except for files without a partner.
+    The last two have the columns `id` and `image`. `suffixes` and `skipped` are those of `discover`. Raises
+    `InputError` as `discover` does, except for files without a partner.
     """
     if images == masks:
         raise InputError(f"--images and --masks are the same folder, {images}; give a separate folder for each")
     photos = _images_by_id(images, "--images", masks, skipped)
     mask_files = _images_by_id(masks, "--masks", images, skipped)
-    has_mask, has_photo = pc.is_in(photos["id"], mask_files["id"]), pc.is_in(mask_files["id"], photos["id"])  # pyright: ignore[reportAttributeAccessIssue]
-    pairs = photos.filter(has_mask).append_column("mask", mask_files.filter(has_photo)["image"]).cast(SCHEMA)
-    return pairs, photos.filter(pc.invert(has_mask)), mask_files.filter(pc.invert(has_photo))  # pyright: ignore[reportAttributeAccessIssue]
+    any_equal = pc.any(pc.is_in(photos["id"], mask_files["id"])).as_py()  # pyright: ignore[reportAttributeAccessIssue]
+    if suffixes == ("", "") and not any_equal:
+        suffixes = find_suffixes(photos["id"].to_pylist(), mask_files["id"].to_pylist())
+        given = " ".join(f"{flag} {text}" for flag, text in zip(_SUFFIX_FLAGS, suffixes, strict=True) if text)
+        if given:
+            print(f"note: the names of photos and masks end differently; they are paired as by {given}")
+    photos = _add_keys(photos, suffixes[0], "--image-suffix", skipped)
+    mask_files = _add_keys(mask_files, suffixes[1], "--mask-suffix", skipped)
+    mask_of = pc.index_in(photos["key"], value_set=mask_files["key"])  # pyright: ignore[reportAttributeAccessIssue]
+    pairs = photos.filter(mask_of.is_valid()).select(["id", "image"])
+    pairs = pairs.append_column("mask", mask_files["image"].take(mask_of.drop_null())).cast(SCHEMA)
+    has_photo = pc.is_in(mask_files["key"], photos["key"])  # pyright: ignore[reportAttributeAccessIssue]
+    unpaired_photos, unpaired_masks = photos.filter(mask_of.is_null()), mask_files.filter(pc.invert(has_photo))  # pyright: ignore[reportAttributeAccessIssue]
+    return pairs, unpaired_photos.select(["id", "image"]), unpaired_masks.select(["id", "image"])
+
+
+def _add_keys(files: pa.Table, suffix: str, flag: str, skipped: Skipped | None) -> pa.Table:
+    """Add the column `key`, the id without `suffix`, and leave out files without it."""
+    keys = keys_of(files["id"], suffix)
+    kept = files.append_column("key", keys).filter(keys.is_valid())
+    if not kept.num_rows:
+        raise InputError(f"{flag} {suffix}: no name has it, such as {files['image'][0]}; leave it out")
+    if keys.null_count:
+        reason = f"without {flag} {suffix}"
+        if skipped is None:
+            print(f"note: skipped {keys.null_count} {reason}")
+        else:
+            skipped[_FOLDER_FLAGS[flag]][reason] = keys.null_count
+    return kept
 
 
 def digest(manifest: pa.Table, columns: tuple[str, ...]) -> str:

@@ -169,7 +169,7 @@ def _write_pair(name: str, photo: bytes, mask: bytes, output: str) -> tuple[str,
     try:
         kind = decode.content_format(photo)
         label_map = LabelMap.parse(CLASSES.label_map, len(CLASSES.classes))
-        _, class_ids = decode_pair(photo, mask, _CHECKED_AT, label_map, MAX_PIXELS)
+        class_ids = decode_pair(photo, mask, _CHECKED_AT, label_map, MAX_PIXELS, masks_upright=False).class_ids
     except DecodeError as error:
         for file in (photo_file, mask_file):  # an earlier version, which checked less, may have written it
             storage.remove_file(file)

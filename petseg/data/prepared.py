@@ -24,7 +24,7 @@ from petseg.errors import InputError
 from petseg.storage import sharded_output
 from petseg.storage.sharded_output import ShardedOutput
 
-FORMAT = 2
+FORMAT = 3
 """Version of the format. Increase it when the same settings would give other bytes than before."""
 
 REMEDY = "prepare the set again, in another folder"
@@ -85,9 +85,10 @@ def open_set(location: str) -> Prepared:
             f"{location}: no {files.DATASET} in it; `{program('prepare')} shards` writes it last, so run that "
             "command again, or give another folder"
         )
-    settings = from_json(DatasetConfig, storage.read_input(settings_file), settings_file)
-    if settings.format != FORMAT:
+    described = storage.read_json(settings_file)
+    if isinstance(described, dict) and described.get("format") != FORMAT:
         raise InputError(f"{settings_file}: made by another version of petseg; {REMEDY}")
+    settings = from_json(DatasetConfig, storage.read_input(settings_file), settings_file)
     if sum(settings.file_rows) != settings.rows or len(settings.file_rows) != len(settings.files):
         raise InputError(f"{settings_file}: its numbers of rows do not agree; was it edited? {REMEDY}")
     _require_shards(Target(location, len(settings.files), unfinished(settings)), settings)

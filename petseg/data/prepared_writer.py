@@ -5,6 +5,7 @@
 
 import dataclasses
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from petseg.config.prepare import ShardsConfig
 from petseg.data import decode, prepared
 from petseg.data.classes import Classes
 from petseg.data.manifest import SCHEMA, digest
+from petseg.data.notes import Notes, count_notes
 from petseg.data.prepared import Prepared, Target
 from petseg.errors import InputError
 from petseg.storage import checks, sharded_output
@@ -33,6 +35,11 @@ class Summary:
     class_pixels: list[int]
     skipped: dict[str, str]
     """Maps the id of each unusable pair to the file that is bad and the reason."""
+    drawn: dict[str, int]
+    """Numbers of masks by how they were drawn; see `pairs.drawn`."""
+    notes: Notes
+    undecided: str = ""
+    """Id of the first pair that was not decoded, because its mask is unclear; "" if there is none."""
 
 
 def make_target(manifest: pa.Table, config: ShardsConfig, classes: Classes) -> Target:
@@ -45,6 +52,7 @@ def make_target(manifest: pa.Table, config: ShardsConfig, classes: Classes) -> T
         image_size=config.image_size,
         resize=config.resize,
         label_map=str(classes.label_map),
+        masks_upright=config.masks_upright,
         class_names=classes.names,
         palette=classes.palette,
         shard_size=config.pairs_per_shard,
@@ -92,13 +100,17 @@ def find_done(target: Target) -> dict[int, Summary]:
 
 
 def summarise(decoded: pa.Table, target: Target) -> Summary:
-    """Summarise the decoded pairs of a shard, which have the columns of `prepared.schema`, and `error`."""
+    """Summarise the decoded pairs of a shard, as `pipelines.decode.decode_rows` returns them."""
     bad = decoded.filter(~pc.field("error").is_null())
     masks = decoded["mask"].drop_null()
     class_ids = decode.from_column(masks, (masks.type.byte_width,))
     class_pixels = np.bincount(class_ids.ravel(), minlength=256)[: len(target.settings.class_names)]
     skipped = dict(zip(bad["id"].to_pylist(), bad["error"].to_pylist(), strict=True))
-    return Summary(decoded.num_rows - bad.num_rows, class_pixels.tolist(), skipped)
+    ids, drawn = decoded["id"].to_pylist(), Counter(decoded["drawn"].drop_null().to_pylist())
+    undecided = decoded.filter(pc.field("error").is_null() & pc.field("mask").is_null())["id"].to_pylist()
+    notes = count_notes(ids, decoded["notes"].to_pylist())
+    rows = decoded.num_rows - bad.num_rows
+    return Summary(rows, class_pixels.tolist(), skipped, dict(drawn), notes, next(iter(undecided), ""))
 
 
 def write_shard(decoded: pa.Table, summary: Summary, shard: int, target: Target) -> None:
@@ -107,7 +119,9 @@ def write_shard(decoded: pa.Table, summary: Summary, shard: int, target: Target)
     # There is one row group per pair, because a training batch takes its pairs from the whole set. Statistics of pixels
     # would be large and useless.
     options = _PARQUET | {"row_group_size": 1, "write_statistics": False}
-    target.write_shard(shard, rows, [summary.class_pixels, summary.skipped], target.output, **options)
+    target.write_shard(
+        shard, rows, [summary.class_pixels, summary.skipped, summary.drawn, summary.notes], target.output, **options
+    )
 
 
 def finish(target: Target, manifest: pa.Table, done: dict[int, Summary]) -> Prepared:

@@ -17,10 +17,10 @@ from torch import Tensor
 from petseg import storage
 from petseg.config.model import ModelConfig
 from petseg.data import decode, manifest, visualize
-from petseg.data.decode import Photo
 from petseg.data.image_file import DecodeError
 from petseg.data.labels import IGNORE_ID, LabelMap
-from petseg.data.pairs import decode_pair_and_truth
+from petseg.data.orientation import Drawn
+from petseg.data.pairs import Pair, UnclearMaskError, decode_pair
 from petseg.evaluation import metrics
 from petseg.inference.predictor import Prediction, Predictor, enlarge, most_probable
 from petseg.lookahead import map_ahead
@@ -88,18 +88,20 @@ class Result:
     counts: dict[View, Counts]
     """Statistics by view; empty if the pair could not be decoded."""
 
+    drawn: Drawn | None
+    """See `pairs.drawn`. With "unclear" and no counts, the pair was not decoded."""
+
+    notes: tuple[str, ...] = ()
+
 
 @dataclass(frozen=True)
 class _Pair:
     """A row of the manifest with its decoded photo and mask, or with the error."""
 
     row: dict[str, Any]
-    photo: Photo | None = None
-    mask: np.ndarray | None = None
-    """Class ids, uint8 (h, w), at the network's size."""
-    truth: np.ndarray | None = None
-    """Class ids, uint8 (H, W), at the photo's upright size."""
+    decoded: Pair | None = None
     error: str | None = None
+    drawn: Drawn | None = None
 
 
 class Evaluator:
@@ -113,12 +115,14 @@ class Evaluator:
         max_pixels: int,
         threads: int,
         exclude_class: str = "",
+        masks_upright: bool | None = None,
     ) -> None:
         self._predictor = predictor
         self._model = model
         self._label_map = label_map
         self._max_pixels = max_pixels
         self._threads = threads
+        self.masks_upright = masks_upright
         self._views = views(model.class_names, exclude_class)
 
     def results(self, pairs: pa.Table) -> Iterator[Result]:
@@ -141,46 +145,47 @@ class Evaluator:
         if error:
             return _Pair(row, error=error)
         try:
-            photo, mask, truth = decode_pair_and_truth(
+            decoded = decode_pair(
                 photo_content,
                 mask_content,
                 self._model.image_size,
                 self._label_map,
                 self._max_pixels,
                 self._model.resize,
+                self.masks_upright,
             )
+        except UnclearMaskError as error:
+            return _Pair(row, error=str(error), drawn="unclear")
         except DecodeError as error:
             return _Pair(row, error=f"the mask: {error}" if error.in_mask else str(error))
-        return _Pair(row, photo, mask, truth)
+        return _Pair(row, decoded, drawn=decoded.drawn)
 
     def _predict(self, pairs: Iterable[_Pair]) -> Iterator[tuple[_Pair, Prediction | None]]:
         for group in _groups(pairs):
-            predictions = self._predictor([pair.photo for pair in group if pair.photo is not None])
+            predictions = self._predictor([pair.decoded.photo for pair in group if pair.decoded is not None])
             for pair in group:
-                yield pair, None if pair.photo is None else next(predictions)
+                yield pair, None if pair.decoded is None else next(predictions)
 
     def _score(self, predicted: tuple[_Pair, Prediction | None]) -> Result:
         pair, prediction = predicted
-        if prediction is None:
-            return Result({"id": pair.row["id"], "error": pair.error}, {})
-        assert pair.mask is not None and pair.truth is not None
+        if prediction is None or pair.decoded is None:
+            return Result({"id": pair.row["id"], "error": pair.error}, {}, pair.drawn)
         counts = {}
         for view in self._views:
-            truth = pair.truth if view.at_original_size else pair.mask
+            truth = pair.decoded.truth_ids() if view.at_original_size else pair.decoded.class_ids
             counts[view] = count(prediction.probabilities, truth, view.classes)
         pair_scores = scores(counts[self._views[0]], self._model.class_names)
         row = {"id": pair.row["id"], "height": prediction.height, "width": prediction.width, "error": None}
         row |= {name: pair_scores[name] for name in ("cross_entropy", "pixel_accuracy", "miou", "boundary_miou")}
-        return Result(row | {"iou": list(pair_scores["iou"].values())}, counts)
+        return Result(row | {"iou": list(pair_scores["iou"].values())}, counts, pair.drawn, pair.decoded.photo.notes)
 
     def _draw(self, predicted: tuple[_Pair, Prediction | None]) -> bytes | None:
         pair, prediction = predicted
-        if prediction is None:
+        if prediction is None or pair.decoded is None:
             return None
-        assert pair.truth is not None
         photo = storage.read(pair.row["image"], at_most=decode.max_bytes(self._max_pixels))
         small = decode.decode_small(photo, visualize.COMPARISON_SIDE, self._max_pixels)
-        return visualize.comparison(small, pair.truth, prediction.mask().class_ids, self._model.palette)
+        return visualize.comparison(small, pair.decoded.truth_ids(), prediction.mask().class_ids, self._model.palette)
 
 
 def views(class_names: tuple[str, ...], exclude_class: str = "") -> list[View]:
@@ -269,7 +274,7 @@ def _groups(pairs: Iterable[_Pair]) -> Iterator[list[_Pair]]:
     group, pixels = [], 0
     for pair in pairs:
         group.append(pair)
-        pixels += pair.truth.size if pair.truth is not None else 0
+        pixels += pair.decoded.photo.height * pair.decoded.photo.width if pair.decoded is not None else 0
         if len(group) == _PAIRS_AT_A_TIME or pixels >= _PIXELS_AT_A_TIME:
             yield group
             group, pixels = [], 0

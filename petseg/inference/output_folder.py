@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from petseg import files, storage
+from petseg.data.notes import add_notes, count_notes
 from petseg.errors import STORAGE_ERRORS, InputError
 from petseg.files import MASK_FOLDER, OVERLAY_FOLDER
 from petseg.inference.plan import Outputs, Plan, Summary, Target, fingerprint
@@ -140,7 +141,8 @@ def summarise(rows: pa.Table) -> Summary:
         for row_id, error in zip(rows["id"].to_pylist(), rows["error"].to_pylist(), strict=True)
         if error is not None
     ]
-    return Summary(rows.num_rows, len(errors), errors[:_NAMES_SHOWN])
+    notes = count_notes(rows["id"].to_pylist(), rows["notes"].to_pylist())
+    return Summary(rows.num_rows, len(errors), errors[:_NAMES_SHOWN], notes)
 
 
 def finish(plan: Plan, done: dict[int, Summary], skipped: Mapping[str, int] | None = None) -> Summary:
@@ -161,6 +163,7 @@ def finish(plan: Plan, done: dict[int, Summary], skipped: Mapping[str, int] | No
         "images": summary.rows,
         "failed": summary.failed,
         "skipped": dict(skipped or {}),
+        "notes": summary.notes,
         "shards": len(done),
         "plan": plan.description,
     }
@@ -173,7 +176,7 @@ def total(done: dict[int, Summary]) -> Summary:
     in_order = [done[shard] for shard in sorted(done)]
     errors = [error for summary in in_order for error in summary.first_errors]
     rows, failed = sum(s.rows for s in in_order), sum(s.failed for s in in_order)
-    return Summary(rows, failed, errors[:_NAMES_SHOWN])
+    return Summary(rows, failed, errors[:_NAMES_SHOWN], add_notes(summary.notes for summary in in_order))
 
 
 def _read_plan(output: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from petseg.data.manifest import digest
+from petseg.data.notes import Notes
 from petseg.files import MASK_FOLDER, OVERLAY_FOLDER
 from petseg.storage import sharded_output
 from petseg.storage.sharded_output import ShardedOutput
@@ -95,6 +96,7 @@ class Summary:
     failed: int
     first_errors: list[str]
     """Entries "id: reason" of the first failed photos."""
+    notes: Notes = dataclasses.field(default_factory=dict)
 
 
 def shard_rows(manifest: pa.Table, shard: int, shard_size: int) -> pa.Table:

@@ -14,22 +14,17 @@ from PIL import Image
 from petseg import storage
 from petseg.config.base import Resize
 from petseg.data import coco_rle, visualize
-from petseg.data.decode import (
-    Photo,
-    decode_photo,
-    decode_whole,
-    from_column,
-    max_bytes,
-    upright_size,
-)
+from petseg.data.decode import Photo, decode_opened, decode_whole, from_column, max_bytes
 from petseg.data.encode import encode_grey, encode_mask
-from petseg.data.image_file import DecodeError
+from petseg.data.image_file import DecodeError, open_image
+from petseg.data.notes import notes_of
 from petseg.files import OVERLAY_FOLDER
 from petseg.inference import crash_guard, output_folder, plan
 from petseg.inference.plan import Outputs, Summary, Target
 from petseg.lookahead import map_ahead
 
 _IO_THREADS = 16
+_NOT_WRITTEN = ["shard", "preview", "notes"]  # columns that travel with a shard's rows, but are not in its file
 _KILLED = "decoding it crashed, or ran out of memory, in every attempt; convert the photo, or leave it out"
 _PIXELS_WAITING = 2**25  # maximum total pixels of original-size masks that wait for an encoder
 
@@ -46,8 +41,8 @@ def read_shard(
 ) -> pa.Table:
     """Read and decode the photos of a shard.
 
-    Adds the columns `height`, `width`, `error`, `pixels` (raw RGB bytes at `size_hw`) and `preview` (a JPEG; null
-    unless `previews` is set).
+    Adds the columns `height`, `width`, `error`, `pixels` (raw RGB bytes at `size_hw`), `preview` (a JPEG; null unless
+    `previews` is set) and `notes` (those of `notes.notes_of`).
 
     A photo that cannot be read or decoded has the reason in `error`, and null in the other added columns. A photo
     larger than a tile has null in `pixels`, because its own pixels are too large to pass on: `predict_shard` reads it
@@ -73,6 +68,7 @@ def read_shard(
         "error": pa.string(),
         "pixels": pa.binary(size_hw[0] * size_hw[1] * 3),
         "preview": pa.binary(),
+        "notes": pa.list_(pa.string()),
     }
     for name, arrow_type in types.items():
         rows = rows.append_column(name, pa.array([photo.get(name) for photo in photos], arrow_type))
@@ -90,7 +86,7 @@ def predict_shard(
     pool: ThreadPoolExecutor,
     in_subprocess: bool = False,
 ) -> pa.Table:
-    """Convert the rows of `read_shard` to rows of `plan.schema`, with the columns `shard` and `preview` added.
+    """Convert the rows of `read_shard` to rows of `plan.schema`, with the columns `shard`, `preview` and `notes` added.
 
     `predict` yields a `predictor.Prediction` for each decoded photo, in order. `predict_tiled` returns a
     `predictor.Mask` for a photo at its own size. With `in_subprocess`, photos at their own size are decoded in a
@@ -108,7 +104,9 @@ def predict_shard(
         for name, value in values.items():
             columns[name][row] = value
     table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
-    return table.append_column("shard", rows["shard"]).append_column("preview", rows["preview"])
+    for name in _NOT_WRITTEN:
+        table = table.append_column(name, rows[name])
+    return table
 
 
 def write_shard(rows: pa.Table, target: Target) -> Summary:
@@ -127,9 +125,9 @@ def write_shard(rows: pa.Table, target: Target) -> Summary:
         used = {name.rpartition("/")[0] for name, mask in zip(names, masks, strict=True) if mask is not None}
         used |= {str(above) for below in used for above in PurePosixPath(below).parents}
         storage.flush_folders(storage.join(target.output, below) for below in used)
-    rows = rows.drop_columns(["shard", "preview"])
     summary = output_folder.summarise(rows)
-    target.write_shard(shard, rows, [summary.failed, summary.first_errors])
+    rows = rows.drop_columns(_NOT_WRITTEN)
+    target.write_shard(shard, rows, [summary.failed, summary.first_errors, summary.notes])
     storage.flush_folders([target.output])
     return summary
 
@@ -249,12 +247,12 @@ def _read_whole(location: str, max_pixels: int) -> Image.Image:
 def _decode(
     content: bytes, size_hw: tuple[int, int], max_pixels: int, resize: Resize, tile_hw: tuple[int, int] | None
 ) -> dict[str, Any]:
-    if tile_hw is not None:
-        height, width = upright_size(content, max_pixels)
-        if height > tile_hw[0] or width > tile_hw[1]:
-            return {"height": height, "width": width}
-    photo = decode_photo(content, size_hw, max_pixels, resize)
-    return {"height": photo.height, "width": photo.width, "pixels": photo.pixels.tobytes()}
+    opened = open_image(content, max_pixels)
+    width, height = opened.header.size
+    if tile_hw is not None and (height > tile_hw[0] or width > tile_hw[1]):
+        return {"height": height, "width": width, "notes": notes_of(opened)}
+    photo = decode_opened(opened, size_hw, resize)
+    return {"height": height, "width": width, "pixels": photo.pixels.tobytes(), "notes": photo.notes}
 
 
 def _write_file(target: Target, name: str, mask_png: bytes | None, preview: bytes | None) -> None:

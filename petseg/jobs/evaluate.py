@@ -9,6 +9,8 @@ import json
 import os
 import re
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pyarrow as pa
@@ -16,8 +18,9 @@ import pyarrow.parquet as pq
 
 from petseg import cli, files, storage
 from petseg.config.evaluate import EvaluateConfig
-from petseg.data import labels, manifest
+from petseg.data import labels, manifest, orientation
 from petseg.data.classes import read_classes
+from petseg.data.notes import Notes, count_notes, note_lines
 from petseg.errors import InputError
 from petseg.progress import Clock, Progress
 from petseg.reports import sections
@@ -46,7 +49,7 @@ def main() -> None:
             f"--output {output}: it already has a {files.METRICS}; choose another folder, or pass --overwrite"
         )
     clock = Clock()
-    pairs = manifest.discover(images, masks)
+    pairs = manifest.discover(images, masks, suffixes=(config.image_suffix, config.mask_suffix))
     if config.limit is not None:
         pairs = manifest.sample(pairs, config.limit)
 
@@ -59,7 +62,7 @@ def main() -> None:
     label_map = _label_map(config.label_map, masks, trained.model)
     evaluator, origin = _load(trained, label_map, config)
     clock.lap("listing, imports, the network")
-    rows, totals = _score(evaluator, pairs)
+    rows, totals, notes = _score(evaluator, pairs)
     clock.lap("scoring")
     if not totals:
         errors = "; ".join(_first_errors(rows))
@@ -74,6 +77,8 @@ def main() -> None:
     pages = {files.REPORT: evaluation_page(report), files.CONFIG: cli.as_file(config)}
     _write(output, pictures | pages, per_image, metrics)
     _print_summary(output, rows, metrics)
+    for line in note_lines(notes):
+        print(f"  note: {line}")
 
 
 def _require_excludable(name: str, class_names: tuple[str, ...]) -> None:
@@ -96,7 +101,8 @@ def _label_map(text: str, masks: str, model: "ModelConfig") -> labels.LabelMap:
             f"note: {location} is not used: its classes are {', '.join(described.classes)}, not the network's; the raw "
             "values are mapped as in training"
         )
-    return labels.LabelMap.parse(text or model.label_map, model.num_classes)
+    # The masks need not have every class, such as those of a set with few classes.
+    return labels.LabelMap.parse(text or model.label_map, model.num_classes, model.class_names, require_all=False)
 
 
 def _load(
@@ -130,22 +136,43 @@ def _load(
         "checkpoint": {"location": trained.location, "epoch": trained.epoch, "sha256": sha256},
         "settings": dataclasses.asdict(resolved),
     }
-    return Evaluator(predictor, trained.model, label_map, config.max_pixels, threads, config.exclude_class), origin
+    upright = orientation.given(config.masks_upright)
+    evaluator = Evaluator(
+        predictor, trained.model, label_map, config.max_pixels, threads, config.exclude_class, upright
+    )
+    return evaluator, origin
 
 
-def _score(evaluator: "Evaluator", pairs: pa.Table) -> tuple[list[dict[str, Any]], "dict[View, Counts]"]:
-    """Return a row for each pair, and the sums over all pairs that could be decoded."""
-    rows, totals = [], {}
+def _score(evaluator: "Evaluator", pairs: pa.Table) -> tuple[list[dict[str, Any]], "dict[View, Counts]", Notes]:
+    """Return a row for each pair, the sums over all pairs that could be decoded, and the notes on the photos.
+
+    Pairs with an unclear mask come last, once the others show how those were drawn. Raises `InputError` if
+    --masks-upright is needed.
+    """
+    rows, totals, notes = {}, {}, {}
+    drawn, undecided = Counter(), []
     progress = Progress(pairs.num_rows, 0, 0, sys.stdout)
-    try:
-        for result in evaluator.results(pairs):
-            rows.append(result.row)
+
+    def score(indices: Sequence[int]) -> None:
+        for index, result in zip(indices, evaluator.results(pairs.take(pa.array(indices))), strict=True):
+            drawn[result.drawn] += 1
+            if result.drawn == "unclear" and not result.counts:
+                undecided.append(index)
+                continue
+            rows[index], notes[index] = result.row, result.notes
             for view, counts in result.counts.items():
                 totals[view] = totals[view] + counts if view in totals else counts
             progress.add(1, failed=0 if result.counts else 1)
+
+    try:
+        score(range(pairs.num_rows))
+        if undecided:
+            evaluator.masks_upright = orientation.decide(drawn, pairs["id"][undecided[0]].as_py())
+            score(list(undecided))
     finally:
         progress.close()
-    return rows, totals
+    order = sorted(rows)
+    return [rows[index] for index in order], totals, count_notes(pairs["id"].to_pylist(), map(notes.get, order))
 
 
 def _draw_worst(

@@ -14,6 +14,7 @@ from petseg import cli, files, storage
 from petseg.config.model import ModelConfig
 from petseg.config.predict import PredictConfig
 from petseg.data import manifest
+from petseg.data.notes import note_lines
 from petseg.errors import JobError
 from petseg.inference import output_folder
 from petseg.inference.plan import Outputs, Plan, Summary, make_plan
@@ -140,6 +141,8 @@ def _print_summary(summary: Summary, skipped: manifest.Skipped, output: str, sta
     print(f"{status}; {summary.rows} rows, {summary.failed} failed: {output}")
     for line in manifest.skipped_lines(skipped):
         print(f"  {line}")
+    for line in note_lines(summary.notes):
+        print(f"  note: {line}")
     for error in summary.first_errors:
         print(f"  failed: {error}")
     if summary.failed > len(summary.first_errors):

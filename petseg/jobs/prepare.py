@@ -22,6 +22,8 @@ from petseg.config.prepare import CheckConfig, OxfordConfig, ShardsConfig
 from petseg.data import check, manifest, oxford_pets, prepared_writer, splits
 from petseg.data.classes import Classes, resolve_classes, write_classes
 from petseg.data.labels import LabelMap
+from petseg.data.mask_values import sum_values
+from petseg.data.notes import add_notes, note_lines
 from petseg.data.prepared import Prepared, Target
 from petseg.data.prepared_writer import Summary
 from petseg.errors import InputError, JobError
@@ -84,15 +86,19 @@ def _check(config: CheckConfig) -> None:
         raise InputError(
             f"--output {config.output}: {files.REPORT} already exists; choose another folder, or pass --overwrite"
         )
-    classes = resolve_classes(config, config.masks)
     skipped: manifest.Skipped = {}
-    pairs, unpaired_photos, unpaired_masks = manifest.match(config.images, config.masks, skipped=skipped)
+    suffixes = (config.image_suffix, config.mask_suffix)
+    pairs, unpaired_photos, unpaired_masks = manifest.match(
+        config.images, config.masks, suffixes=suffixes, skipped=skipped
+    )
     if not pairs.num_rows:
         photo, mask = unpaired_photos["id"][0], unpaired_masks["id"][0]
         raise InputError(
             f"--images {config.images}, --masks {config.masks}: no photo and mask have the same name (photos such "
-            f"as {photo}, masks such as {mask}); rename them to match (extensions may differ)"
+            f"as {photo}, masks such as {mask}); rename them to match "
+            "(extensions may differ), or pass --image-suffix or --mask-suffix"
         )
+    classes = resolve_classes(config, config.masks, pairs)
     checked = _scan(config, classes, pairs, unpaired_photos, unpaired_masks, skipped)
     findings = find_problems(checked)
     command = command_line("train", train_flags(checked))
@@ -148,7 +154,7 @@ def _scan(
         unpaired_masks=unpaired_masks["id"].to_pylist(),
         skipped=skipped,
         splits={row_id: split for split, part in parts.items() for row_id in part["id"].to_pylist()},
-        labels=check.labels_of(rows),
+        labels=sum_values((row.values, row.colours) for row in rows if row.values is not None),
         classes=classes,
         exact_duplicates=exact_duplicates,
         near_duplicates=near_duplicates,
@@ -159,9 +165,9 @@ def _scan(
 def _make_shards(config: ShardsConfig) -> None:
     config = absolute_locations(config)
     checks.require_no_overlap(config.output, {"--images": config.images, "--masks": config.masks})
-    classes = resolve_classes(config, config.masks)
     checks.require_writable(config.output, "--output")
-    pairs = manifest.discover(config.images, config.masks)
+    pairs = manifest.discover(config.images, config.masks, suffixes=(config.image_suffix, config.mask_suffix))
+    classes = resolve_classes(config, config.masks, pairs)
     target = prepared_writer.make_target(pairs, config, classes)
     finished = prepared_writer.find_finished(target)
     if finished is not None:
@@ -171,6 +177,8 @@ def _make_shards(config: ShardsConfig) -> None:
     status = "all shards were already written"
     if len(done) < target.num_shards:
         status = _run_shards(target, pairs, done, classes.label_map, config.skip_bad)
+    for line in note_lines(add_notes(done[shard].notes for shard in sorted(done))):
+        print(f"note: {line}")
     failures = [reason for shard in sorted(done) for reason in done[shard].skipped.values()]
     if failures and not config.skip_bad:
         raise manifest.unusable_pairs_error(failures, "fix or remove them, or skip them with --skip-bad")

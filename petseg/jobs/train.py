@@ -94,11 +94,11 @@ def _set_up(config: TrainConfig, run: str, pairs: TrainingSet, clock: Clock) -> 
     require_workers(config, cpus)
     resources.require_shared(locations)  # again, because nodes may have joined while waiting
     clock.lap("starting Ray")
-    manifests = [pairs.parts["train"], pairs.parts["val"]]
+    parts = {"training": pairs.parts["train"], "validation": pairs.parts["val"]}
     if pairs.dataset is not None:
-        train, val = load(pairs.dataset, manifests)
+        train, val = load(pairs.dataset, parts)
     else:
-        train, val = decode(manifests, pairs.image_size, pairs.classes.label_map, pairs.resize)
+        train, val = decode(parts, pairs.image_size, pairs.classes.label_map, pairs.resize, config.masks_upright)
     clock.lap("decoding")
     for name, pixels in zip(pairs.classes.names, train.class_pixels, strict=True):
         if not pixels:

@@ -5,23 +5,25 @@ neighbouring rows (`training/rank_data.py`): a random sample that lies in few bl
 """
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import ray.data
 import ray.exceptions
 
-from petseg.config.base import MAX_PIXELS, Resize
-from petseg.data import manifest, prepared
+from petseg.config.base import MAX_PIXELS, MasksUpright, Resize
+from petseg.data import manifest, orientation, prepared
 from petseg.data.decode import from_column, max_bytes
 from petseg.data.image_file import DecodeError
 from petseg.data.labels import LabelMap
-from petseg.data.pairs import decode_pair
+from petseg.data.notes import Notes, add_notes, count_notes, note_lines
+from petseg.data.pairs import UnclearMaskError, decode_pair
 from petseg.data.prepared import Prepared
 from petseg.errors import InputError, JobError, UnavailableError
 from petseg.inference import crash_guard
@@ -56,30 +58,49 @@ class Decoded:
 
 
 def decode(
-    manifests: list[pa.Table], image_size: tuple[int, int], label_map: LabelMap, resize: Resize = "antialias"
+    parts: Mapping[str, pa.Table],
+    image_size: tuple[int, int],
+    label_map: LabelMap,
+    resize: Resize = "antialias",
+    masks_upright: MasksUpright = "auto",
 ) -> list[Decoded]:
-    """Read and decode all pairs of the manifests on the cluster, once.
+    """Read and decode all pairs on the cluster, once, and print notes on them. `parts` maps splits to manifests.
 
-    Raises `InputError`, naming the files, if a pair cannot be used or a manifest's masks have only ignored pixels.
-    Raises `JobError` if storage does not answer.
+    Raises `InputError`, naming the files, if a pair cannot be used, if nothing decides on `masks_upright`, or if a
+    split's masks have only ignored pixels. Raises `JobError` if storage does not answer.
     """
     read = functools.partial(decode_rows, image_size=image_size, label_map=label_map, resize=resize)
-    decoded = _in_blocks(manifests, read, image_size, label_map.num_classes, _bad_pairs_error)
-    _require_labelled(decoded, manifests, f"pass a --label-map that maps their values to classes (now {label_map})")
+    pieces = _cut(parts.values(), image_size)
+    counted = _read_blocks(pieces, read, orientation.given(masks_upright))
+    _require_no_errors(counted, _bad_pairs_error)
+    unclear = [index for index, (_, counts) in enumerate(counted) if counts.drawn["unclear"]]
+    if unclear and masks_upright == "auto":
+        drawn = sum((counts.drawn for _, counts in counted), Counter())
+        upright = orientation.decide(drawn, counted[unclear[0]][1].unclear)
+        again = _read_blocks([pieces[index] for index in unclear], read, upright)
+        _require_no_errors(again, _bad_pairs_error)
+        for index, block in zip(unclear, again, strict=True):
+            counted[index] = block
+    for line in note_lines(add_notes(counts.notes for _, counts in counted)):
+        print(f"note: {line}")
+    decoded = _collect(parts.values(), counted, image_size, label_map.num_classes)
+    _require_labelled(decoded, parts, f"pass a --label-map that maps their values to classes (now {label_map})")
     return decoded
 
 
-def load(dataset: Prepared, manifests: list[pa.Table]) -> list[Decoded]:
-    """Read pairs of a prepared set on the cluster, and return one `Decoded` per manifest, as `decode` does.
+def load(dataset: Prepared, parts: Mapping[str, pa.Table]) -> list[Decoded]:
+    """Read pairs of a prepared set on the cluster, and return one `Decoded` per split, as `decode` does.
 
-    Each of `manifests` holds rows of the set's manifest. Raises `InputError`, naming the file, if a shard cannot be
-    read or a manifest's masks have only ignored pixels. Raises `JobError` if storage does not answer.
+    `parts` maps splits to rows of the set's manifest. Raises `InputError`, naming the file, if a shard cannot be read
+    or a split's masks have only ignored pixels. Raises `JobError` if storage does not answer.
     """
     settings = dataset.settings
-    located = [prepared.locate(dataset, rows) for rows in manifests]
+    located = [prepared.locate(dataset, rows) for rows in parts.values()]
     read = functools.partial(prepared.read_rows, image_size=settings.image_size)
-    decoded = _in_blocks(located, read, settings.image_size, len(settings.class_names), _unreadable_error)
-    _require_labelled(decoded, manifests, f"prepare the set again with another --label-map (was {settings.label_map})")
+    counted = _read_blocks(_cut(located, settings.image_size), read)
+    _require_no_errors(counted, _unreadable_error)
+    decoded = _collect(located, counted, settings.image_size, len(settings.class_names))
+    _require_labelled(decoded, parts, f"prepare the set again with another --label-map (was {settings.label_map})")
     return decoded
 
 
@@ -91,52 +112,78 @@ def _unreadable_error(failures: list[str]) -> InputError:
     return InputError(f"{failures[0]}; {prepared.REMEDY}")
 
 
-def _require_labelled(decoded: list[Decoded], manifests: list[pa.Table], remedy: str) -> None:
-    for part, rows in zip(decoded, manifests, strict=True):
+def _require_labelled(decoded: list[Decoded], parts: Mapping[str, pa.Table], remedy: str) -> None:
+    for part, (split, rows) in zip(decoded, parts.items(), strict=True):
         if not any(part.class_pixels):
             raise InputError(
-                f"every pixel of all {rows.num_rows} masks of a split is ignored, such as in {rows['mask'][0]}; "
-                f"{remedy}"
+                f"every pixel of all {rows.num_rows} masks of the {split} split is ignored, such as in "
+                f"{rows['mask'][0]}; {remedy}"
             )
 
 
-def _in_blocks(
-    parts: list[pa.Table],
-    read: Callable[[pa.Table], pa.Table],
-    image_size: tuple[int, int],
-    num_classes: int,
-    to_error: Callable[[list[str]], InputError],
-) -> list[Decoded]:
-    """Call `read` on the cluster for each piece of a part, and make each result a block.
+class _BlockCounts(NamedTuple):
+    """What the driver needs to know of a block."""
 
-    If rows have errors, raises the exception that `to_error` makes of them. Raises `JobError` if storage does not
-    answer.
-    """
+    errors: list[str]
+    class_pixels: np.ndarray
+    """Number of pixels of each class id, 0 to 255, in the good rows: int64 (256,)."""
+    drawn: Counter[str]
+    """Numbers of masks by how they were drawn; see `pairs.drawn`."""
+    unclear: str
+    """Id of the first pair whose mask is unclear; "" if there is none."""
+    notes: Notes
+
+
+_Counted = list[tuple[Any, _BlockCounts]]
+"""Reference to each block in Ray's object store, and its counts."""
+
+
+def _cut(parts: Iterable[pa.Table], image_size: tuple[int, int]) -> list[pa.Table]:
+    """Cut manifests into pieces, one for each block."""
     step = max(1, BLOCK_BYTES // row_bytes(image_size))
-    pieces = [[rows.slice(i, step) for i in range(0, rows.num_rows, step)] for rows in parts]
+    return [rows.slice(i, step) for rows in parts for i in range(0, rows.num_rows, step)]
+
+
+def _read_blocks(pieces: list[pa.Table], read: Callable[..., pa.Table], masks_upright: bool | None = None) -> _Counted:
+    """Call `read` on the cluster for each piece of a manifest, and make each result a block.
+
+    Raises `JobError` if storage does not answer.
+    """
+    if masks_upright is not None:
+        read = functools.partial(read, masks_upright=masks_upright)
     # Ray Data would reserve cores for consumers of the blocks, so that only one of two cores decoded.
     with data_context(op_resource_reservation_enabled=False) as context:
         context.execution_options.preserve_order = True
-        decoded = ray.data.from_arrow([piece for of_part in pieces for piece in of_part]).map_batches(
+        decoded = ray.data.from_arrow(pieces).map_batches(
             functools.partial(_read_or_unavailable, read=read), **WHOLE_BLOCKS
         )
     blocks: list[Any] = decoded.materialize().to_arrow_refs()
-    assert len(blocks) == sum(map(len, pieces))
+    assert len(blocks) == len(pieces)
     try:
-        block_counts = ray.get([_count_block.remote(block) for block in blocks])
+        return list(zip(blocks, ray.get([_count_block.remote(block) for block in blocks]), strict=True))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UnavailableError):
             raise JobError(str(error.cause)) from error
         raise
-    failures = [failure for errors, _ in block_counts for failure in errors]
+
+
+def _require_no_errors(counted: _Counted, to_error: Callable[[list[str]], InputError]) -> None:
+    failures = [failure for _, counts in counted for failure in counts.errors]
     if failures:
         raise to_error(failures)
-    result, following = [], iter(zip(blocks, block_counts, strict=True))
-    for of_part in pieces:
-        of_blocks = [next(following) for _ in of_part]
-        class_pixels = np.sum([counts[:num_classes] for _, (_, counts) in of_blocks], 0)
-        rows = tuple(piece.num_rows for piece in of_part)
-        result.append(Decoded([block for block, _ in of_blocks], rows, image_size, tuple(class_pixels.tolist())))
+
+
+def _collect(
+    parts: Iterable[pa.Table], counted: _Counted, image_size: tuple[int, int], num_classes: int
+) -> list[Decoded]:
+    """Return the blocks of each manifest that `_cut` has cut."""
+    result, following = [], iter(counted)
+    for rows in parts:
+        pieces = _cut([rows], image_size)
+        blocks = list(itertools.islice(following, len(pieces)))
+        class_pixels = np.sum([counts.class_pixels[:num_classes] for _, counts in blocks], 0)
+        block_rows = tuple(piece.num_rows for piece in pieces)
+        result.append(Decoded([block for block, _ in blocks], block_rows, image_size, tuple(class_pixels.tolist())))
     return result
 
 
@@ -146,16 +193,25 @@ def row_bytes(image_size: tuple[int, int]) -> int:
 
 
 def decode_rows(
-    rows: pa.Table, image_size: tuple[int, int], label_map: LabelMap, resize: Resize = "antialias"
+    rows: pa.Table,
+    image_size: tuple[int, int],
+    label_map: LabelMap,
+    resize: Resize = "antialias",
+    masks_upright: bool | None = None,
 ) -> pa.Table:
-    """Decode rows of a manifest to rows of `prepared.schema` with the column `error` added.
+    """Decode rows of a manifest to rows of `prepared.schema`, and add the columns `error`, `drawn` and `notes`.
 
-    A bad pair has the reason in `error` and null in all other columns except `id`.
+    A bad pair has the reason in `error`, and no pixels. Without `masks_upright`, a pair whose mask is "unclear" in
+    `drawn` has neither an error nor pixels.
 
     Raises `UnavailableError` if storage does not answer.
     """
-    schema = prepared.schema(image_size).append(pa.field("error", pa.string()))
-    decode_one = functools.partial(_decode_row, image_size=image_size, label_map=label_map, resize=resize)
+    schema = prepared.schema(image_size)
+    for name, kind in (("error", pa.string()), ("drawn", pa.string()), ("notes", pa.list_(pa.string()))):
+        schema = schema.append(pa.field(name, kind))
+    decode_one = functools.partial(
+        _decode_row, image_size=image_size, label_map=label_map, resize=resize, masks_upright=masks_upright
+    )
     decoded = []
     for pair in manifest.read_pairs(rows, max_bytes(MAX_PIXELS)):
         if_died: dict[str, object] = {"id": pair[0]["id"], "error": f"{pair[0]['image']}: {_OUT_OF_MEMORY}"}
@@ -164,17 +220,30 @@ def decode_rows(
 
 
 def _decode_row(
-    pair: tuple[dict[str, str], bytes, bytes, str], image_size: tuple[int, int], label_map: LabelMap, resize: Resize
+    pair: tuple[dict[str, str], bytes, bytes, str],
+    image_size: tuple[int, int],
+    label_map: LabelMap,
+    resize: Resize,
+    masks_upright: bool | None,
 ) -> dict[str, object]:
-    row, photo_content, mask_content, error = pair
+    row, photo, mask, error = pair
     if error:
         return {"id": row["id"], "error": error}
     try:
-        photo, class_ids = decode_pair(photo_content, mask_content, image_size, label_map, MAX_PIXELS, resize)
+        decoded = decode_pair(photo, mask, image_size, label_map, MAX_PIXELS, resize, masks_upright)
+    except UnclearMaskError:
+        return {"id": row["id"], "drawn": "unclear"}
     except DecodeError as error:
         return {"id": row["id"], "error": f"{row['mask' if error.in_mask else 'image']}: {error}"}
-    pixels = {"image": photo.pixels.tobytes(), "mask": class_ids.tobytes()}
-    return {"id": row["id"], "height": photo.height, "width": photo.width, **pixels}
+    return {
+        "id": row["id"],
+        "image": decoded.photo.pixels.tobytes(),
+        "mask": decoded.class_ids.tobytes(),
+        "height": decoded.photo.height,
+        "width": decoded.photo.width,
+        "drawn": decoded.drawn,
+        "notes": list(decoded.photo.notes),
+    }
 
 
 def _read_or_unavailable(rows: pa.Table, read: Callable[[pa.Table], pa.Table]) -> pa.Table:
@@ -182,10 +251,15 @@ def _read_or_unavailable(rows: pa.Table, read: Callable[[pa.Table], pa.Table]) -
 
 
 @ray.remote
-def _count_block(block: pa.Table) -> tuple[list[str], np.ndarray]:
-    """Return the errors of a block, and the number of pixels of each class id, 0 to 255, in its good rows."""
+def _count_block(block: pa.Table) -> _BlockCounts:
     if reason := unavailable_reason(block):
         raise UnavailableError(reason)
-    masks = block.filter(pc.field("error").is_null())["mask"]
+    masks = block["mask"].drop_null()
     class_ids = from_column(masks, (masks.type.byte_width,))
-    return block["error"].drop_null().to_pylist(), np.bincount(class_ids.ravel(), minlength=256)
+    errors, class_pixels = block["error"].drop_null().to_pylist(), np.bincount(class_ids.ravel(), minlength=256)
+    if "drawn" not in block.column_names:  # a prepared set
+        return _BlockCounts(errors, class_pixels, Counter(), "", {})
+    ids, drawn = block["id"].to_pylist(), block["drawn"].to_pylist()
+    unclear = next((row_id for row_id, how in zip(ids, drawn, strict=True) if how == "unclear"), "")
+    notes = count_notes(ids, block["notes"].to_pylist())
+    return _BlockCounts(errors, class_pixels, Counter(filter(None, drawn)), unclear, notes)

@@ -6,9 +6,9 @@ from typing import Any
 
 from petseg import storage
 from petseg.config.base import MAX_PIXELS
-from petseg.data import check, decode, encode, visualize
+from petseg.data import check, decode, encode, orientation, visualize
 from petseg.data.image_file import DecodeError
-from petseg.data.pairs import decode_pair_and_truth
+from petseg.data.pairs import decode_pair
 from petseg.reports import html, sections
 from petseg.reports.findings import Checked, Finding, value_text
 from petseg.reports.html import Bars, Command, Picture, Sheet, Table
@@ -156,7 +156,11 @@ def _mask_png(checked: Checked, index: int) -> bytes | None:
     pair, limit = checked.pairs.slice(index, 1).to_pylist()[0], MAX_PIXELS
     try:
         photo, mask = (storage.read(pair[of], at_most=decode.max_bytes(limit)) for of in ("image", "mask"))
-        _, _, truth = decode_pair_and_truth(photo, mask, (16, 16), checked.classes.label_map, limit)
+        upright = orientation.given(checked.config.masks_upright)
+        if upright is None:
+            upright = orientation.decision(Counter(row.drawn for row in checked.rows if row.drawn is not None))
+        label_map = checked.classes.label_map
+        truth = decode_pair(photo, mask, (16, 16), label_map, limit, masks_upright=bool(upright)).truth_ids()
     except (DecodeError, FileNotFoundError):
         return None
     return encode.encode_mask(truth, checked.classes.palette)

@@ -2,16 +2,22 @@
 
 import dataclasses
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from petseg.config.prepare import CheckConfig
-from petseg.data import check, duplicates, manifest
-from petseg.data.check import Labels, Row
+from petseg.data import check, duplicates, manifest, orientation
+from petseg.data.check import Row
 from petseg.data.classes import Classes
-from petseg.data.labels import IGNORE_ID
+from petseg.data.labels import IGNORE_ID, LOSSY_REMEDY
+from petseg.data.mask_values import Labels, suggest
+from petseg.data.notes import count_notes, note_lines
+
+_TRAIN_FLAGS = ("image_suffix", "mask_suffix", "masks_upright", "split_file", "val_fraction", "val_count", "seed")
+"""Settings that a check shares with training, beside the folders and the classes."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +85,14 @@ def find_problems(checked: Checked) -> list[Finding]:
         _unpaired(checked.unpaired_masks, "mask", "photo", checked.config.images),
         _uncovered_values(checked),
         _unusable_pairs(checked),
+        _unclear_masks(checked),
         _absent_classes(checked),
         _exact_duplicates(checked),
         _near_duplicates(checked),
         _cross_split_duplicates(checked),
+        _near_black(checked),
         *_skipped_files(checked),
+        *_notes(checked),
     ]
     return [finding for finding in candidates if finding is not None]
 
@@ -99,6 +108,33 @@ def _unpaired(names: Sequence[str], kind: str, missing: str, folder: str) -> Fin
 def _skipped_files(checked: Checked) -> list[Finding]:
     remedy = "convert or rename those that are images"
     return [Finding(line, remedy, blocks_training=False) for line in manifest.skipped_lines(checked.skipped)]
+
+
+def _notes(checked: Checked) -> list[Finding]:
+    lines = note_lines(count_notes((row.id for row in checked.rows), (row.notes for row in checked.rows)))
+    return [Finding(line, "compare them in a viewer", blocks_training=False) for line in lines]
+
+
+def _near_black(checked: Checked) -> Finding | None:
+    dark = [row.id for row in checked.rows if row.near_black]
+    if not dark:
+        return None
+    what = f"{_count(len(dark), 'photo')} nearly black, such as {', '.join(dark[:3])}"
+    return Finding(what, "look at them; store them with 8 or 16 bits, if a viewer shows more", blocks_training=False)
+
+
+def _unclear_masks(checked: Checked) -> Finding | None:
+    """Return the finding that training will ask for --masks-upright, or how it will use the unclear masks."""
+    drawn = Counter(row.drawn for row in checked.rows if row.drawn is not None)
+    unclear = [row.id for row in checked.rows if row.drawn == "unclear"]
+    if not unclear or checked.config.masks_upright != "auto":
+        return None
+    decision = orientation.decision(drawn)
+    what = f"{_count(len(unclear), 'mask')} of photos that EXIF turns, such as {unclear[0]}"
+    if decision is None:
+        what += ": the sizes do not show if they were drawn on the upright photos"
+        return Finding(what, orientation.REMEDY, blocks_training=True)
+    return Finding(f"{what}: {orientation.USED[decision]}", "check one in the report", blocks_training=False)
 
 
 def _uncovered_values(checked: Checked) -> Finding | None:
@@ -166,7 +202,7 @@ def train_flags(checked: Checked) -> list[str]:
     flags = ["--images", checked.config.images, "--masks", checked.config.masks, *(suggested or ())]
     for field in dataclasses.fields(CheckConfig):
         value = getattr(checked.config, field.name)
-        if field.name in (*classes, "split_file", "val_fraction", "val_count", "seed") and value != field.default:
+        if field.name in (*_TRAIN_FLAGS, *classes) and value != field.default:
             flags += [f"--{field.name.replace('_', '-')}", *(value if isinstance(value, tuple) else [str(value)])]
     return flags
 
@@ -179,16 +215,12 @@ def _is_value_error(row: Row, checked: Checked) -> bool:
     return (is_other_kind and "differs from its photo's" not in error) or "but the classes cover" in error
 
 
-def _has_jpeg_masks(checked: Checked) -> bool:
-    return any(mask.lower().endswith((".jpg", ".jpeg")) for mask in checked.pairs["mask"].to_pylist())
-
-
 def _suggest_flags(checked: Checked) -> list[str] | None:
     """Return flags that accept the masks. Keeps the given classes and ignore label as far as they fit."""
     config, ignored = checked.config, None
     if config.ignore_label and checked.classes.label_map.colours == checked.labels.colours:
         ignored = {raw for raw, class_id in checked.classes.label_map.ids.items() if class_id == IGNORE_ID}
-    flags = None if _has_jpeg_masks(checked) else check.suggest(checked.labels, ignored)
+    flags = None if any(row.is_lossy for row in checked.rows) else suggest(checked.labels, ignored)
     if flags and config.classes and flags[1] == str(len(checked.classes.names)):
         flags[:2] = ["--classes", config.classes]
     return [*flags, "--ignore-label", config.ignore_label] if flags and ignored is not None else flags
@@ -200,8 +232,8 @@ def _has_uncovered_values(checked: Checked) -> bool:
 
 
 def _remedy_for_values(checked: Checked) -> str:
-    if _has_jpeg_masks(checked):
-        return "some masks are JPEG, which changes values; save them again as PNG, from the originals"
+    if any(row.is_lossy for row in checked.rows):
+        return LOSSY_REMEDY
     flags = _suggest_flags(checked)
     if flags:
         return f"pass {shlex.join(flags)}"

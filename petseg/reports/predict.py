@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from petseg.config.model import ModelConfig
 from petseg.data import visualize
+from petseg.data.notes import Notes
 from petseg.inference.plan import Plan, Summary
 from petseg.inference.survey import Sample, render_previews, survey
 from petseg.reports import html, sections
@@ -48,6 +49,7 @@ def prediction_page(report: PredictionReport) -> bytes:
         *_sheets(report, sample),
         _failures_table(sample, note),
         _skipped_table(report.skipped),
+        _notes_table(report.summary.notes),
         sections.time_chart(report.seconds) if report.seconds else None,
         sections.facts("Settings", report.plan.description),
         html.versions(),
@@ -63,6 +65,11 @@ def _skipped_table(skipped: Mapping[str, int]) -> Table | None:
     return Table(
         title="Skipped files", heads=["extension or reason", "files"], rows=rows, note="These files have no row."
     )
+
+
+def _notes_table(notes: Notes) -> Table | None:
+    rows = [[note, f"{count:,}", str(first)] for note, (count, first) in notes.items()]
+    return Table(title="Notes", heads=["note", "photos", "such as"], rows=rows, text=True) if rows else None
 
 
 def _summary(report: PredictionReport, sample: Sample) -> list[tuple[str, str]]:

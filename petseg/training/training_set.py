@@ -14,6 +14,12 @@ from petseg.data.prepared import Prepared
 from petseg.errors import InputError
 from petseg.training.recipes import RECIPES
 
+_FIXED_BY_SET = (
+    *("image_suffix", "mask_suffix", "classes", "num_classes", "label_map", "ignore_label", "masks_upright"),
+    "image_size",
+)
+"""Settings that a prepared set has already fixed."""
+
 
 @dataclass(frozen=True)
 class TrainingSet:
@@ -42,8 +48,9 @@ def find_pairs(config: TrainConfig) -> TrainingSet:
     if images is None or masks is None:
         print(f"no --images given: drawing {demo.COUNT} pets", flush=True)
         images, masks = demo.draw_set(storage.join(config.storage, "petseg-demo"))
-    classes = resolve_classes(config, masks)
-    parts = _split(config, manifest.discover(images, masks), images)
+    pairs = manifest.discover(images, masks, suffixes=(config.image_suffix, config.mask_suffix))
+    classes = resolve_classes(config, masks, pairs)
+    parts = _split(config, pairs, images)
     count = parts["train"].num_rows + parts["val"].num_rows
     height, width = config.image_size
     print(f"decoding {count} training and validation pairs to height {height}, width {width}", flush=True)
@@ -54,7 +61,7 @@ def _open_prepared(config: TrainConfig, location: str) -> TrainingSet:
     """Return the pairs of a prepared set. Raises `InputError` if flags ask for what the set has already fixed."""
     dataset = prepared.open_set(location)
     settings = dataset.settings
-    for setting in ("classes", "num_classes", "label_map", "ignore_label", "image_size"):
+    for setting in _FIXED_BY_SET:
         if getattr(config, setting) != getattr(TrainConfig(), setting):
             flag = f"--{setting.replace('_', '-')}"
             raise InputError(

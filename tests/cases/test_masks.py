@@ -1,12 +1,17 @@
 """Masks as other tools write them: which pixels get which class."""
 
 import io
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import tifffile
 from PIL import Image
 
+from petseg.data.classes import resolve_classes
 from petseg.data.image_file import DecodeError
 from petseg.data.labels import IGNORE_ID, LabelMap
 from petseg.data.pairs import decode_pair, raw_values
@@ -26,7 +31,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 def class_ids(mask: bytes, label_map: LabelMap) -> np.ndarray:
     photo = encoded(Image.new("RGB", TRUTH.shape[::-1]))
-    return decode_pair(photo, mask, TRUTH.shape, label_map, 10**6)[1]
+    return decode_pair(photo, mask, TRUTH.shape, label_map, 10**6).class_ids
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
@@ -81,3 +86,98 @@ def test_mask_of_colours_translucent_pixels_keep_their_class() -> None:
 
 def test_mask_of_numbers_with_a_transparent_index_keeps_its_numbers() -> None:
     assert (class_ids(encoded(erased("P")), NUMBERS) == TRUTH - 1).all()
+
+
+def wide_tiff(pixels: np.ndarray, **options: Any) -> bytes:
+    content = io.BytesIO()
+    tifffile.imwrite(content, pixels, **options)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64, np.uint32])
+def test_mask_of_64_bit_integers_is_taken(dtype: type, compression: str | None) -> None:
+    mask = wide_tiff(TRUTH.astype(dtype), compression=compression)
+    assert (class_ids(mask, NUMBERS) == TRUTH - 1).all()
+    assert raw_values(mask, 10**6, 300) == ({1: 128, 2: 128, 3: 128}, False)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (wide_tiff(TRUTH.astype(np.int64) - 9), "it has the value -8; raw values go from 0 to 65535"),
+        (wide_tiff(TRUTH.astype(np.int64) + 1), "it has the value 4, but the classes cover 1, 2, 3"),
+        (wide_tiff(TRUTH.astype(np.complex64)), "kind of pixels cannot be read"),
+        (wide_tiff(TRUTH.astype(np.int64))[:200], "kind of pixels cannot be read|Error"),
+        (wide_tiff(np.zeros((2000, 2000), np.int64), compression="zlib"), "2000 × 2000 pixels are more than the limit"),
+        (wide_tiff(np.stack([TRUTH.astype(np.int64)] * 2)), "it has 2 pages"),
+    ],
+)
+def test_mask_of_64_bit_integers_otherwise_is_refused(mask: bytes, message: str) -> None:
+    with pytest.raises(DecodeError, match=message) as caught:
+        class_ids(mask, NUMBERS)
+    assert caught.value.in_mask
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "GIF"])
+def test_mask_with_a_page_per_class_is_refused(kind: str) -> None:
+    pages = [Image.fromarray(np.equal(TRUTH, value).astype(np.uint8)) for value in (1, 2, 3)]
+    mask = encoded(pages[0], kind, save_all=True, append_images=pages[1:])
+    with pytest.raises(DecodeError, match=r"it has 3 pages, .* merge them into one image"):
+        class_ids(mask, LabelMap.parse("0:0,1:1", 2))
+
+
+def test_mask_as_jpeg_is_refused_for_that_reason() -> None:
+    noise = np.random.default_rng(0).integers(0, 2, TRUTH.shape, np.uint8) * 255
+    lossy = encoded(Image.fromarray(noise), "JPEG")
+    with pytest.raises(DecodeError, match=r"masks as JPEG are not exact: .* save them again as PNG"):
+        class_ids(lossy, LabelMap.parse("0:0,255:1", 2))
+
+
+def test_mask_as_jpeg_without_other_values_is_taken() -> None:
+    assert (class_ids(encoded(Image.new("L", TRUTH.shape[::-1], 2), "JPEG"), NUMBERS) == 1).all()
+
+
+def write_masks(folder: Path, *masks: np.ndarray) -> pa.Table:
+    """Write masks, and return their manifest without photos."""
+    for number, mask in enumerate(masks):
+        Image.fromarray(mask).save(folder / f"{number}.png")
+    return pa.table({"mask": [str(folder / f"{number}.png") for number in range(len(masks))]})
+
+
+@dataclass(frozen=True)
+class Flags:
+    classes: str = ""
+    num_classes: int | None = None
+    label_map: str = ""
+    ignore_label: str = ""
+
+
+@pytest.mark.parametrize(
+    ("masks", "flags", "names", "ids"),
+    [
+        ([TRUTH], Flags(), 3, "1:0,2:1,3:2,255:255"),
+        ([TRUTH - 1], Flags(), 3, "0:0,1:1,2:2,255:255"),
+        ([TRUTH - 1, TRUTH], Flags(), 4, "0:0,1:1,2:2,3:3,255:255"),
+        ([TRUTH % 2], Flags(), 2, "0:0,1:1,255:255"),
+        ([TRUTH % 2], Flags(num_classes=3), 3, "0:0,1:1,2:2,255:255"),
+        ([TRUTH - 1], Flags(classes="a,b,c"), 3, "0:0,1:1,2:2,255:255"),
+        ([TRUTH - 1], Flags(ignore_label="0"), 2, "0:255,1:0,2:1"),
+        ([TRUTH * 7], Flags(), 3, "1:0,2:1,3:2,255:255"),  # with a gap: refused when the pairs are decoded
+        ([TRUTH - 1], Flags(num_classes=2), 2, "1:0,2:1,255:255"),  # too few: refused, too
+    ],
+)
+def test_values_in_the_masks_are_the_classes_in_order(
+    masks: list[np.ndarray], flags: Flags, names: int, ids: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes = resolve_classes(flags, str(tmp_path), write_masks(tmp_path, *masks))
+    assert (len(classes.names), str(classes.label_map)) == (names, ids)
+    noted = "used as --label-map" in capsys.readouterr().out
+    assert noted == (ids not in ("1:0,2:1,3:2,255:255", "1:0,2:1,255:255"))
+
+
+def test_values_are_not_looked_at_if_the_label_map_is_given(tmp_path: Path) -> None:
+    missing = pa.table({"mask": [str(tmp_path / "missing.png")]})
+    assert str(resolve_classes(Flags(label_map="0:0,7:1", num_classes=2), str(tmp_path), missing).label_map) == (
+        "0:0,7:1,255:255"
+    )

@@ -103,3 +103,50 @@ def test_classes_file_beside_the_masks_is_not_counted(tmp_path: Path, capsys: py
     touch(tmp_path / "photos", "classes.json")
     manifest.discover(images, masks)
     assert capsys.readouterr().out == f"note: --images {images}: skipped 1 .json\n"
+
+
+SUFFIXES = {
+    "masks": ("{}", "{}_mask", "--mask-suffix _mask"),
+    "photos": ("{}_0000", "{}", "--image-suffix _0000"),
+    "both": ("{}_sat", "{}_mask", "--image-suffix _sat --mask-suffix _mask"),
+    "dots": ("v1.2_{}_high", "v1.2_{}_high_mask", "--mask-suffix _mask"),
+    "folders": ("{}/image", "{}/label", "--image-suffix /image --mask-suffix /label"),
+    "spaces": ("{}", "{} (mask)", "--mask-suffix  (mask)"),
+}
+
+
+@pytest.mark.parametrize("case", SUFFIXES)
+def test_names_that_end_differently_are_paired(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    of_photo, of_mask, flags = SUFFIXES[case]
+    stems = ["a", "a1", "b_2", "B", "10", "2"]
+    images = touch(tmp_path / "photos", *(of_photo.format(stem) + ".jpg" for stem in stems))
+    masks = touch(tmp_path / "masks", *(of_mask.format(stem) + ".png" for stem in stems))
+    found = manifest.discover(images, masks)
+    assert found["id"].to_pylist() == sorted(of_photo.format(stem) for stem in stems)
+    by_photo = {of_photo.format(stem): f"{masks}/{of_mask.format(stem)}.png" for stem in stems}
+    assert dict(zip(found["id"].to_pylist(), found["mask"].to_pylist(), strict=True)) == by_photo
+    assert f"paired as by {flags}\n" in capsys.readouterr().out
+
+
+def test_suffix_flag_takes_one_of_several_files_per_photo(tmp_path: Path) -> None:
+    images = touch(tmp_path / "photos", "a_0000.png", "a_0001.png", "b_0000.png", "b_0001.png")
+    masks = touch(tmp_path / "masks", "a.png", "b.png")
+    skipped: manifest.Skipped = {}
+    found = manifest.discover(images, masks, suffixes=("_0000", ""), skipped=skipped)
+    assert found["id"].to_pylist() == ["a_0000", "b_0000"]
+    assert skipped == {"--images": {"without --image-suffix _0000": 2}, "--masks": {}}
+    with pytest.raises(InputError, match="--mask-suffix _m: no name has it, such as "):
+        manifest.discover(images, masks, suffixes=("_0000", "_m"))
+
+
+def test_unequal_names_without_a_common_suffix_are_not_paired(tmp_path: Path) -> None:
+    images, masks = touch(tmp_path / "photos", "x1.jpg", "y1.jpg"), touch(tmp_path / "masks", "x2.png", "y2.png")
+    with pytest.raises(InputError, match="2 photos without a mask: x1, y1"):
+        manifest.discover(images, masks)
+
+
+def test_photos_without_a_mask_are_named_though_names_end_differently(tmp_path: Path) -> None:
+    images = touch(tmp_path / "photos", "a.jpg", "b.jpg", "c.jpg")
+    masks = touch(tmp_path / "masks", "a_mask.png", "c_mask.png")
+    with pytest.raises(InputError, match="1 photo without a mask: b"):
+        manifest.discover(images, masks)

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
-from petseg.data import decode, image_file
+from petseg.data import decode, image_file, notes
 from petseg.data.image_file import DecodeError
 
 SIZE = (12, 16)
@@ -95,6 +96,51 @@ def test_photo_in_another_format_is_decoded(kind: str) -> None:
     smooth = Image.fromarray(PIXELS).resize((64, 48), Image.Resampling.BICUBIC)
     found = decode.decode_photo(encoded(smooth, kind, quality=95), (48, 64), 10**6).pixels
     assert np.abs(found.astype(int) - np.asarray(smooth)).mean() < 12
+
+
+def frames(count: int, kind: str, **options: Any) -> bytes:
+    images = [Image.fromarray(np.roll(PIXELS, number, 0)) for number in range(count)]
+    return encoded(images[0], kind, save_all=True, append_images=images[1:], **options)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "PNG", "GIF", "WEBP"])
+def test_photo_of_several_pages_first_is_used_and_noted(kind: str) -> None:
+    photo = decode.decode_photo(frames(3, kind, **({"lossless": True} if kind == "WEBP" else {})), SIZE, 10**6)
+    assert photo.notes == (notes.FIRST_PAGE,)
+    if kind != "GIF":  # its colours are not exact
+        assert (photo.pixels == PIXELS).all()
+
+
+def test_photo_with_thumbnail_pages_has_no_note() -> None:
+    small = Image.fromarray(PIXELS).resize((4, 3))
+    content = encoded(Image.fromarray(PIXELS), "TIFF", save_all=True, append_images=[small])
+    assert decode.decode_photo(content, SIZE, 10**6).notes == ()
+    assert decode.decode_photo(frames(2, "MPO"), SIZE, 10**6).notes == ()
+
+
+def test_photo_of_16_bits_is_noted() -> None:
+    wide = encoded(Image.fromarray(PIXELS[..., 0].astype(np.uint16)))
+    assert decode.decode_photo(wide, SIZE, 10**6).notes == (notes.WIDE_VALUES,)
+    assert decode.decode_photo(png16(PIXELS.astype(np.uint16)), SIZE, 10**6).notes == (notes.WIDE_VALUES,)
+
+
+def test_notes_are_counted_with_the_first_id() -> None:
+    counted = notes.add_notes(
+        [notes.count_notes("abc", [None, (notes.WIDE_VALUES,), (notes.FIRST_PAGE, notes.WIDE_VALUES)])] * 2
+    )
+    assert counted == {notes.WIDE_VALUES: [4, "b"], notes.FIRST_PAGE: [2, "c"]}
+    assert notes.note_lines(counted)[1] == "2 images, such as c: of several pages or frames, only the first is used"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [(np.float32, "floating-point numbers of unknown scale"), (np.int64, "kind of pixels cannot be read")],
+)
+def test_photo_of_unknown_scale_is_refused_in_plain_words(dtype: type, message: str) -> None:
+    content = io.BytesIO()
+    tifffile.imwrite(content, PIXELS[..., 0].astype(dtype))
+    with pytest.raises(DecodeError, match=message):
+        decoded(content.getvalue())
 
 
 def large_text() -> bytes:

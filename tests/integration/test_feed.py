@@ -30,7 +30,7 @@ class TestDecode:
         monkeypatch.setattr(decode, "BLOCK_BYTES", 5 * 32 * 48 * 4)
         rows = manifest.discover(*map(str, drawn))
         train, val = splits.split(rows, seed=3, val_count=7)
-        decoded = decode.decode([train, val], (32, 48), LabelMap.parse("", 3))
+        decoded = decode.decode({"training": train, "validation": val}, (32, 48), LabelMap.parse("", 3))
         assert [part.block_rows for part in decoded] == [(5, 5, 5, 2), (5, 2)]
         for part, expected in zip(decoded, (train, val), strict=True):
             share = RankData(part, 0, 1, CPU, EVERYTHING)
@@ -48,10 +48,10 @@ class TestDecode:
             Image.fromarray(np.full((8, 8), value, np.uint8)).save(tmp_path / folder / "a.png")
         rows = manifest.discover(f"{tmp_path}/images", f"{tmp_path}/masks")
         with pytest.raises(
-            InputError, match=r"every pixel of all \d+ masks of a split is ignored, such as in .*masks/a.png"
+            InputError, match=r"every pixel of all \d+ masks of the training split is ignored, such as in .*masks/a.png"
         ):
-            decode.decode([rows], (16, 16), LabelMap.parse("", 3))
-        [decoded] = decode.decode([rows], (16, 16), LabelMap.parse("0:0,255:1", 2))
+            decode.decode({"training": rows}, (16, 16), LabelMap.parse("", 3))
+        [decoded] = decode.decode({"training": rows}, (16, 16), LabelMap.parse("0:0,255:1", 2))
         assert decoded.class_pixels == (0, 256)
 
     def test_decode_unusable_pairs_are_refused_by_name(self, drawn: tuple[Path, Path], tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ class TestDecode:
         rows = manifest.discover(f"{tmp_path}/images", f"{tmp_path}/masks")
         (tmp_path / "images" / "d.jpg").unlink()
         with pytest.raises(InputError) as caught:
-            decode.decode([rows], (32, 32), LabelMap.parse("", 3))
+            decode.decode({"training": rows}, (32, 32), LabelMap.parse("", 3))
         message = str(caught.value)
         assert message.startswith("3 pairs cannot be used: ")
         assert "images/a.jpg: not an image" in message
@@ -96,8 +96,10 @@ class TestLoad:
     ) -> None:
         monkeypatch.setattr(decode, "BLOCK_BYTES", 7 * 32 * 48 * 4)  # blocks do not align with the files
         pairs = manifest.discover(*map(str, drawn))
-        from_files = decode.decode(list(splits.split(pairs, seed=3, val_count=7)), (32, 48), LabelMap.parse("", 3))
-        from_set = decode.load(dataset, list(splits.split(dataset.manifest, seed=3, val_count=7)))
+        train, val = splits.split(pairs, seed=3, val_count=7)
+        from_files = decode.decode({"training": train, "validation": val}, (32, 48), LabelMap.parse("", 3))
+        train, val = splits.split(dataset.manifest, seed=3, val_count=7)
+        from_set = decode.load(dataset, {"training": train, "validation": val})
         for one, other in zip(from_files, from_set, strict=True):
             assert (one.block_rows, one.image_size, one.class_pixels) == (
                 other.block_rows,
@@ -118,7 +120,7 @@ class TestLoad:
         file = Path(dataset.location) / dataset.settings.files[2]
         file.write_bytes(file.read_bytes()[:-9])
         with pytest.raises(InputError, match=rf"^{file}: cannot be read: .*; prepare the set again") as caught:
-            decode.load(dataset, [dataset.manifest])
+            decode.load(dataset, {"training": dataset.manifest})
         assert "\n" not in str(caught.value)
 
     def test_load_split_with_all_pixels_ignored_is_refused(self, tmp_path: Path, drawn: tuple[Path, Path]) -> None:
@@ -136,6 +138,7 @@ class TestLoad:
         prepared_writer.write_shard(decoded, summary, 0, target)
         found = prepared_writer.finish(target, pairs, {0: summary})
         with pytest.raises(
-            InputError, match=r"every pixel of all 1 masks of a split is ignored.*masks/0.png; prepare the set again"
+            InputError,
+            match=r"every pixel of all 1 masks of the training split is ignored.*0.png; prepare the set again",
         ):
-            decode.load(found, [found.manifest.slice(0, 1)])
+            decode.load(found, {"training": found.manifest.slice(0, 1)})

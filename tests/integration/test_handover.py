@@ -14,7 +14,7 @@ from conftest import ROOT, do_shards, make_plan
 from PIL import Image
 
 from petseg.data import encode, labels
-from petseg.data.pairs import decode_pair_and_truth
+from petseg.data.pairs import decode_pair
 from petseg.inference import output_folder
 from petseg.inference.plan import Outputs
 
@@ -96,8 +96,7 @@ def test_handover_mask_saved_again_keeps_its_class_ids(tmp_path: Path) -> None:
     Image.new("RGB", (3, 2)).save(tmp_path / "photo.png")
     label_map = labels.LabelMap.parse("0:0,1:1,2:2", 3)
     photo, mask = ((tmp_path / name).read_bytes() for name in ("photo.png", "b.png"))
-    _, _, truth = decode_pair_and_truth(photo, mask, (2, 3), label_map, 10**6)
-    assert np.array_equal(truth, class_ids)
+    assert np.array_equal(decode_pair(photo, mask, (2, 3), label_map, 10**6).truth_ids(), class_ids)
 
 
 PAINT = """

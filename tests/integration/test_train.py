@@ -29,7 +29,8 @@ EPOCHS = 12
 @pytest.fixture(scope="module")
 def decoded(local_ray: None, drawn: tuple[Path, Path]) -> list[Decoded]:
     rows = manifest.discover(*map(str, drawn))
-    return decode(list(splits.split(rows, seed=1, val_count=7)), (32, 32), LabelMap.parse("", 3))
+    train, val = splits.split(rows, seed=1, val_count=7)
+    return decode({"training": train, "validation": val}, (32, 32), LabelMap.parse("", 3))
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ MODEL = ModelConfig(
         PredictConfig(checkpoint="run", images="photos", output="out", png=False),
         EvaluateConfig(checkpoint="run", images="photos", masks="masks", output="out", limit=3),
         DatasetConfig(
+            masks_upright="auto",
             format=1,
             images="/a",
             masks="/b",

@@ -13,7 +13,7 @@ from petseg.data import decode, image_file, labels, visualize
 from petseg.data.encode import encode_mask
 from petseg.data.image_file import DecodeError
 from petseg.data.labels import IGNORE_ID, LabelMap
-from petseg.data.pairs import decode_pair, decode_pair_and_truth, raw_values
+from petseg.data.pairs import Pair, decode_pair, raw_values
 
 TRIMAP = LabelMap.parse("", 3)
 LIMIT = 10**6
@@ -120,14 +120,14 @@ def test_decode_pair_exif_rotation_is_applied_to_photo_and_mask(orientation: int
     if orientation in (5, 6, 7, 8):
         masks["drawn upright"] = encode(Image.fromarray(MASK))
     for how, mask in masks.items():
-        decoded, ids = decode_pair(photo, mask, (32, 48), TRIMAP, LIMIT)
-        assert (decoded.height, decoded.width) == (32, 48), how
-        assert np.array_equal(decoded.pixels, UPRIGHT), how
-        assert np.array_equal(corners(ids), IDS), how
-        of_pair = decode_pair_and_truth(photo, mask, (24, 16), TRIMAP, LIMIT)
-        assert np.array_equal(of_pair[1], decode_pair(photo, mask, (24, 16), TRIMAP, LIMIT)[1]), how
-        assert of_pair[0].pixels.shape == (24, 16, 3) and of_pair[2].dtype == np.uint8
-        assert np.array_equal(of_pair[2], IDS.repeat(16, 0).repeat(24, 1)), how
+        pair = decode_pair(photo, mask, (32, 48), TRIMAP, LIMIT, masks_upright=False)
+        assert (pair.photo.height, pair.photo.width) == (32, 48), how
+        assert np.array_equal(pair.photo.pixels, UPRIGHT), how
+        assert np.array_equal(corners(pair.class_ids), IDS), how
+        pair = decode_pair(photo, mask, (24, 16), TRIMAP, LIMIT, masks_upright=False)
+        assert pair.photo.pixels.shape == (24, 16, 3) and pair.truth_ids().dtype == np.uint8
+        assert pair.class_ids.shape == (24, 16)
+        assert np.array_equal(pair.truth_ids(), IDS.repeat(16, 0).repeat(24, 1)), how
 
 
 def test_decode_photo_invalid_exif_orientation_is_ignored() -> None:
@@ -216,7 +216,7 @@ def test_comparison_shows_photo_truth_prediction_and_errors(orientation: int, sc
 def test_decode_pair_resized_mask_gets_no_new_class() -> None:
     stripes = np.tile(np.array([1, 1, 3, 3, 3], np.uint8), (50, 10))
     photo = encode(Image.new("RGB", (50, 50)))
-    _, ids = decode_pair(photo, encode(Image.fromarray(stripes)), (37, 23), TRIMAP, LIMIT)
+    ids = decode_pair(photo, encode(Image.fromarray(stripes)), (37, 23), TRIMAP, LIMIT).class_ids
     assert set(np.unique(ids)) == {0, 2}
 
 
@@ -231,7 +231,7 @@ def test_decode_pair_resized_mask_gets_no_new_class() -> None:
 )
 def test_decode_pair_grey_mask_of_each_bit_depth_is_decoded(raw: np.ndarray) -> None:
     photo = encode(Image.new("RGB", (8, 1)))
-    _, ids = decode_pair(photo, encode(Image.fromarray(raw)), (1, 8), LabelMap.parse("0:0,1:1", 2), LIMIT)
+    ids = decode_pair(photo, encode(Image.fromarray(raw)), (1, 8), LabelMap.parse("0:0,1:1", 2), LIMIT).class_ids
     assert ids.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]]
 
 
@@ -253,7 +253,7 @@ def png_of_few_bits(values: np.ndarray, bits: int) -> bytes:
 def test_decode_pair_grey_mask_of_2_or_4_bits_keeps_stored_values(bits: int) -> None:
     values = np.array([[1, 2, 3, 1, 2, 3, 1, 2]])
     photo = encode(Image.new("RGB", (8, 1)))
-    _, ids = decode_pair(photo, png_of_few_bits(values, bits), (1, 8), TRIMAP, LIMIT)
+    ids = decode_pair(photo, png_of_few_bits(values, bits), (1, 8), TRIMAP, LIMIT).class_ids
     counted = zip(*np.unique(values, return_counts=True), strict=True)
     assert raw_values(png_of_few_bits(values, bits), LIMIT, 10) == (dict(counted), False)
     assert np.array_equal(ids, values - 1)
@@ -262,7 +262,7 @@ def test_decode_pair_grey_mask_of_2_or_4_bits_keeps_stored_values(bits: int) -> 
 def test_decode_pair_palette_mask_indices_are_its_values() -> None:
     mask = Image.fromarray(MASK)
     mask.putpalette([9, 9, 9] * 256)
-    _, ids = decode_pair(encode(Image.fromarray(UPRIGHT)), encode(mask), (32, 48), TRIMAP, LIMIT)
+    ids = decode_pair(encode(Image.fromarray(UPRIGHT)), encode(mask), (32, 48), TRIMAP, LIMIT).class_ids
     assert np.array_equal(corners(ids), IDS)
 
 
@@ -271,7 +271,7 @@ def test_decode_pair_colour_mask_is_mapped_by_colour(mode: str) -> None:
     colours = np.array([[[255, 0, 0], [0, 0, 7], [9, 9, 9], [255, 0, 0]]], np.uint8)
     mask = encode(Image.fromarray(colours).convert(mode, palette=Image.Palette.ADAPTIVE))
     photo, label_map = encode(Image.new("RGB", (4, 1))), LabelMap.parse("#ff0000:1,#000007:0", 2, ignore="#090909")
-    _, ids = decode_pair(photo, mask, (1, 4), label_map, LIMIT)
+    ids = decode_pair(photo, mask, (1, 4), label_map, LIMIT).class_ids
     assert ids.tolist() == [[1, 0, 255, 1]]
     with pytest.raises(DecodeError, match="it has the value #090909, but the classes cover #000007, #ff0000"):
         decode_pair(photo, mask, (1, 4), LabelMap.parse("#ff0000:1,#000007:0", 2), LIMIT)
@@ -358,7 +358,7 @@ def test_encode_mask_200_classes_round_trip() -> None:
 def test_decode_pair_unusual_published_files_are_decoded_or_refused(pets: Path) -> None:
     """A GIF and a PNG named .jpg and a truncated JPEG are decoded. A mask of another size is refused."""
 
-    def pair(folder: str, name: str) -> tuple[decode.Photo, np.ndarray]:
+    def pair(folder: str, name: str) -> Pair:
         photo = (pets / folder / "images" / f"{name}.jpg").read_bytes()
         mask = (pets / folder / "trimaps" / f"{name}.png").read_bytes()
         return decode_pair(photo, mask, (160, 160), TRIMAP, 10**8)
@@ -369,9 +369,9 @@ def test_decode_pair_unusual_published_files_are_decoded_or_refused(pets: Path) 
         ("full", "Abyssinian_5"),
         ("full", "Abyssinian_17"),
     ):
-        photo, ids = pair(folder, name)
-        assert photo.pixels.std() > 10
-        assert set(np.unique(ids)) <= {0, 1, 2}
+        decoded = pair(folder, name)
+        assert decoded.photo.pixels.std() > 10
+        assert set(np.unique(decoded.class_ids)) <= {0, 1, 2}
     with pytest.raises(DecodeError, match="its size 3264 × 2448 differs from its photo's 2048 × 1536"):
         pair("bad", "Egyptian_Mau_162")
 

@@ -99,8 +99,8 @@ def test_finish_files_settings_and_rows_match_the_source(whole: Prepared, source
         photo, mask = (
             source / folder / f"{row['id']}{ending}" for folder, ending in (("images", ".jpg"), ("masks", ".png"))
         )
-        decoded, class_ids = decode_pair(photo.read_bytes(), mask.read_bytes(), SIZE, LABELS, 10**6)
-        assert (row["image"], row["mask"]) == (decoded.pixels.tobytes(), class_ids.tobytes())
+        pair = decode_pair(photo.read_bytes(), mask.read_bytes(), SIZE, LABELS, 10**6)
+        assert (row["image"], row["mask"]) == (pair.photo.pixels.tobytes(), pair.class_ids.tobytes())
         with Image.open(photo) as original:
             assert (row["width"], row["height"]) == original.size
     footer = pq.read_metadata(Path(whole.location) / names[0])

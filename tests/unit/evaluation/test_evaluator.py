@@ -1,6 +1,7 @@
 """Counts, scores and rows of the evaluator, against hand-computed values and training's validation."""
 
 import dataclasses
+import io
 import json
 import math
 from pathlib import Path
@@ -124,8 +125,8 @@ def test_results_network_size_scores_equal_validation(drawn: tuple[Path, Path]) 
         )
         for row in pairs.to_pylist()
     ]
-    photos = torch.from_numpy(np.stack([photo.pixels for photo, _ in decoded])).permute(0, 3, 1, 2)
-    masks = torch.from_numpy(np.stack([mask for _, mask in decoded]))
+    photos = torch.from_numpy(np.stack([pair.photo.pixels for pair in decoded])).permute(0, 3, 1, 2)
+    masks = torch.from_numpy(np.stack([pair.class_ids for pair in decoded]))
     expected = trainer.validate(model, iter([(photos[:20], masks[:20]), (photos[20:], masks[20:])]), MODEL, "fp32", CPU)
     results = list(make_evaluator(model).results(pairs))
     found = evaluator.scores(total(results, View(False, ALL)), MODEL.class_names)
@@ -177,5 +178,10 @@ def test_worst_pairs_have_the_highest_cross_entropy(monkeypatch: pytest.MonkeyPa
 
 def test_groups_large_pairs_are_in_smaller_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluator, "_PIXELS_AT_A_TIME", 100)
-    pairs = [evaluator._Pair({}, truth=np.zeros((side, 10), np.uint8)) for side in (4, 6, 20, 1, 1)]
+    white = io.BytesIO()
+    Image.new("L", (10, 20), 255).save(white, "PNG")
+    label_map = LabelMap.parse("", 3)
+    decoded = decode_pair(white.getvalue(), white.getvalue(), (16, 16), label_map, LIMIT)
+    photos = [dataclasses.replace(decoded.photo, height=side) for side in (4, 6, 20, 1, 1)]
+    pairs = [evaluator._Pair({}, dataclasses.replace(decoded, photo=photo)) for photo in photos]
     assert [len(group) for group in evaluator._groups(pairs)] == [2, 1, 2]

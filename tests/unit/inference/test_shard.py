@@ -13,7 +13,7 @@ import pytest
 from conftest import SHARD_SIZE_HW, do_shards, make_plan
 from PIL import Image
 
-from petseg.data import decode, manifest
+from petseg.data import manifest
 from petseg.inference import output_folder
 from petseg.inference.plan import Outputs, schema
 from petseg.inference.shard import read_shard
@@ -119,7 +119,7 @@ def test_read_shard_bug_in_our_code_is_not_an_error_row(photos: Path, monkeypatc
     def fail(*_: object) -> None:
         raise AttributeError("planted")
 
-    monkeypatch.setattr(decode, "decode_opened", fail)
+    monkeypatch.setattr("petseg.inference.shard.decode_opened", fail)
     with pytest.raises(AttributeError, match="planted"):
         read_shard(manifest.discover(str(photos)), SHARD_SIZE_HW, 10**6)
 
@@ -133,7 +133,7 @@ def test_read_shard_out_of_memory_once_photo_is_decoded_in_a_subprocess(
     def fail(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(decode, "decode_opened", fail)  # in this process only
+    monkeypatch.setattr("petseg.inference.shard.decode_opened", fail)  # in this process only
     assert read_shard(found, SHARD_SIZE_HW, 10**6).equals(expected)
 
 

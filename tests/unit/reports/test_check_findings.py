@@ -7,9 +7,10 @@ import pyarrow as pa
 
 from petseg.config.prepare import CheckConfig
 from petseg.data import labels
-from petseg.data.check import Labels, Row
+from petseg.data.check import Row
 from petseg.data.classes import Classes
 from petseg.data.labels import LabelMap
+from petseg.data.mask_values import Labels
 from petseg.reports import findings
 
 PETS = Classes(("pet", "background", "border"), labels.palette(3), LabelMap.parse("", 3))
@@ -44,7 +45,7 @@ def test_findings_colour_masks_are_one_finding() -> None:
 
 def test_findings_jpeg_masks_get_no_suggested_label_map() -> None:
     counts = dict.fromkeys([0, 1, 2, 254, 255], 5)
-    lossy = found([], {}, labels=Labels(counts, counts, False), pairs=masks("a.JPG"))
+    lossy = found([Row("a", is_lossy=True)], {}, labels=Labels(counts, counts, False), pairs=masks("a.JPG"))
     [finding] = findings.find_problems(lossy)
     assert finding.blocks_training and finding.remedy.endswith("save them again as PNG, from the originals")
     assert findings.train_flags(lossy) == ["--images", "i", "--masks", "m"]

@@ -11,9 +11,10 @@ from PIL import Image
 
 from petseg.config.prepare import CheckConfig
 from petseg.data import duplicates, labels
-from petseg.data.check import Labels, Row
+from petseg.data.check import Row
 from petseg.data.classes import Classes
 from petseg.data.labels import LabelMap
+from petseg.data.mask_values import Labels
 from petseg.reports import check
 from petseg.reports.findings import Checked, Finding, find_problems
 

@@ -1,0 +1,42 @@
+"""Read masks in TIFF files of 64-bit integers, the default type of NumPy. Pillow cannot open them."""
+
+import io
+
+import numpy as np
+from PIL import Image, TiffImagePlugin
+
+from petseg.data.image_file import DecodeError, UnknownTiffError, as_decode_errors
+
+_ORIENTATION_TAG = 0x0112
+
+
+def narrow(content: bytes, unknown: UnknownTiffError, max_pixels: int) -> bytes:
+    """Return a TIFF of 64-bit integers as one of 32 bits. Raises `unknown` if the file holds anything else.
+
+    Raises `DecodeError` if it has more than `max_pixels` pixels or several pages, is damaged, or has a value of more
+    than 31 bits.
+    """
+    import tifffile  # here, because few masks need it
+
+    with as_decode_errors():
+        file = tifffile.TiffFile(io.BytesIO(content))
+        page, pages = file.pages.first, len(file.pages)
+        shape, dtype = page.shape, page.dtype
+        orientation = page.tags.get(_ORIENTATION_TAG)
+    if dtype is None or dtype.kind not in "iu" or len(shape) != 2:
+        raise unknown
+    if pages > 1:
+        raise DecodeError(f"it has {pages} pages; a mask has one")
+    if shape[0] * shape[1] > max_pixels:
+        raise DecodeError(f"{shape[1]} × {shape[0]} pixels are more than the limit of {max_pixels}")
+    with as_decode_errors():
+        values = page.asarray()
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    if orientation is not None:
+        tags[_ORIENTATION_TAG] = orientation.value
+    bad = (values < 0) | (values >= 2**31)
+    if bad.any():
+        raise DecodeError(f"it has the value {values[bad][0]}; raw values go from 0 to 65535")
+    narrowed = io.BytesIO()
+    Image.fromarray(values.astype(np.int32)).save(narrowed, "TIFF", tiffinfo=tags)
+    return narrowed.getvalue()
