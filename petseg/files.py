@@ -9,6 +9,9 @@ REPORT = "report.html"
 CLASSES = "classes.json"
 """File name of the description of the classes in a folder of masks."""
 
+LOCK = ".petseg-lock"
+"""File name of the lock on a local folder that a job writes to."""
+
 # In the folder of a training run
 RUN_METRICS = "metrics.jsonl"
 RUN_MANIFEST = "manifest.parquet"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from petseg import storage
-from petseg.cli import options
+from petseg.cli import options, terminal
 from petseg.cli.invocation import as_started, program
 from petseg.config.base import Config, ConfigT, to_json, typed_values
 from petseg.config.train import TrainConfig
@@ -153,6 +153,13 @@ def run(main: Callable[[], None]) -> NoReturn:
     The codes are 0 on success, 1 if the job had to stop, 2 on invalid input, 70 on a bug in petseg and 130 after
     Ctrl-C. With --debug a traceback is printed before the line.
     """
+    terminal.require_utf8()
+    with terminal.safe_output():
+        sys.exit(_run(main))
+
+
+def _run(main: Callable[[], None]) -> int:
+    """Run a job's `main`, print its error, and return the exit code."""
     try:
         main()
     except (Exception, KeyboardInterrupt) as error:
@@ -163,9 +170,10 @@ def run(main: Callable[[], None]) -> NoReturn:
             with tempfile.NamedTemporaryFile("w", prefix="petseg-defect-", suffix=".txt", delete=False) as file:
                 traceback.print_exc(file=file)
             line += f"; please report it with the traceback in {file.name}"
-        print(line, file=sys.stderr)
-        sys.exit(code)
-    sys.exit(0)
+        with contextlib.suppress(OSError):  # nobody reads it
+            print(terminal.one_line(line), file=sys.stderr)
+        return code
+    return 0
 
 
 def _verdict(error: BaseException) -> tuple[str, int]:

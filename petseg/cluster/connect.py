@@ -1,20 +1,33 @@
 """Start or join Ray. Knows nothing of the jobs."""
 
+import atexit
 import contextlib
 import logging
 import os
+import re
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
 import ray.data
+import ray.exceptions
 
+import petseg
 from petseg.cluster import ray_compat
-from petseg.errors import InputError
+from petseg.errors import InputError, JobError
+
+_PACKAGE_PARENT = Path(petseg.__file__).parent.parent
+_SHORT_PARENT = "/tmp"  # noqa: S108 - a new folder in it, with a random name
+_MAX_FOLDER_BYTES = 43
+_START_S = 30.0
+"""Maximum seconds until the first worker process has imported our modules. It takes 1 to 3."""
 
 _LOG_EVERY_S = 60.0
 """Minimum seconds between two notes about full memory."""
@@ -31,25 +44,82 @@ def connect(*, debug: bool = False) -> None:
     settings: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:  # a Ray that runs already has its own
         settings["_system_config"] = ray_compat.IDLE_WORKER_CONFIG
+        settings |= _short_folders()
     try:
-        with _uninterrupted() if address is None else contextlib.nullcontext():
+        # Ray puts the working folder first into the workers' import path. There, a `petseg` or a `numpy.py` of the user
+        # would replace ours, so the workers get the folder that this process imports `petseg` from.
+        with _uninterrupted() if address is None else contextlib.nullcontext(), contextlib.chdir(_PACKAGE_PARENT):
             ray.init(**settings)
     except RuntimeError as error:
         versions = ray_compat.parse_version_mismatch(error)
         if versions is None:
             raise
         raise _other_version(os.environ.get("RAY_ADDRESS") or str(address), versions) from error
+    if address is None:
+        _require_workers()
     ray_compat.divert_native_stderr(f"petseg-{os.getpid()}.err")
     if not debug:
         ray_compat.replace_worker_log_printer(_memory_note_printer())
     silence_logs(debug)
 
 
+def _short_folders() -> dict[str, str]:
+    """Return the settings of a local Ray that give it a short folder if the temporary folder's path is too long.
+
+    The path of a Unix socket has at most 107 bytes, and Ray adds up to 64 to its folder's. Ray's large files stay in
+    the temporary folder. Raises `InputError` if there is no short folder.
+    """
+    usual = ray_compat.temporary_folder()
+    if len(os.fsencode(usual)) <= _MAX_FOLDER_BYTES:
+        return {}
+    try:
+        short = tempfile.mkdtemp(prefix="petseg-", dir=_SHORT_PARENT)
+    except OSError as error:
+        raise InputError(
+            f"TMPDIR {usual}: its path is too long for Ray, and {_SHORT_PARENT} is not writable ({error.strerror}); "
+            f"set RAY_TMPDIR to a folder with a path of at most {_MAX_FOLDER_BYTES - len('/ray')} bytes"
+        ) from error
+
+    def remove() -> None:
+        ray.shutdown()
+        shutil.rmtree(short, ignore_errors=True)
+
+    atexit.register(remove)
+    return {"_temp_dir": short, "object_spilling_directory": usual}
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _import_package() -> None:
+    import numpy  # noqa: F401
+    from PIL import Image  # noqa: F401
+
+    from petseg import storage  # noqa: F401
+
+
+def _require_workers() -> None:
+    """Start a worker of a local Ray. Raises `JobError` if none starts: Ray itself would try again for ever."""
+    try:
+        ray.get(_import_package.remote(), timeout=_START_S)
+    except ray.exceptions.GetTimeoutError:
+        reason = f"none has started within {_START_S} seconds"
+    except ray.exceptions.RayError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[-1] if lines else repr(error)
+    else:
+        return
+    raise JobError(
+        f"Ray's worker processes do not start: {reason}; see {ray_compat.log_folder()}, and check PYTHONPATH, free "
+        "memory and the limits on processes (ulimit -u)"
+    )
+
+
 def _find_address() -> str | None:
     """Return host:port of the cluster to join, or None to start a local Ray."""
     given = os.environ.get("RAY_ADDRESS", "")
     try:
-        if "://" in given:  # Ray Client: Ray Train does not support a driver outside the cluster
+        # Not "ray://…", Ray Client: Ray Train does not support a driver outside the cluster. Not "auto" and other
+        # words: Ray would join any cluster that runs on this machine, also that of an unrelated job.
+        if given and not re.fullmatch(r"[^:/]+:\d+|\[[^\]/]+\]:\d+", given):
             raise ValueError(given)
         address = ray_compat.find_address()
         host, _, port = (address or "").rpartition(":")

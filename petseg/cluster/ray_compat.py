@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ray._common import utils
 from ray._private import services, worker
 
 IDLE_WORKER_CONFIG = {"idle_worker_killing_time_threshold_ms": 60_000}
@@ -28,6 +29,11 @@ def find_address() -> str | None:
     """
     # ray.init() passes None, too. With "auto", Ray would also join a cluster that an unrelated job has started.
     return services.canonicalize_bootstrap_address(None)  # pyright: ignore[reportArgumentType]
+
+
+def temporary_folder() -> str:
+    """Return the folder in which a local Ray makes a folder for each session."""
+    return utils.get_default_ray_temp_dir()
 
 
 def parse_version_mismatch(error: RuntimeError) -> list[str] | None:

@@ -170,6 +170,12 @@ class TrainConfig:
             f"--batch-size {self.batch_size}: it is divided equally among --num-workers {self.max_workers}, "
             "so give a multiple of that",
         )
+        parts = self.max_workers * self.accumulate
+        require(
+            max(self.image_size) > 16 or self.batch_size is None or self.batch_size // parts >= 2,
+            f"--image-size {spaced(self.image_size)}, --batch-size {self.batch_size}: at this size batch norm needs 2 "
+            "pairs per worker and part of --accumulate; raise one of them",
+        )
         require(0 <= self.seed < 2**63, f"--seed {self.seed}: give 0 to 2^63 - 1")
         require(
             self.learning_rate is None or 0 < self.learning_rate < float("inf"),

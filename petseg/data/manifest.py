@@ -5,7 +5,6 @@ Its columns are strings: `id` (path below the folder without extension, "/" betw
 """
 
 import hashlib
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,6 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from petseg import storage
+from petseg.data.ids import (
+    OUTPUT_EXTENSIONS,
+    is_utf8,
+    require_no_nested_outputs,
+    require_safe_folder,
+    require_unique_ids,
+    safe_id,
+)
 from petseg.data.suffixes import find_suffixes, keys_of
 from petseg.errors import InputError
 from petseg.files import CLASSES
@@ -24,9 +31,6 @@ IMAGE_EXTENSIONS = {
     *(".png", ".tif", ".tiff", ".webp"),
 }
 """Extensions of files that count as images. The format is detected from the content, not from the extension."""
-
-OUTPUT_EXTENSIONS = (".jpg", ".png")
-"""Extensions of the files that prediction writes, each named by an id."""
 
 SCHEMA = pa.schema([("id", pa.string()), ("image", pa.string()), ("mask", pa.string())])
 
@@ -157,10 +161,15 @@ def _count_reasons(counts: Mapping[str, int]) -> str:
 def _images_by_id(folder: str, flag: str, excluded: str | None, skipped: Skipped | None) -> pa.Table:
     """Return `id` and `image` of every image below `folder`, sorted by id, except those in the folder `excluded`.
 
-    An id is in Unicode's form NFC, because some systems store "é" as "e" and an accent (NFD).
+    An id is in Unicode's form NFC, because some systems store "é" as "e" and an accent (NFD). Characters that are not
+    safe in the name of an output are escaped; see `ids.safe_id`. `folder` may also be a single image.
 
     Names are put into Arrow as they are listed: two million of them as Python strings would take a gigabyte.
     """
+    require_safe_folder(folder, flag)
+    if _is_single_image(folder):
+        folder, _, name = folder.rpartition("/")
+        return pa.table({"id": [safe_id(name.rpartition(".")[0])], "image": [storage.join(folder, name)]})
     inner = f"{excluded}/".removeprefix(f"{folder}/") if f"{excluded}/".startswith(f"{folder}/") else None
     names, ids, others = _StringColumn(), _StringColumn(), Counter()
     nested = []
@@ -172,9 +181,11 @@ def _images_by_id(folder: str, flag: str, excluded: str | None, skipped: Skipped
             if (flag, name) != ("--masks", CLASSES):
                 others[(dot + ending.lower()) if stem and "/" not in ending else "without extension"] += 1
             continue
-        _require_safe_name(name, storage.join(folder, name))
+        if not is_utf8(name):
+            others["with a name that is not UTF-8"] += 1
+            continue
         names.append(name)
-        stem = unicodedata.normalize("NFC", stem)
+        stem = safe_id(stem)
         ids.append(stem)
         if any(f"{output}/" in stem for output in OUTPUT_EXTENSIONS):
             nested.append(stem)
@@ -187,8 +198,8 @@ def _images_by_id(folder: str, flag: str, excluded: str | None, skipped: Skipped
         print(f"note: {flag} {folder}: skipped {_count_reasons(others)}")
     checks.require_readable([storage.join(folder, name) for name in names.sample()], f"{flag} {folder}")
     files = pa.table({"id": ids.array(), "image": names.array()}).sort_by([("id", "ascending"), ("image", "ascending")])
-    _require_unique_ids(files, folder, flag)
-    _require_no_nested_outputs(files, folder, nested)
+    require_unique_ids(files, folder, flag)
+    require_no_nested_outputs(files, folder, nested)
     parts = [files["image"].slice(start, _CHUNK) for start in range(0, files.num_rows, _CHUNK)]
     join: Any = pc.binary_join_element_wise  # pyright: ignore[reportAttributeAccessIssue]
     locations = [chunk for part in parts for chunk in join(folder, part, "/").chunks]
@@ -225,42 +236,6 @@ class _StringColumn:
         self._last = []
 
 
-def _require_unique_ids(files: pa.Table, folder: str, flag: str) -> None:
-    ids = files["id"].combine_chunks()
-    equals_previous = pc.equal(ids[1:], ids[:-1])  # pyright: ignore[reportAttributeAccessIssue]
-    first = pc.index(equals_previous, True).as_py()
-    if first >= 0:
-        others = pc.unique(ids[1:].filter(equals_previous)).to_pylist()[1:]  # pyright: ignore[reportAttributeAccessIssue]
-        more = f"; also {', '.join(others[:4])}{', …' if len(others) > 4 else ''}" if others else ""
-        one, other = files["image"][first : first + 2].to_pylist()
-        raise InputError(
-            f"{storage.join(folder, one)} and {storage.join(folder, other)}: two files with the same id ({ids[first]}"
-            f"{more}); an id, the path without extension, must be unique in {flag}: rename one, or move it away"
-        )
-
-
-def _require_no_nested_outputs(photos: pa.Table, folder: str, ids: list[str]) -> None:
-    """Raise `InputError` if the output file of one id has the path of a folder that another id needs.
-
-    For example, the id `a` writes the file a.png, and the id `a.png/b` needs a folder a.png.
-    """
-    above = {}
-    for row_id in ids:
-        parts = row_id.split("/")
-        for depth in range(1, len(parts)):
-            path = "/".join(parts[:depth])
-            for ending in OUTPUT_EXTENSIONS:
-                if path.endswith(ending):
-                    above[path.removesuffix(ending)] = row_id
-    for row_id in photos["id"].to_pylist() if above else ():
-        if row_id in above:
-            inside = storage.join(folder, above[row_id])
-            raise InputError(
-                f"{inside}: a folder in this path has the same name as an output of {row_id}; rename that folder, or "
-                f"{row_id}"
-            )
-
-
 def _require_no_unpaired(ids: list[str], kind: str, lack: str, where: str) -> None:
     if ids:
         shown = ", ".join(ids[:5]) + (", …" if len(ids) > 5 else "")
@@ -270,16 +245,6 @@ def _require_no_unpaired(ids: list[str], kind: str, lack: str, where: str) -> No
         )
 
 
-def _require_safe_name(name: str, location: str) -> None:
-    """Raise `InputError` if a name cannot be stored or printed on one line, or if an output with this name could be
-    written outside the output folder on some system (CWE-22).
-    """
-    # Refuse control characters, lone surrogates (bytes that are not UTF-8), and line and paragraph separators.
-    unfit = not location.isprintable() and any(
-        unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in location
-    )
-    if unfit or "\\" in name or any(part in ("", ".", "..") for part in name.split("/")):
-        raise InputError(
-            f"{location!r}: a path must not contain a backslash, a control character, a line separator, bytes that are "
-            'not UTF-8, or a part "." or ".."; rename the file or its folder'
-        )
+def _is_single_image(location: str) -> bool:
+    ending = "." + location.rpartition("/")[2].rpartition(".")[2].lower()
+    return ending in IMAGE_EXTENSIONS and storage.is_file(location)

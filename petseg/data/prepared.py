@@ -96,7 +96,7 @@ def open_set(location: str) -> Prepared:
     content = storage.read_input(manifest_file)
     if hashlib.sha256(content).hexdigest() != settings.manifest_sha256:
         raise InputError(f"{manifest_file}: not the one that {settings_file} was written for; {REMEDY}")
-    manifest = storage.parse_parquet(content)
+    manifest = sharded_output.parse_parquet(content)
     if manifest.num_rows != settings.rows:
         raise InputError(
             f"{settings_file}: it says {settings.rows} rows of {manifest.num_rows}; was it edited? {REMEDY}"

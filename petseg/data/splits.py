@@ -12,6 +12,7 @@ from petseg import storage
 from petseg.config.base import SPLITS
 from petseg.data.manifest import IMAGE_EXTENSIONS
 from petseg.errors import InputError
+from petseg.storage import sharded_output
 
 _LIST_SCHEMA = pa.schema([("id", pa.string()), ("split", pa.string())])
 
@@ -91,7 +92,7 @@ def _read_list(location: str, split_name: str, ids: set[str]) -> Iterator[tuple[
     content = storage.read_input(storage.absolute(location), f"--split-file {location}")
     if content.startswith(b"PAR1"):
         try:
-            rows = storage.parse_parquet(content, ["id", "split"]).cast(_LIST_SCHEMA).to_pylist()
+            rows = sharded_output.parse_parquet(content, ["id", "split"]).cast(_LIST_SCHEMA).to_pylist()
         except (pa.ArrowException, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"--split-file {location}: no Parquet file with columns id and split: {reason}") from error

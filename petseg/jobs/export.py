@@ -17,6 +17,7 @@ from petseg.config.train import TrainConfig
 from petseg.data import oxford_pets
 from petseg.errors import STORAGE_ERRORS, InputError
 from petseg.reports import model_card
+from petseg.storage import sharded_output
 from petseg.storage.checks import require_writable, translate_write_errors
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def _training(location: str) -> model_card.Training | None:
         return None
     file = storage.join(run, files.CONFIG)
     settings = from_json(TrainConfig, storage.read(file), file)
-    table = storage.parse_parquet(storage.read(storage.join(run, files.RUN_MANIFEST)))
+    table = sharded_output.parse_parquet(storage.read(storage.join(run, files.RUN_MANIFEST)))
     first = table.slice(0, 1).to_pylist()[0]
     images = first["image"].rpartition(f"/{first['id']}.")[0]
     return model_card.Training(

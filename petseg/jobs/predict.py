@@ -22,6 +22,7 @@ from petseg.progress import Clock
 from petseg.reports.predict import PredictionReport, prediction_page
 from petseg.reports.sections import save_report
 from petseg.storage import checks
+from petseg.storage.hold import hold
 
 
 @cli.on_interrupt(cli.CONTINUES)
@@ -43,8 +44,17 @@ def main() -> None:
     trained = checkpoint.find(storage.absolute(config.checkpoint))
     weights = checkpoint.read_weights(trained)
     plan = _plan(config, photos, output, checkpoint.fingerprint(trained, weights))
+    with hold(output, "--output"):
+        _predict(config, plan, trained.model, weights, skipped, clock)
+
+
+def _predict(
+    config: PredictConfig, plan: Plan, model: ModelConfig, weights: bytes, skipped: manifest.Skipped, clock: Clock
+) -> None:
+    """Predict the missing shards, and finish the output."""
+    output = plan.target.output
     make_report = partial(
-        PredictionReport, plan=plan, model=trained.model, max_pixels=config.max_pixels, skipped=skipped["--images"]
+        PredictionReport, plan=plan, model=model, max_pixels=config.max_pixels, skipped=skipped["--images"]
     )
     done = output_folder.find_done(plan, overwrite=config.overwrite)
     if output_folder.is_finished(plan, done):
@@ -58,7 +68,7 @@ def main() -> None:
     status = "all shards were already written"
     clock.lap("listing files, importing, checking shards")
     if len(done) < plan.target.num_shards:
-        status = _run(plan, done, trained.model, weights, config, clock)
+        status = _run(plan, done, model, weights, config, clock)
     with checks.translate_write_errors(output):
         summary = output_folder.finish(plan, done, skipped["--images"])
     clock.lap("finishing")

@@ -31,6 +31,7 @@ from petseg.progress import Progress
 from petseg.reports.check import page
 from petseg.reports.findings import Checked, find_problems, train_flags
 from petseg.storage import checks
+from petseg.storage.hold import hold
 from petseg.storage.locations import absolute_locations
 from petseg.training import recipes
 
@@ -169,6 +170,12 @@ def _make_shards(config: ShardsConfig) -> None:
     pairs = manifest.discover(config.images, config.masks, suffixes=(config.image_suffix, config.mask_suffix))
     classes = resolve_classes(config, config.masks, pairs)
     target = prepared_writer.make_target(pairs, config, classes)
+    with hold(config.output, "--output"):
+        _prepare(config, pairs, target, classes)
+
+
+def _prepare(config: ShardsConfig, pairs: pa.Table, target: Target, classes: Classes) -> None:
+    """Prepare the missing shards, and finish the set."""
     finished = prepared_writer.find_finished(target)
     if finished is not None:
         _print_summary(finished, "already finished; nothing to do")

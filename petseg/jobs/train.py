@@ -14,10 +14,11 @@ from petseg.cli.invocation import command_line
 from petseg.config.model import ModelConfig
 from petseg.config.train import TrainConfig
 from petseg.data import labels
-from petseg.errors import STORAGE_ERRORS, InputError
+from petseg.errors import InputError
 from petseg.progress import Clock
 from petseg.reports import sections
 from petseg.reports.train import TrainingReport, training_page
+from petseg.storage.hold import hold
 from petseg.training import run_folder, trackers
 from petseg.training.epoch_printer import EpochPrinter
 from petseg.training.recipes import RECIPES
@@ -43,6 +44,12 @@ def main() -> None:
     trackers.require_trackers(config)
     clock = Clock()
     pairs = find_pairs(config)
+    with hold(run, "--storage"):
+        _train(config, run, pairs, clock)
+
+
+def _train(config: TrainConfig, run: str, pairs: TrainingSet, clock: Clock) -> None:
+    """Train until all epochs are done, and write the run's report."""
 
     # Importing Ray and torch takes seconds, so invalid flags and data are reported first.
     from petseg.models import checkpoint
@@ -57,7 +64,7 @@ def main() -> None:
     except BaseException:
         clock.lap("training")
         # A failing report must not hide the error that ended the training.
-        with contextlib.suppress(InputError, *STORAGE_ERRORS):
+        with contextlib.suppress(Exception):
             _write_report(setup, pairs, clock, with_samples=False)
         raise
     clock.lap("training")

@@ -102,7 +102,7 @@ def _read(
 
 def _read_below(images: str, rows: pa.Table, **settings: Any) -> pa.Table:
     """Do as `read_shard`, but blame no photo if a machine that joined late does not have the folder."""
-    if storage.is_local(images) and not Path(images).is_dir():
+    if storage.is_local(images) and not Path(images).exists():
         raise UnavailableError(f"--images {images}: not on every machine; give a location that all of them can reach")
     return read_shard(rows, **settings)
 

@@ -23,13 +23,15 @@ _RANKING = "Ranked by cross-entropy, because mIoU weighs a ten-pixel class like 
 def save_report(folder: str, make: Callable[[], bytes]) -> None:
     """Write the page that `make` returns as a job's report, and print its location.
 
-    If it cannot be written, prints a note instead of raising, because the job's own work is done.
+    If it cannot be made or written, prints a note instead of raising, because the job's own work is done. That is so
+    for a bug in the report, too.
     """
     location = storage.join(folder, files.REPORT)
     try:
         storage.write(location, make())
-    except STORAGE_ERRORS as error:
-        print(f"note: {location} cannot be written: {storage.reason(error)}")
+    except Exception as error:
+        reason = storage.reason(error) if isinstance(error, STORAGE_ERRORS) else repr(error)
+        print(f"note: {location} cannot be written: {reason}")
     else:
         print(f"report: {location}")
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from petseg.errors import InputError, NoSuchPlaceError
 from petseg.lookahead import map_ahead
@@ -84,6 +83,14 @@ def list_files(folder: str, skipped: Counter[str] | None = None) -> Iterator[str
                 yield below
 
 
+def is_file(location: str) -> bool:
+    """Return True if a file exists at a location. Raises `UnavailableError` if storage does not answer."""
+    if is_local(location):
+        return os.path.isfile(location)  # noqa: PTH113
+    store, path = remote(location)
+    return store.exists(path)
+
+
 def list_names(folder: str) -> list[str]:
     """Return the sorted names of the files and folders directly in `folder`.
 
@@ -147,14 +154,6 @@ def read_json(location: str) -> Any:
         return json.loads(content)
     except ValueError as error:  # also bytes that are not UTF-8
         raise InputError(f"{location}: not JSON ({error}); was it edited, or cut short?") from error
-
-
-def parse_parquet(content: bytes, columns: list[str] | None = None) -> pa.Table:
-    """Return the table, or only `columns` of it, in the content of a Parquet file.
-
-    It is read in the calling thread alone: a process that exits while an Arrow thread releases a Python object aborts.
-    """
-    return pq.ParquetFile(pa.BufferReader(content), pre_buffer=False).read(columns, use_threads=False)
 
 
 def open_file(location: str) -> pa.NativeFile:

@@ -64,13 +64,13 @@ class ArrowStore:
 
     def create(self, path: str, content: bytes) -> None:
         """Write an object if it does not exist. Two processes at the same moment can both pass the check for it."""
-        if self._exists(path):
+        if self.exists(path):
             raise FileExistsError(errno.EEXIST, "it already exists", f"{self._place}/{path}")
         self.write(path, content)
 
     def remove_file(self, path: str) -> None:
         """Do as `S3Store.remove_file`."""
-        if self._exists(path):
+        if self.exists(path):
             with self._errors(path):
                 self._filesystem.delete_file(self._path(path))
 
@@ -82,7 +82,8 @@ class ArrowStore:
     def require_writable(self, folder: str) -> None:
         """Do nothing: only the first write shows a missing permission."""
 
-    def _exists(self, path: str) -> bool:
+    def exists(self, path: str) -> bool:
+        """Do as `S3Store.exists`."""
         with self._errors(path):
             return self._filesystem.get_file_info(self._path(path)).type != pafs.FileType.NotFound
 

@@ -76,11 +76,8 @@ class S3Store:
 
         The object is looked up first, because a store without conditional writes may ignore the condition silently.
         """
-        # List instead of HEAD: with access limited to a prefix, a HEAD of a missing object is denied.
-        for page in self._pages(Prefix=path):
-            if any(item["Key"] == path for item in page.get("Contents", ())):
-                raise FileExistsError(errno.EEXIST, "it already exists", self._name(path))
-            break
+        if self.exists(path):
+            raise FileExistsError(errno.EEXIST, "it already exists", self._name(path))
         mark = {"petseg-writer": uuid.uuid4().hex}
         put = functools.partial(
             s3_client.client().put_object, Bucket=self._bucket, Key=path, Body=content, Metadata=mark
@@ -102,6 +99,12 @@ class S3Store:
                     put()
                 return
         raise UnavailableError(f"{self._name(path)}: others keep writing it")
+
+    def exists(self, path: str) -> bool:
+        """Return True if there is an object at `path`."""
+        # List instead of HEAD: with access limited to a prefix, a HEAD of a missing object is denied.
+        page = next(self._pages(Prefix=path), {})
+        return any(item["Key"] == path for item in page.get("Contents", ()))
 
     def remove_file(self, path: str) -> None:
         """Delete an object. Do nothing if it does not exist."""

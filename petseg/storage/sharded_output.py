@@ -95,3 +95,11 @@ def to_parquet(rows: pa.Table, **options: Any) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(rows, buffer, **options)
     return buffer.getvalue()
+
+
+def parse_parquet(content: bytes, columns: list[str] | None = None) -> pa.Table:
+    """Return the table, or only `columns` of it, in the content of a Parquet file.
+
+    It is read in the calling thread alone: a process that exits while an Arrow thread releases a Python object aborts.
+    """
+    return pq.ParquetFile(pa.BufferReader(content), pre_buffer=False).read(columns, use_threads=False)

@@ -26,7 +26,7 @@ def fit(setup: WorkerSetup, log: Callable[[str], None] = print) -> None:
     cannot be written or workers keep dying, and `ray.train.WorkerGroupError`, with the worker's traceback, if a worker
     keeps failing in another way.
     """
-    failures, reached_before = 0, None
+    failures, before = 0, None
     while True:
         try:
             return _fit_once(setup)
@@ -35,7 +35,10 @@ def fit(setup: WorkerSetup, log: Callable[[str], None] = print) -> None:
         except ray.train.WorkerGroupError as error:
             event, is_death = _explain(error)
             reached = _reached(setup.run)
-            failures, reached_before = (failures + 1 if reached == reached_before else 1), reached
+            if not is_death and before == (reached, event):  # the same error at the same step: a third try is useless
+                raise
+            failures = failures + 1 if before and before[0] == reached else 1
+            before = reached, event
             if failures > setup.config.max_failures:
                 if not is_death:
                     raise

@@ -17,7 +17,7 @@ from petseg import files, storage
 from petseg.config.base import from_json, to_json
 from petseg.config.train import TrainConfig
 from petseg.errors import InputError
-from petseg.storage import checks
+from petseg.storage import checks, sharded_output
 from petseg.storage.locations import absolute_locations
 from petseg.training import recipes
 
@@ -77,7 +77,7 @@ def resolve(config: TrainConfig, first: TrainConfig | None) -> TrainConfig:
     run = folder(config)
     checks.require_writable(run, "--storage")
     if first is None:
-        names = storage.list_names(run)
+        names = set(storage.list_names(run)) - {files.LOCK}  # of a start that was killed at once
         if names:
             remedy = "--resume continues it" if files.CONFIG in names else "it holds other files"
             raise InputError(f"--name {config.name}: {run} already exists; choose another name ({remedy})")
@@ -109,7 +109,7 @@ def begin(config: TrainConfig, parts: dict[str, pa.Table]) -> None:
         storage.remove_leftovers(run)
         storage.remove_leftovers(storage.join(run, files.CHECKPOINTS_FOLDER))
         # Locations are not compared: the folders may have been moved.
-        before = storage.parse_parquet(storage.read(location), ["id", "split"])
+        before = sharded_output.parse_parquet(storage.read(location), ["id", "split"])
         if before != pairs.select(["id", "split"]):
             old, new = set(before["id"].to_pylist()), set(pairs["id"].to_pylist())
             raise InputError(

@@ -92,7 +92,7 @@ def test_help_has_units_defaults_and_required_flags(monkeypatch: pytest.MonkeyPa
     )
     assert max(map(len, text.splitlines())) < 80
     words = " ".join(text.split())
-    assert "--images PATH Folder or URI of the photos. Required." in words
+    assert "--images PATH Folder or URI of the photos, or one photo. Required." in words
     assert (
         "--wait-min X Minutes to wait for an autoscaling cluster to reach the requested size. Default: 30.0." in words
     )
