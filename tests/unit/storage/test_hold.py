@@ -51,7 +51,7 @@ def test_hold_object_store_does_nothing() -> None:
 def test_hold_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
-        pytest.raises(InputError, match="--output .*file/out: cannot be written"),
+        pytest.raises(InputError, match=r"--output .*file/out: cannot be written"),
         hold(f"{tmp_path}/file/out", "--output"),
     ):
         pass
