@@ -19,14 +19,16 @@ CHECKPOINTS_FOLDER = "checkpoints"
 
 # In the folder of a prediction
 PLAN = "_plan.json"
-PREDICTION_MANIFEST = "_manifest.parquet"
+# Lists of photos do not end in .parquet: `*.parquet` must read the shards alone.
+PREDICTION_MANIFEST = "_manifest.arrow"
+OLD_PREDICTION_MANIFEST = "_manifest.parquet"
 SUCCESS = "_SUCCESS.json"
 MASK_FOLDER = "masks"
 OVERLAY_FOLDER = "overlays"
 
 # In the folder of a prepared set
 DATASET = "dataset.json"
-SET_MANIFEST = "manifest.parquet"
+SET_MANIFEST = "_manifest.arrow"
 
 # In the folder of an evaluation, a check and an export
 METRICS = "metrics.json"

@@ -1,6 +1,6 @@
 """Read a prepared set: pairs decoded once and for all, in Parquet shards for training. No Ray, no decoding.
 
-A set consists of `part-*.parquet` (one row group per pair, so that any few pairs can be read), `manifest.parquet` (the
+A set consists of `part-*.parquet` (one row group per pair, so that any few pairs can be read), `_manifest.arrow` (the
 list of the pairs) and `dataset.json` (a `DatasetConfig`, which describes the set; it is written last).
 `prepared_writer` writes sets.
 """
@@ -96,7 +96,7 @@ def open_set(location: str) -> Prepared:
     content = storage.read_input(manifest_file)
     if hashlib.sha256(content).hexdigest() != settings.manifest_sha256:
         raise InputError(f"{manifest_file}: not the one that {settings_file} was written for; {REMEDY}")
-    manifest = sharded_output.parse_parquet(content)
+    manifest = sharded_output.parse_arrow(content)
     if manifest.num_rows != settings.rows:
         raise InputError(
             f"{settings_file}: it says {settings.rows} rows of {manifest.num_rows}; was it edited? {REMEDY}"

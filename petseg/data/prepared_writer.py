@@ -82,9 +82,7 @@ def find_done(target: Target) -> dict[int, Summary]:
     """Return the shards that an earlier run wrote. Raises `InputError` if the folder holds shards of another set."""
     checks.require_writable(target.output, "--output")
     numbers = {target.name(shard): shard for shard in range(target.num_shards)}
-    names = [
-        name for name in storage.list_names(target.output) if name.endswith(".parquet") and name != files.SET_MANIFEST
-    ]
+    names = [name for name in storage.list_names(target.output) if name.endswith(".parquet")]
     done = {}
     footers = sharded_output.read_footers(storage.join(target.output, name) for name in names)
     for name, footer in zip(names, footers, strict=True):
@@ -139,7 +137,7 @@ def finish(target: Target, manifest: pa.Table, done: dict[int, Summary]) -> Prep
         )
     skipped = {row_id: reason for summary in summaries for row_id, reason in summary.skipped.items()}
     kept = manifest.filter(~pc.field("id").isin(pa.array(list(skipped), pa.string())))
-    content = sharded_output.to_parquet(kept.cast(SCHEMA), **_PARQUET)
+    content = sharded_output.to_arrow(kept.cast(SCHEMA))
     settings = dataclasses.replace(
         target.settings,
         rows=kept.num_rows,

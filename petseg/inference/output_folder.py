@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from petseg import files, storage
 from petseg.data.notes import add_notes, count_notes
@@ -52,9 +51,6 @@ def find_done(plan: Plan, *, overwrite: bool = False) -> dict[int, Summary]:
     if files.PLAN not in names:
         folders = (MASK_FOLDER, OVERLAY_FOLDER)
         ours = [name for name in names if name in (*folders, files.SUCCESS) or name.endswith(".parquet")]
-        ours = [
-            name for name in ours if name != files.PREDICTION_MANIFEST
-        ]  # the only file left by a start that was killed at once
         if ours:
             raise InputError(f"--output {output}: {ours[0]} already exists, but no {files.PLAN}; choose another folder")
         return {}
@@ -128,9 +124,10 @@ def begin(plan: Plan, *, overwrite: bool = False) -> None:
     content = (json.dumps(plan.description, indent=2) + "\n").encode()
     if before is None:
         storage.create(location, content, "--output")
-    manifest = sharded_output.to_parquet(plan.manifest.select(["id", "image"]), compression="zstd")
+    manifest = sharded_output.to_arrow(plan.manifest.select(["id", "image"]))
     storage.write(storage.join(output, files.PREDICTION_MANIFEST), manifest)
     if before is not None and before != plan.description:
+        storage.remove_file(storage.join(output, files.OLD_PREDICTION_MANIFEST))
         storage.write(location, content)
 
 
@@ -196,10 +193,8 @@ def _outputs_of(before: dict[str, Any]) -> Outputs:
 
 def _changed_names(plan: Plan) -> list[str]:
     """Describe the photos added and removed since the output was started; empty if its manifest is unreadable."""
-    location = storage.join(plan.target.output, files.PREDICTION_MANIFEST)
     try:
-        with storage.open_file(location) as file:
-            before = set(pq.read_table(file, columns=["image"])["image"].to_pylist())
+        before = set(_read_manifest(plan.target.output)["image"].to_pylist())
     except (*STORAGE_ERRORS, pa.ArrowException):
         return []
     now = set(plan.manifest["image"].to_pylist())
@@ -209,6 +204,14 @@ def _changed_names(plan: Plan) -> list[str]:
             shown = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
             changes.append(f"{len(names)} {what}: {shown}")
     return changes
+
+
+def _read_manifest(output: str) -> pa.Table:
+    """Return the list of photos in an output, also in one that an earlier version wrote."""
+    try:
+        return sharded_output.parse_arrow(storage.read(storage.join(output, files.PREDICTION_MANIFEST)))
+    except FileNotFoundError:
+        return sharded_output.parse_parquet(storage.read(storage.join(output, files.OLD_PREDICTION_MANIFEST)))
 
 
 def _clear(output: str, before: dict[str, Any]) -> None:
@@ -225,11 +228,10 @@ def _clear(output: str, before: dict[str, Any]) -> None:
     folders = {folder: ending for folder, ending in _outputs_of(before).files().items() if folder in names}
     if not folders:
         return
-    location = storage.join(output, files.PREDICTION_MANIFEST)
     try:
-        with storage.open_file(location) as file:
-            ids = pq.read_table(file, columns=["id"])["id"].to_pylist()
+        ids = _read_manifest(output)["id"].to_pylist()
     except (OSError, pa.ArrowException) as error:
+        location = storage.join(output, files.PREDICTION_MANIFEST)
         raise InputError(f"{location}: cannot be read, so what to overwrite is not known; delete {output}") from error
     for folder, ending in folders.items():
         with ThreadPoolExecutor(_IO_THREADS) as pool:

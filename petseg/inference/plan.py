@@ -14,7 +14,7 @@ from petseg.files import MASK_FOLDER, OVERLAY_FOLDER
 from petseg.storage import sharded_output
 from petseg.storage.sharded_output import ShardedOutput
 
-_FORMAT = 4
+_FORMAT = 5
 """Version of the output format. Increase it when the same settings would give different bytes than before.
 
 It is part of the plan, so a job does not continue the output of an incompatible version.

@@ -22,6 +22,7 @@ from petseg.lookahead import map_ahead
 
 _SUMMARY_KEY = b"petseg.summary"
 _IO_THREADS = 16
+_ARROW_ROWS = 2**16  # rows of a record batch
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,19 @@ def read_footers(locations: Iterable[str]) -> Iterator[pq.FileMetaData | Excepti
 
     with ThreadPoolExecutor(_IO_THREADS) as pool:
         yield from map_ahead(pool, read, locations, _IO_THREADS)
+
+
+def to_arrow(rows: pa.Table) -> bytes:
+    """Return the content of an Arrow IPC file with these rows, compressed with zstd."""
+    buffer = io.BytesIO()
+    with pa.ipc.new_file(buffer, rows.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(rows, max_chunksize=_ARROW_ROWS)
+    return buffer.getvalue()
+
+
+def parse_arrow(content: bytes) -> pa.Table:
+    """Return the table in the content of an Arrow IPC file. Raises `ArrowException` or `OSError` if it is broken."""
+    return pa.ipc.open_file(pa.BufferReader(content)).read_all()
 
 
 def to_parquet(rows: pa.Table, **options: Any) -> bytes:

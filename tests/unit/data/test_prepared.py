@@ -85,7 +85,7 @@ def tree(folder: str | Path) -> dict[str, bytes]:
 
 def test_finish_files_settings_and_rows_match_the_source(whole: Prepared, source: Path) -> None:
     names = [f"part-0000{shard}-of-00004.parquet" for shard in range(4)]
-    assert sorted(tree(whole.location)) == ["dataset.json", "manifest.parquet", *names]
+    assert sorted(tree(whole.location)) == ["_manifest.arrow", "dataset.json", *names]
     settings = json.loads((Path(whole.location) / "dataset.json").read_text())
     assert settings["rows"] == 9 and settings["resize"] == "antialias" and settings["image_size"] == [16, 24]
     assert (settings["files"], settings["file_rows"]) == (names, [3, 3, 2, 1])
@@ -224,7 +224,7 @@ def swap(folder: Path) -> None:
     other.write_bytes(content)
 
 
-MANIFEST, PART_1 = "manifest.parquet", "part-00001-of-00004.parquet"
+MANIFEST, PART_1 = "_manifest.arrow", "part-00001-of-00004.parquet"
 SPOILT: list[tuple[Callable[[Path], object], str]] = [
     (lambda folder: (folder / "dataset.json").unlink(), r": no dataset.json in it; `petseg prepare shards`"),
     (lambda folder: (folder / "dataset.json").write_text("{"), r"/dataset.json: not JSON"),
@@ -234,6 +234,7 @@ SPOILT: list[tuple[Callable[[Path], object], str]] = [
     (edit(rows=0, files=[], file_rows=[]), r"/dataset.json: it says 0 rows of 9; was it edited\?"),
     (edit(format=0), r"/dataset.json: made by another version"),
     (edit(format=1), r"/dataset.json: made by another version"),  # it cut 16 bits to the upper 8
+    (edit(format=2, masks_upright=None), r"/dataset.json: made by another version"),  # it had no --masks-upright
     (edit(resize="other"), r"/dataset.json: resize: 'other' is not a valid value"),
     (edit(file_rows=[3, 3, 1, 2]), r"/part-00002-of-00004.parquet: it has 2 rows, not 1; prepare the set again"),
     (edit(files=["/etc/passwd", "b", "c", "d"]), r"/dataset.json: it names a file '/etc/passwd'; was it edited"),

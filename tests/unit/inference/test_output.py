@@ -2,11 +2,14 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
+import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import do_shards, make_plan
 
 from petseg import files, storage
+from petseg.data import manifest
 from petseg.errors import InputError
 from petseg.inference import output_folder
 from petseg.inference.plan import Outputs, Plan, Summary
@@ -210,6 +213,28 @@ def test_overwrite_plan_of_something_else_is_refused(photos: Path, tmp_path: Pat
         start(make_plan(photos, tmp_path / "out"), overwrite=True)
 
 
+def test_all_parquet_files_together_have_a_row_per_photo(photos: Path, tmp_path: Path) -> None:
+    """`*.parquet` is what people read, with whatever program."""
+    predict_all(photos, tmp_path / "out")
+    expected = sorted(manifest.discover(str(photos))["id"].to_pylist())
+    rows = duckdb.read_parquet(f"{tmp_path}/out/*.parquet").select("id").fetchall()
+    assert sorted(name for (name,) in rows) == expected
+    listed = pa.ipc.open_file(str(tmp_path / "out" / "_manifest.arrow")).read_all()
+    assert listed["id"].to_pylist() == expected
+
+
+def test_overwrite_output_of_an_earlier_version_is_replaced(photos: Path, tmp_path: Path) -> None:
+    """It had a list of its photos in Parquet."""
+    predict_all(photos, tmp_path / "out")
+    old, new = tmp_path / "out" / files.OLD_PREDICTION_MANIFEST, tmp_path / "out" / files.PREDICTION_MANIFEST
+    pq.write_table(pa.ipc.open_file(str(new)).read_all(), old)
+    new.unlink()
+    (photos / "a" / "0.jpg").rename(photos / "other.jpg")
+    start(make_plan(photos, tmp_path / "out", shard_size=2), overwrite=True)
+    assert not old.exists() and new.exists()
+    assert not list((tmp_path / "out" / "masks").rglob("*.png"))
+
+
 def test_overwrite_missing_manifest_is_refused(photos: Path, tmp_path: Path) -> None:
     predict_all(photos, tmp_path / "out")
     (tmp_path / "out" / files.PREDICTION_MANIFEST).unlink()
@@ -249,7 +274,7 @@ def test_overwrite_same_job_keeps_its_finished_shards(photos: Path, tmp_path: Pa
     assert start(plan, overwrite=True) == done
 
 
-@pytest.mark.parametrize("step", [0, 1, 3, 5, 8, 12, 15, 19, 20, 21, 22])
+@pytest.mark.parametrize("step", [0, 1, 3, 5, 8, 12, 15, 19, 20, 21, 22, 23])
 def test_overwrite_killed_at_each_step_second_start_completes(
     step: int, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,8 +298,8 @@ def test_overwrite_killed_at_each_step_second_start_completes(
     with monkeypatch.context() as patched:
         for name in ("remove_file", "write"):
             patched.setattr(storage, name, killed_at_step(name))
-        # _SUCCESS.json, the report, four shards, seven masks, seven overlays, the manifest and the plan
-        with pytest.raises(KeyboardInterrupt) if step < 22 else contextlib.nullcontext():
+        # _SUCCESS.json, the report, four shards, seven masks, seven overlays, the manifest, an old one and the plan
+        with pytest.raises(KeyboardInterrupt) if step < 23 else contextlib.nullcontext():
             start(plan, overwrite=True)
     assert not output_folder.is_finished(plan, output_folder.find_done(plan, overwrite=True))
     assert predict_all(photos, tmp_path / "out") == predict_all(photos, tmp_path / "fresh")
