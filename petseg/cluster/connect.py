@@ -101,7 +101,7 @@ def _require_workers() -> None:
     try:
         ray.get(_import_package.remote(), timeout=_START_S)
     except ray.exceptions.GetTimeoutError:
-        reason = f"none has started within {_START_S} seconds"
+        reason = f"none has started within {_START_S:g} seconds"
     except ray.exceptions.RayError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[-1] if lines else repr(error)

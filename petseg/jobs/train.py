@@ -59,8 +59,9 @@ def _train(config: TrainConfig, run: str, pairs: TrainingSet, clock: Clock) -> N
     run_folder.begin(config, pairs.parts)
     print(f"training on {setup.train.num_rows} pairs, validating on {setup.val.num_rows}; run {run}", flush=True)
     try:
-        with EpochPrinter(run, config.epochs), cli.on_interrupt(f"continue with: {_resume_command(config)}"):
-            fit(setup)
+        remedy = f"continue with: {_resume_command(config)}"
+        with EpochPrinter(run, config.epochs) as printer, cli.on_interrupt(remedy):
+            fit(setup, pipe=printer.pipe)
     except BaseException:
         clock.lap("training")
         # A failing report must not hide the error that ended the training.

@@ -24,6 +24,7 @@ def hold(folder: str, flag: str) -> Iterator[None]:
         yield
         return
     with storage.as_input_error(f"{flag} {folder}: cannot be written"):
+        new = [above for above in (Path(folder), *Path(folder).parents) if not above.exists()]
         Path(folder).mkdir(parents=True, exist_ok=True)
         file = _lock(Path(folder) / files.LOCK, f"{flag} {folder}")
     with file:
@@ -32,7 +33,8 @@ def hold(folder: str, flag: str) -> Iterator[None]:
         finally:
             with contextlib.suppress(OSError):  # the folder was deleted, or is not empty
                 Path(file.name).unlink()
-                Path(folder).rmdir()
+                for made in new:
+                    made.rmdir()
 
 
 def _lock(path: Path, what: str) -> TextIO:

@@ -1,38 +1,61 @@
-"""Print a line for each epoch while a run trains, from the metrics that it writes. No network and no Ray."""
+"""Print a line for each epoch while a run trains. No network and no Ray."""
 
 import contextlib
+import os
+import tempfile
 import threading
 import time
+from pathlib import Path
+from typing import Self
 
 from petseg.errors import STORAGE_ERRORS, InputError
 from petseg.training import run_folder
 
-_POLL_S = 1.0
-"""Seconds between two reads of the metrics."""
+
+def notify(pipe: str) -> None:
+    """Tell the `EpochPrinter` of this pipe that an epoch is finished. Does nothing if it has ended."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        try:
+            os.write(descriptor, b"\n")
+        finally:
+            os.close(descriptor)
 
 
 class EpochPrinter:
-    """Print a line for every epoch that appears in the run's metrics, inside the `with` block."""
+    """In the `with` block, print a line for every epoch in the run's metrics, each time that `notify(pipe)` is called.
+
+    The metrics are read once for each call, because the run may be on S3.
+    """
 
     def __init__(self, run: str, epochs: int) -> None:
         self._run, self._epochs = run, epochs
         self._num_printed = len(run_folder.read_metrics(run))
         self._first: tuple[int, float] | None = None  # number of the first epoch, and when it was seen
-        self._ended = threading.Event()
+        self._folder = tempfile.TemporaryDirectory(prefix="petseg-", ignore_cleanup_errors=True)
+        self.pipe = str(Path(self._folder.name) / "epochs")
+        """Path of the named pipe on this machine."""
+        self._ended = False
         self._watcher = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
+        os.mkfifo(self.pipe)
+        self._descriptor = os.open(self.pipe, os.O_RDWR)  # also for writing, so that a read waits for the next writer
         self._watcher.start()
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._ended.set()
+        self._ended = True
+        notify(self.pipe)
         self._watcher.join()
+        os.close(self._descriptor)
+        self._folder.cleanup()
         # The error that ended the training must not be replaced by another.
         with contextlib.suppress(InputError, *STORAGE_ERRORS) if kind else contextlib.nullcontext():
             self._print_new()
 
     def _watch(self) -> None:
-        while not self._ended.wait(timeout=_POLL_S):
+        while os.read(self._descriptor, 1) and not self._ended:
             # If storage fails, the next read catches up, and the last one raises.
             with contextlib.suppress(InputError, *STORAGE_ERRORS):
                 self._print_new()

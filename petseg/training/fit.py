@@ -12,15 +12,26 @@ from petseg.cluster import ray_compat, resources
 from petseg.config.train import TrainConfig
 from petseg.errors import InputError, JobError, UnavailableError
 from petseg.models import checkpoint
+from petseg.training import epoch_printer
 from petseg.training.loop import WorkerSetup, train_loop_per_worker
 
 
-def fit(setup: WorkerSetup, log: Callable[[str], None] = print) -> None:
+class _EpochCallback(ray.train.UserCallback):
+    """Tell the driver that an epoch is finished. Ray Train calls this in a process on the driver's machine."""
+
+    def __init__(self, pipe: str) -> None:
+        self._pipe = pipe
+
+    def after_report(self, *_: object, **__: object) -> None:
+        epoch_printer.notify(self._pipe)
+
+
+def fit(setup: WorkerSetup, log: Callable[[str], None] = print, pipe: str = "") -> None:
     """Train with Ray Train until `epochs` are done. A resumed run continues from the last checkpoint in `run`.
 
     If a worker or its node dies, all workers are restarted from there, up to `max_failures` times in a row without a
     new checkpoint between them. If a node was taken away after a notice, they are restarted as often as that happens.
-    `log` receives a line about each restart.
+    `log` receives a line about each restart. `pipe` is that of an `EpochPrinter`, or "".
 
     Raises `InputError` if the loss is no longer a number or a checkpoint cannot be loaded, `JobError` if a checkpoint
     cannot be written or workers keep dying, and `ray.train.WorkerGroupError`, with the worker's traceback, if a worker
@@ -29,7 +40,7 @@ def fit(setup: WorkerSetup, log: Callable[[str], None] = print) -> None:
     failures, before = 0, None
     while True:
         try:
-            return _fit_once(setup)
+            return _fit_once(setup, pipe)
         except ray.train.PreemptionError:
             event = "a node was taken away"
         except ray.train.WorkerGroupError as error:
@@ -83,7 +94,7 @@ def _reached(run: str) -> tuple[int, int]:
     return (last.epoch, last.step) if last else (0, 0)
 
 
-def _fit_once(setup: WorkerSetup) -> None:
+def _fit_once(setup: WorkerSetup, pipe: str) -> None:
     config = setup.config
     per_worker = {"CPU": setup.cpus} | ({"GPU": 1} if config.use_gpu else {})
     # Ray Train requires a folder for its own notes. It holds nothing of ours, and workers never read it, so it need not
@@ -100,6 +111,7 @@ def _fit_once(setup: WorkerSetup) -> None:
             run_config=ray.train.RunConfig(
                 name="notes",
                 storage_path=notes,
+                callbacks=[_EpochCallback(pipe)] if pipe else None,
                 worker_runtime_env={"env_vars": resources.KEEP_MEMORY},
                 # `fit` restarts the workers itself
                 failure_config=ray.train.FailureConfig(max_failures=0, max_preemption_failures=0),

@@ -116,7 +116,7 @@ def test_evaluate_job_writes_scores_rows_and_pictures(
     again = call_job("evaluate", *flags)
     assert_refused(again, f"error: --output {output}: it already has a metrics.json; ")
     (output / "worst" / "kept.jpg").write_bytes(b"not ours")
-    fewer = call_job("evaluate", *flags, "--overwrite", "--limit", 2, "--label-map", "1:0,2:1,3:2,0:255")
+    fewer = call_job("evaluate", *flags, "--overwrite", "--limit", 2, "--label-map", "1:pet,2:1,3:255")
     assert fewer.returncode == 0, fewer.stderr
     found = json.loads((output / "metrics.json").read_text())
     assert (found["pairs"], found["failed"], len(found["worst"])) == (2, 1, 1)
@@ -140,7 +140,7 @@ def test_evaluate_job_writes_scores_rows_and_pictures(
         ),
         ("--limit 0", "--limit 0: give at least 1"),
         ("--checkpoint photos", "--checkpoint {}/photos: neither a run's folder nor a complete checkpoint"),
-        ("--label-map 1:0,2:1", "--label-map: no raw value gives class 2"),
+        ("--label-map 1:0,2:cat", "--label-map: '2:cat' is not \"raw value:class\""),
         pytest.param(
             "--use-gpu",
             "--use-gpu: torch finds no GPU on this machine; leave it out",

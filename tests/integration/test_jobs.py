@@ -295,6 +295,24 @@ def test_predict_photo_that_kills_its_worker_is_an_error_row(
     assert len(list((tmp_path / "out" / "masks").iterdir())) == len(originals) - 3
 
 
+@pytest.mark.ray
+@pytest.mark.own_ray
+def test_predict_files_in_the_working_folder_and_a_long_tmpdir_do_no_harm(
+    storage: Path, drawn: tuple[Path, Path], tmp_path: Path, run_job: RunJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "petseg").mkdir()
+    (tmp_path / "petseg" / "__init__.py").write_text("raise ImportError('not the installed petseg')")
+    (tmp_path / "numpy.py").write_text("import sys; sys.exit('a script of mine')")
+    long_folder = tmp_path / ("x" * 80)
+    long_folder.mkdir()
+    monkeypatch.setenv("RAY_TMPDIR", str(long_folder))
+    before = set(Path("/tmp").glob("petseg-*"))  # noqa: S108 - where the short folder is made
+    done = run_job("predict", "--checkpoint", storage / "first", "--images", drawn[0], "--output", "out")
+    assert done.returncode == 0, done.stderr
+    assert f"{PAIRS} rows, 0 failed" in done.stdout
+    assert {path for path in Path("/tmp").glob("petseg-*") if path.is_dir()} <= before  # noqa: S108
+
+
 SLOW_WRITER = """
 import sys, time
 from petseg.jobs import predict

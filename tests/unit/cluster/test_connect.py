@@ -1,10 +1,12 @@
 import signal
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from petseg.cluster import connect, ray_compat
-from petseg.errors import InputError
+from petseg.errors import InputError, JobError
 
 
 def test_connect_no_ray_found_starts_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,7 +29,9 @@ def test_connect_no_ray_found_starts_one(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(started) == 1 and "address" not in started[0]
 
 
-@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:abc", "ray://127.0.0.1:10001"])
+@pytest.mark.parametrize(
+    "address", ["nonsense", "auto", "local", "127.0.0.1:abc", "ray://127.0.0.1:10001", "http://a:1"]
+)
 def test_connect_invalid_address_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(InputError, match=f"RAY_ADDRESS {address}: a cluster's host:port is expected"):
@@ -70,10 +74,48 @@ def test_connect_only_a_local_ray_gets_the_idle_worker_setting(
     monkeypatch.setattr(connect.ray, "init", lambda **settings: asked.update(settings))
     monkeypatch.setattr(ray_compat, "divert_native_stderr", lambda name: None)
     monkeypatch.setattr(connect, "silence_logs", lambda debug: None)
+    monkeypatch.setattr(connect, "_require_workers", lambda: None)
     monkeypatch.setattr(ray_compat.worker, "print_worker_logs", None)
     connect.connect()
     patience = asked.get("_system_config", {}).get("idle_worker_killing_time_threshold_ms", 0)
     assert patience >= 10_000 if address is None else "_system_config" not in asked
+
+
+def test_short_folders_only_a_long_path_is_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(connect, "_SHORT_PARENT", str(tmp_path))
+    monkeypatch.setattr(connect.atexit, "register", lambda *_: None)
+    for length in (connect._MAX_FOLDER_BYTES - len("/ray"), connect._MAX_FOLDER_BYTES - len("/ray") + 1):
+        monkeypatch.setenv("RAY_TMPDIR", "/" + "x" * (length - 1))
+        settings = connect._short_folders()
+        assert bool(settings) == (length + len("/ray") > connect._MAX_FOLDER_BYTES)
+    assert settings["_temp_dir"].startswith(f"{tmp_path}/petseg-") and Path(settings["_temp_dir"]).is_dir()
+    assert settings["object_spilling_directory"] == f"/{'x' * (length - 1)}/ray"
+    monkeypatch.setattr(connect, "_SHORT_PARENT", str(tmp_path / "missing"))
+    with pytest.raises(InputError, match="set RAY_TMPDIR to a folder with a path of at most 39 bytes"):
+        connect._short_folders()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (connect.ray.exceptions.GetTimeoutError(), "none has started within 30 seconds"),
+        (
+            connect.ray.exceptions.RayError("task failed:\n  …\nImportError: no numpy here\n"),
+            "ImportError: no numpy here",
+        ),
+    ],
+)
+def test_require_workers_that_do_not_start_are_one_line(
+    error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(connect, "_import_package", mock.Mock())
+    monkeypatch.setattr(connect.ray, "get", get)
+    with pytest.raises(JobError, match=f"^Ray's worker processes do not start: {reason}; see .*PYTHONPATH") as caught:
+        connect._require_workers()
+    assert "\n" not in str(caught.value)
 
 
 def test_memory_note_printer_out_of_memory_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
