@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import tempfile
 import threading
 import time
@@ -32,13 +33,13 @@ class EpochPrinter:
         self._run, self._epochs = run, epochs
         self._num_printed = len(run_folder.read_metrics(run))
         self._first: tuple[int, float] | None = None  # number of the first epoch, and when it was seen
-        self._folder = tempfile.TemporaryDirectory(prefix="petseg-", ignore_cleanup_errors=True)
-        self.pipe = str(Path(self._folder.name) / "epochs")
-        """Path of the named pipe on this machine."""
+        self.pipe = ""
+        """Path of a named pipe on this machine, in the `with` block."""
         self._ended = False
         self._watcher = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Self:
+        self.pipe = str(Path(tempfile.mkdtemp(prefix="petseg-")) / "epochs")
         os.mkfifo(self.pipe)
         self._descriptor = os.open(self.pipe, os.O_RDWR)  # also for writing, so that a read waits for the next writer
         self._watcher.start()
@@ -49,7 +50,7 @@ class EpochPrinter:
         notify(self.pipe)
         self._watcher.join()
         os.close(self._descriptor)
-        self._folder.cleanup()
+        shutil.rmtree(Path(self.pipe).parent, ignore_errors=True)
         # The error that ended the training must not be replaced by another.
         with contextlib.suppress(InputError, *STORAGE_ERRORS) if kind else contextlib.nullcontext():
             self._print_new()

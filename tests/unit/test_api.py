@@ -1,9 +1,11 @@
 """`petseg.load`: a photo's mask equals the one that the prediction job writes."""
 
 import ast
+import gc
 import io
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -105,6 +107,19 @@ def test_load_and_predict_pillow_limit_is_restored(run: Path, photo: Path, monke
     petseg.load(str(run)).predict(photo)
     petseg.load(str(run), tile=(32, 24)).predict(photo)
     assert Image.MAX_IMAGE_PIXELS == 1000
+
+
+def test_segmenter_that_is_dropped_ends_its_threads(run: Path, photo: Path) -> None:
+    before = set(threading.enumerate())
+    segmenter = petseg.load(str(run))
+    segmenter.predict(photo)
+    started = set(threading.enumerate()) - before
+    assert started
+    del segmenter
+    gc.collect()
+    for thread in started:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_picture_has_class_ids_and_palette(run: Path, photo: Path) -> None:

@@ -3,9 +3,11 @@ import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+from petseg import storage
 from petseg.lookahead import map_ahead
 
 
@@ -22,6 +24,17 @@ def test_map_ahead_yields_in_order_and_reads_within_the_limit() -> None:
         assert [next(results) for _ in range(3)] == [0, 2, 4]
         assert len(taken) == 3 + 5
         assert list(results) == [2 * number for number in range(3, 100)]
+
+
+def test_reader_that_is_dropped_half_way_ends_its_threads(tmp_path: Path) -> None:
+    before = threading.active_count()
+    for number in range(40):
+        (tmp_path / str(number)).touch()
+    contents = storage.read_each(str(tmp_path / str(number)) for number in range(40))
+    next(contents)
+    assert threading.active_count() > before
+    del contents
+    assert threading.active_count() == before
 
 
 def test_map_ahead_items_run_while_the_consumer_has_a_result() -> None:

@@ -100,8 +100,8 @@ def test_short_folders_only_a_long_path_is_replaced(monkeypatch: pytest.MonkeyPa
     [
         (connect.ray.exceptions.GetTimeoutError(), "none has started within 30 seconds"),
         (
-            connect.ray.exceptions.RayError("task failed:\n  …\nImportError: no numpy here\n"),
-            "ImportError: no numpy here",
+            connect.ray.exceptions.RayError("failed:\n  …\nImportError: no numpy\n"),
+            "ImportError: no numpy",
         ),
     ],
 )

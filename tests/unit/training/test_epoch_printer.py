@@ -5,16 +5,8 @@ import pytest
 
 from petseg.training import epoch_printer, run_folder
 
-EPOCH: dict[str, object] = {
-    "train_loss": 1.0,
-    "val_loss": 1.0,
-    "val_pixel_accuracy": 1.0,
-    "val_miou": 1.0,
-    "val_iou": {},
-} | {
-    "train_images_per_s": 1.0,
-    "seconds": 2.0,
-}
+SCORES: dict[str, object] = {"val_loss": 1.0, "val_pixel_accuracy": 1.0, "val_miou": 1.0, "val_iou": {}}
+EPOCH: dict[str, object] = {"train_loss": 1.0, **SCORES, "train_images_per_s": 1.0, "seconds": 2.0}
 
 
 @pytest.fixture
