@@ -19,7 +19,7 @@ from petseg.data.labels import IGNORE_ID, UNKNOWN_ID, LabelMap
 from petseg.data.mask_values import MAX_VALUES, Labels
 from petseg.data.notes import notes_of
 from petseg.data.orientation import Drawn
-from petseg.data.pairs import LOSSY, decode_pair, raw_values
+from petseg.data.pairs import decode_pair, is_lossy, raw_values
 from petseg.lookahead import map_ahead
 
 ROWS = pa.schema(
@@ -88,7 +88,7 @@ def scan_pairs(pairs: pa.Table, label_map: LabelMap, max_pixels: int) -> Iterato
 def _scan_pair(row: dict[str, str], photo: bytes, mask: bytes, error: str, label_map: LabelMap, max_pixels: int) -> Row:
     if error:
         return Row(row["id"], error=error)
-    fields: dict[str, object] = {"sha256": hashlib.sha256(photo).hexdigest()}
+    fields: dict[str, object] = {"sha256": hashlib.sha256(photo).hexdigest(), "is_lossy": is_lossy(mask)}
     try:
         opened = image_file.open_image(photo, max_pixels)
         fields["width"], fields["height"] = opened.header.size
@@ -100,7 +100,6 @@ def _scan_pair(row: dict[str, str], photo: bytes, mask: bytes, error: str, label
         return Row(row["id"], **fields, error=f"{row['image']}: {refused}")  # pyright: ignore[reportArgumentType]
     try:
         fields["values"], fields["colours"] = raw_values(mask, max_pixels, MAX_VALUES, label_map.colours)
-        fields["is_lossy"] = decode.content_format(mask) in LOSSY
         # Raises as training would; any size will do. `findings` decides on unclear masks, so any decision will do, too.
         pair = decode_pair(photo, mask, (16, 16), label_map, max_pixels, masks_upright=False)
         fields["drawn"] = pair.drawn

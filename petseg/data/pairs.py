@@ -14,8 +14,7 @@ from petseg.data.image_file import DecodeError, OpenImage
 from petseg.data.labels import LabelMap
 from petseg.data.orientation import Drawn
 
-LOSSY = ("JPEG", "MPO")
-"""Formats of masks whose values compression has changed."""
+_JPEG_SIGNATURE = b"\xff\xd8\xff"
 
 _GREY_STRETCH = {"L;2": 85, "L;4": 17}
 
@@ -83,6 +82,11 @@ def drawn(photo: image_file.Header, mask: image_file.Header) -> Drawn | None:
     return "unclear" if fits_stored and fits_upright else "as stored" if fits_stored else "upright"
 
 
+def is_lossy(mask: bytes) -> bool:
+    """Return True if a mask is a JPEG, whose compression changes values."""
+    return mask.startswith(_JPEG_SIGNATURE)
+
+
 def raw_values(mask: bytes, max_pixels: int, most: int, as_colours: bool = False) -> tuple[dict[int, int], bool]:
     """Return ({raw value: number of pixels} of a mask, True if the values are colours as 0xRRGGBB).
 
@@ -108,9 +112,15 @@ def raw_values(mask: bytes, max_pixels: int, most: int, as_colours: bool = False
 
 def _open_mask(content: bytes, max_pixels: int) -> OpenImage:
     try:
-        return image_file.open_image(content, max_pixels)
+        opened = image_file.open_image(content, max_pixels)
     except image_file.UnknownTiffError as error:
-        return image_file.open_image(wide_tiff.narrow(content, error, max_pixels), max_pixels)
+        opened = image_file.open_image(wide_tiff.narrow(content, error, max_pixels), max_pixels)
+    if opened.num_pages > 1:
+        raise DecodeError(
+            f"it has {opened.num_pages} pages, of which it is not known what each means; merge them into one image "
+            "with a value for each class"
+        )
+    return opened
 
 
 @contextlib.contextmanager
@@ -148,17 +158,12 @@ def _decode_mask(mask: OpenImage, photo: image_file.Header, label_map: LabelMap,
     (width, height), expected = mask.header.size, photo.stored_size if turn else photo.size
     if (width, height) != expected:
         raise DecodeError(f"its size {width} × {height} differs from its photo's {photo.size[0]} × {photo.size[1]}")
-    if mask.num_pages > 1:
-        raise DecodeError(
-            f"it has {mask.num_pages} pages, of which it is not known what each means; merge them into one image with "
-            "a value for each class"
-        )
     mask.load()
     try:
         class_ids = _class_ids(mask.image, _grey_stretch(mask), label_map)
     except DecodeError as error:
-        if mask.image.format in LOSSY:
-            raise DecodeError(f"{labels.LOSSY_REMEDY} ({error})") from error
+        if is_lossy(mask.content):
+            raise DecodeError(labels.LOSSY_REMEDY) from error
         raise
     return _Truth(class_ids, photo.orientation if turn else mask.header.still_to_turn)
 

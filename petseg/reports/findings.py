@@ -3,7 +3,7 @@
 import dataclasses
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -86,6 +86,7 @@ def find_problems(checked: Checked) -> list[Finding]:
         _uncovered_values(checked),
         _unusable_pairs(checked),
         _unclear_masks(checked),
+        *_unlabelled_splits(checked),
         _absent_classes(checked),
         _exact_duplicates(checked),
         _near_duplicates(checked),
@@ -135,6 +136,21 @@ def _unclear_masks(checked: Checked) -> Finding | None:
         what += ": the sizes do not show if they were drawn on the upright photos"
         return Finding(what, orientation.REMEDY, blocks_training=True)
     return Finding(f"{what}: {orientation.USED[decision]}", "check one in the report", blocks_training=False)
+
+
+def _unlabelled_splits(checked: Checked) -> Iterator[Finding]:
+    """Yield a finding for each split that training reads, if all pixels of its masks are ignored."""
+    label_map = checked.classes.label_map
+    for split, name in (("train", "training"), ("val", "validation")):
+        rows = [row for row in checked.rows if checked.splits.get(row.id) == split]
+        values = {value for row in rows for value in row.values or ()}
+        if (
+            rows
+            and not any(row.error for row in rows)
+            and {label_map.ids.get(value) for value in values} <= {IGNORE_ID}
+        ):
+            what = f"every pixel of all masks of the {name} split is ignored, such as in {rows[0].id}"
+            yield Finding(what, "check --label-map, --ignore-label and --split-file", blocks_training=True)
 
 
 def _uncovered_values(checked: Checked) -> Finding | None:
@@ -212,7 +228,11 @@ def _is_value_error(row: Row, checked: Checked) -> bool:
     label_map = checked.classes.label_map
     is_other_kind = row.values is not None and row.colours == checked.labels.colours != label_map.colours
     error = row.error or ""
-    return (is_other_kind and "differs from its photo's" not in error) or "but the classes cover" in error
+    return (
+        (is_other_kind and "differs from its photo's" not in error)
+        or "but the classes cover" in error
+        or LOSSY_REMEDY in error
+    )
 
 
 def _suggest_flags(checked: Checked) -> list[str] | None:

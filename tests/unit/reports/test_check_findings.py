@@ -11,6 +11,7 @@ from petseg.data.check import Row
 from petseg.data.classes import Classes
 from petseg.data.labels import LabelMap
 from petseg.data.mask_values import Labels
+from petseg.data.notes import WIDE_VALUES
 from petseg.reports import findings
 
 PETS = Classes(("pet", "background", "border"), labels.palette(3), LabelMap.parse("", 3))
@@ -49,6 +50,36 @@ def test_findings_jpeg_masks_get_no_suggested_label_map() -> None:
     [finding] = findings.find_problems(lossy)
     assert finding.blocks_training and finding.remedy.endswith("save them again as PNG, from the originals")
     assert findings.train_flags(lossy) == ["--images", "i", "--masks", "m"]
+
+
+def test_findings_unclear_masks_ask_for_the_flag_only_if_nothing_decides() -> None:
+    turned = [Row("a", drawn="unclear"), Row("b", drawn="unclear"), Row("c")]
+    [finding] = findings.find_problems(found(turned, {}))
+    assert finding.blocks_training and "--masks-upright yes" in finding.remedy
+    assert finding.what.startswith("2 masks of photos that EXIF turns, such as a: the sizes do not show")
+    [finding] = findings.find_problems(found([*turned, Row("d", drawn="upright")], {}))
+    assert not finding.blocks_training and "used as drawn on the upright photos" in finding.what
+    config = dataclasses.replace(CONFIG, masks_upright="no")
+    assert findings.find_problems(found(turned, {}, config=config)) == []
+    assert findings.train_flags(found(turned, {}, config=config))[-2:] == ["--masks-upright", "no"]
+
+
+def test_findings_split_with_ignored_pixels_only_is_named() -> None:
+    rows = [Row("a", values={1: 5}), Row("b", values={255: 5}), Row("c", values={255: 9})]
+    splits = {"a": "train", "b": "val", "c": "val"}
+    [finding] = findings.find_problems(found(rows, splits))
+    assert finding.blocks_training
+    assert finding.what == "every pixel of all masks of the validation split is ignored, such as in b"
+    assert findings.find_problems(found(rows, splits | {"a": "val", "b": "train", "c": "test"}))[0].what.count(
+        "training"
+    )
+
+
+def test_findings_dark_photos_and_notes_are_named() -> None:
+    rows = [Row("a", near_black=True), Row("b", notes=(WIDE_VALUES,)), Row("c", notes=(WIDE_VALUES,))]
+    dark, wide = findings.find_problems(found(rows, {}))
+    assert dark.what == "1 photo nearly black, such as a" and not dark.blocks_training
+    assert wide.what == f"2 images, such as b: {WIDE_VALUES}" and not wide.blocks_training
 
 
 def masks(name: str) -> pa.Table:
