@@ -143,12 +143,8 @@ def _unlabelled_splits(checked: Checked) -> Iterator[Finding]:
     label_map = checked.classes.label_map
     for split, name in (("train", "training"), ("val", "validation")):
         rows = [row for row in checked.rows if checked.splits.get(row.id) == split]
-        values = {value for row in rows for value in row.values or ()}
-        if (
-            rows
-            and not any(row.error for row in rows)
-            and {label_map.ids.get(value) for value in values} <= {IGNORE_ID}
-        ):
+        is_known = bool(rows) and all(row.values is not None and not row.error for row in rows)
+        if is_known and {label_map.ids.get(value) for row in rows for value in row.values or ()} <= {IGNORE_ID}:
             what = f"every pixel of all masks of the {name} split is ignored, such as in {rows[0].id}"
             yield Finding(what, "check --label-map, --ignore-label and --split-file", blocks_training=True)
 
