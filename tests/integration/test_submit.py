@@ -9,6 +9,8 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
+import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,12 +75,22 @@ class Submitter:
         return code, log.read_text()
 
 
+def new_checkout(folder: Path) -> Path:
+    ignored = shutil.ignore_patterns(".git", ".*_cache", "__pycache__", "*.egg-info", "runs")
+    return shutil.copytree(ROOT, folder / "petseg", ignore=ignored)
+
+
+def start_head(head: Head) -> None:
+    """Start a head with two CPUs by the page's command."""
+    start, ports = command_block("ray start --head"), "--port=6379 --dashboard-port=8265"
+    assert ports in start
+    head.start(start.replace(ports, f"{head.flags} --num-cpus=2"))
+
+
 @pytest.fixture(scope="module")
 def submitter(tmp_path_factory: pytest.TempPathFactory, drawn: tuple[Path, Path]) -> Iterator[Submitter]:
-    """Submitter to a head with two CPUs, started by the page's command."""
-    checkout, bucket = tmp_path_factory.mktemp("checkout") / "petseg", tmp_path_factory.mktemp("bucket")
-    ignored = shutil.ignore_patterns(".git", ".*_cache", "__pycache__", "*.egg-info", "runs")
-    shutil.copytree(ROOT, checkout, ignore=ignored)
+    """Submitter to a head that has another petseg installed."""
+    checkout, bucket = new_checkout(tmp_path_factory.mktemp("checkout")), tmp_path_factory.mktemp("bucket")
     with (checkout / "petseg" / "__init__.py").open("a") as init:
         init.write('\nprint("this petseg is", __file__, flush=True)\n')
     for name in (
@@ -99,9 +111,7 @@ def submitter(tmp_path_factory: pytest.TempPathFactory, drawn: tuple[Path, Path]
     (bucket / "all" / "broken.jpg").write_bytes(b"broken")
     home = tmp_path_factory.mktemp("home")
     with ray_head.new(HOME=str(home)) as head:
-        start, ports = command_block("ray start --head"), "--port=6379 --dashboard-port=8265"
-        assert ports in start
-        head.start(start.replace(ports, f"{head.flags} --num-cpus=2"))
+        start_head(head)
         yield Submitter(head, checkout, bucket)
 
 
@@ -254,3 +264,35 @@ def test_kubernetes_example_versions_equal_the_installed_ones() -> None:
     [script, *flags] = shlex.split(job["spec"]["entrypoint"].removeprefix("python petseg/"))
     known = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(PredictConfig)}
     assert script == "jobs/predict.py" and {flag for flag in flags if flag.startswith("--")} <= known
+
+
+def without_package(folder: Path) -> dict[str, str]:
+    """Return environment variables of a Python that has all packages of this one, except petseg."""
+    site, programs = folder / "site", folder / "bin"
+    site.mkdir()
+    programs.mkdir()
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        if "petseg" not in path.name and path.suffix != ".pth":
+            (site / path.name).symlink_to(path)
+    python = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+    (programs / "python").symlink_to(python)
+    (programs / "ray").write_text(f"#!{python}\nfrom ray.scripts.scripts import main\nmain()\n")
+    (programs / "ray").chmod(0o755)
+    return {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(site)}
+
+
+def test_submit_head_without_the_package_trains_and_reports(tmp_path: Path, drawn: tuple[Path, Path]) -> None:
+    env = without_package(tmp_path)
+    check = "import importlib.util, ray; assert importlib.util.find_spec('petseg') is None"
+    subprocess.run(["python", "-c", check], env=os.environ | env, cwd=tmp_path, check=True)  # noqa: S607
+    for name, source in zip(("photos", "masks"), drawn, strict=True):
+        shutil.copytree(source, tmp_path / "bucket" / name)
+    with ray_head.new(HOME=str(tmp_path), **env) as head:
+        start_head(head)
+        user = Submitter(head, new_checkout(tmp_path), tmp_path / "bucket")
+        changes = {"--num-workers 2": f"--num-workers 1 --epochs 1 {TINY}"}
+        code, output = user.run(user.script("-- python jobs/train.py", changes))
+    assert code == 0, output
+    run = tmp_path / "bucket" / "runs" / "first"
+    assert f"report: {run}/report.html" in job_lines(output)
+    assert (run / "report.html").is_file()
