@@ -16,10 +16,11 @@ import pyarrow as pa
 from petseg.data import decode, duplicates, image_file, manifest
 from petseg.data.image_file import DecodeError
 from petseg.data.labels import IGNORE_ID, UNKNOWN_ID, LabelMap
+from petseg.data.mask_pixels import is_lossy, raw_values
 from petseg.data.mask_values import MAX_VALUES, Labels
 from petseg.data.notes import notes_of
 from petseg.data.orientation import Drawn
-from petseg.data.pairs import decode_pair, is_lossy, raw_values
+from petseg.data.pairs import decode_pair
 from petseg.lookahead import map_ahead
 
 ROWS = pa.schema(

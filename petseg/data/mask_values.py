@@ -12,7 +12,7 @@ from petseg import storage
 from petseg.data.decode import max_bytes
 from petseg.data.image_file import DecodeError
 from petseg.data.labels import IGNORE_ID, MAX_RAW_VALUES
-from petseg.data.pairs import raw_values
+from petseg.data.mask_pixels import raw_values
 from petseg.lookahead import map_ahead
 
 MAX_VALUES = 300
@@ -35,7 +35,7 @@ class Labels:
 
 
 def sum_values(of_masks: Iterable[tuple[dict[int, int], bool]]) -> Labels:
-    """Sum the raw values of masks, as `pairs.raw_values` returns them, of the more frequent kind: colours or numbers.
+    """Sum the raw values of masks of the more frequent kind: colours or numbers. See `mask_pixels.raw_values`.
 
     If both are as frequent, numbers are summed. The masks of the other kind are not counted.
     """

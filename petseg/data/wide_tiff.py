@@ -1,4 +1,4 @@
-"""Read masks in TIFF files of 64-bit integers, the default type of NumPy. Pillow cannot open them."""
+"""Read masks in TIFF files of 64-bit numbers, the default types of NumPy. Pillow cannot open them."""
 
 import io
 
@@ -11,10 +11,10 @@ _ORIENTATION_TAG = 0x0112
 
 
 def narrow(content: bytes, unknown: UnknownTiffError, max_pixels: int) -> bytes:
-    """Return a TIFF of 64-bit integers as one of 32 bits. Raises `unknown` if the file holds anything else.
+    """Return a TIFF of integers or floating-point numbers, of any size, as one of 32 bits.
 
-    Raises `DecodeError` if it has more than `max_pixels` pixels or several pages, is damaged, or has a value of more
-    than 31 bits.
+    Raises `unknown` if the file holds anything else, such as colours. Raises `DecodeError` if it has more than
+    `max_pixels` pixels or several pages, is damaged, or has an integer of more than 31 bits.
     """
     import tifffile  # here, because few masks need it
 
@@ -23,7 +23,7 @@ def narrow(content: bytes, unknown: UnknownTiffError, max_pixels: int) -> bytes:
         page, pages = file.pages.first, len(file.pages)
         shape, dtype = page.shape, page.dtype
         orientation = page.tags.get(_ORIENTATION_TAG)
-    if dtype is None or dtype.kind not in "iu" or len(shape) != 2:
+    if dtype is None or dtype.kind not in "iuf" or len(shape) != 2:
         raise unknown
     if pages > 1:
         raise DecodeError(f"it has {pages} pages; a mask has one")
@@ -34,9 +34,12 @@ def narrow(content: bytes, unknown: UnknownTiffError, max_pixels: int) -> bytes:
     tags = TiffImagePlugin.ImageFileDirectory_v2()
     if orientation is not None:
         tags[_ORIENTATION_TAG] = orientation.value
-    bad = (values < 0) | (values >= 2**31)
-    if bad.any():
-        raise DecodeError(f"it has the value {values[bad][0]}; raw values go from 0 to 65535")
+    if dtype.kind != "f":
+        bad = (values < 0) | (values >= 2**31)
+        if bad.any():
+            raise DecodeError(f"it has the value {values[bad][0]}; raw values go from 0 to 65535")
+    with np.errstate(over="ignore"):  # infinity is no raw value either
+        narrowed_values = values.astype(np.float32 if dtype.kind == "f" else np.int32)
     narrowed = io.BytesIO()
-    Image.fromarray(values.astype(np.int32)).save(narrowed, "TIFF", tiffinfo=tags)
+    Image.fromarray(narrowed_values).save(narrowed, "TIFF", tiffinfo=tags)
     return narrowed.getvalue()

@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from petseg.data.classes import resolve_classes
 from petseg.data.image_file import DecodeError
 from petseg.data.labels import IGNORE_ID, LabelMap
-from petseg.data.pairs import decode_pair, raw_values
+from petseg.data.mask_pixels import raw_values
+from petseg.data.pairs import decode_pair
 
 TRUTH = np.repeat(np.repeat(np.array([[1, 2, 3], [3, 1, 2]], np.uint8), 8, 0), 8, 1)
 """Raw values 1, 2, 3 in fields of 8 × 8 pixels."""
@@ -100,6 +101,43 @@ def test_mask_of_64_bit_integers_is_taken(dtype: type, compression: str | None) 
     mask = wide_tiff(TRUTH.astype(dtype), compression=compression)
     assert (class_ids(mask, NUMBERS) == TRUTH - 1).all()
     assert raw_values(mask, 10**6, 300) == ({1: 128, 2: 128, 3: 128}, False)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_mask_of_whole_numbers_in_another_float_is_taken(dtype: type) -> None:
+    assert (class_ids(wide_tiff(TRUTH.astype(dtype)), NUMBERS) == TRUTH - 1).all()
+    with pytest.raises(DecodeError, match=r"it has the value 1.5; raw values are whole numbers"):
+        class_ids(wide_tiff((TRUTH + 0.5).astype(dtype)), NUMBERS)
+    with pytest.raises(DecodeError, match="it has the value inf"):
+        class_ids(wide_tiff(np.where(TRUTH == 1, np.inf, TRUTH).astype(dtype)), NUMBERS)
+
+
+def test_mask_in_which_0_is_white_keeps_its_stored_numbers() -> None:
+    """tifffile writes a mask of booleans like this. Pillow inverts it."""
+    binary = LabelMap.parse("0:0,1:1", 2)
+    assert (class_ids(wide_tiff(TRUTH == 2), binary) == (TRUTH == 2)).all()
+    assert raw_values(wide_tiff(TRUTH == 2), 10**6, 300) == ({0: 256, 1: 128}, False)
+    white = wide_tiff(TRUTH, photometric="miniswhite")
+    assert (class_ids(white, NUMBERS) == TRUTH - 1).all()
+    assert raw_values(white, 10**6, 300) == ({1: 128, 2: 128, 3: 128}, False)
+
+
+@pytest.mark.parametrize("photometric", [0, 1])
+@pytest.mark.parametrize("bits", [2, 4])
+def test_mask_of_few_bits_in_a_tiff_keeps_its_stored_numbers(bits: int, photometric: int) -> None:
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    mask = encoded(Image.fromarray(TRUTH), "TIFF", tiffinfo=tags)
+    per_byte = 8 // bits
+    packed = np.zeros((TRUTH.shape[0], TRUTH.shape[1] // per_byte), np.uint8)
+    for place in range(per_byte):
+        packed |= TRUTH[:, place::per_byte] << (8 - bits * (place + 1))
+    mask = mask.replace(TRUTH.tobytes(), packed.tobytes())
+    opened = tifffile.TiffFile(io.BytesIO(mask))
+    content = bytearray(mask)
+    for name, value in (("BitsPerSample", bits), ("PhotometricInterpretation", photometric)):
+        offset = opened.pages.first.tags[name].valueoffset
+        content[offset : offset + 2] = value.to_bytes(2, "little")
+    assert (class_ids(bytes(content), NUMBERS) == TRUTH - 1).all()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from petseg.data import decode, image_file, labels, visualize
 from petseg.data.encode import encode_mask
 from petseg.data.image_file import DecodeError
 from petseg.data.labels import IGNORE_ID, LabelMap
-from petseg.data.pairs import Pair, decode_pair, raw_values
+from petseg.data.mask_pixels import raw_values
+from petseg.data.pairs import Pair, decode_pair
 
 TRIMAP = LabelMap.parse("", 3)
 LIMIT = 10**6

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from petseg.data import decode
-from petseg.data.pairs import raw_values
+from petseg.data.mask_pixels import raw_values
 
 
 def png(values: np.ndarray, **options: Any) -> bytes:
