@@ -15,7 +15,7 @@ from petseg import cli, storage
 from petseg.config.base import Config
 from petseg.config.predict import PredictConfig
 from petseg.config.train import TrainConfig
-from petseg.data import decode, manifest
+from petseg.data import decode, manifest, orientation
 from petseg.data.labels import LabelMap
 from petseg.data.pairs import decode_pair
 from petseg.inference import output_folder
@@ -31,6 +31,9 @@ ELSEWHERE = {
     "note: out of memory": "cluster/connect",
     "no Ray answers at …": "cluster/connect",
     "RAY_ADDRESS …": "cluster/connect",
+    "Ray's worker processes": "cluster/connect",
+    "TMPDIR …": "cluster/connect",
+    "… is writing there": "storage/hold",
     "the Ray at …": "cluster/connect",
     "--use-gpu: …": "cluster/resources",
     "… asks for …, but this machine": "cluster/resources",
@@ -53,6 +56,19 @@ def flags(cls: type[Config], line: str) -> Callable[[Path], object]:
 def png(pixels: Any, mode: str = "L") -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.array(pixels, np.uint8)).convert(mode).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def encoded(pixels: Any, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.array(pixels, np.uint8)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def pages(page: bytes) -> bytes:
+    """Return a TIFF with this picture on two pages."""
+    buffer, image = io.BytesIO(), Image.open(io.BytesIO(page))
+    image.save(buffer, "TIFF", save_all=True, append_images=[image])
     return buffer.getvalue()
 
 
@@ -131,6 +147,9 @@ SITUATIONS: dict[str, Callable[[Path], object]] = {
     "a mask that counts from 0": pair(png([[0, 1], [1, 2]])),
     "a black and white mask": pair(png([[0, 255], [255, 0]])),
     "a mask with a class too many": pair(png([[1, 2], [3, 4]])),
+    "a mask as JPEG": pair(encoded(np.full((8, 8), 9), "JPEG"), encoded(np.zeros((8, 8, 3)))),
+    "a mask with a page per class": pair(pages(png([[1, 2], [3, 1]]))),
+    "masks of turned photos": lambda _: orientation.decide({"unclear": 2}, "a"),
     "a mask of another size": pair(png([[1, 2, 3]])),
     "a broken photo": pair(png([[1, 2], [3, 3]]), photo=b"broken"),
     "an output that is a file": lambda folder: (

@@ -58,6 +58,23 @@ def test_store_written_objects_are_listed_and_read(store: Store, prefix: str) ->
     assert list(storage.list_files(prefix)) == [] and storage.list_names(prefix)[:1] == [".hidden"]
 
 
+def test_discover_keys_that_are_no_safe_paths_are_read_under_escaped_ids(store: Store, prefix: str) -> None:
+    """This store has no keys with a backslash or two slashes; S3 has. See `test_manifest.UNSAFE` for them."""
+    contents = {"c\td": b"2", "e/%2F": b"3"}
+    for name, content in contents.items():
+        storage.write(f"{prefix}/{name}.png", content)
+    photos = manifest.discover(prefix)
+    assert photos["id"].to_pylist() == ["c%09d", "e/%2F"]
+    assert list(storage.read_each(photos["image"].to_pylist())) == list(contents.values())
+
+
+def test_discover_single_object_is_taken(store: Store, prefix: str) -> None:
+    storage.write(f"{prefix}/a.png", b"1")
+    storage.write(f"{prefix}/a.png.txt", b"2")
+    [row] = manifest.discover(f"{prefix}/a.png").to_pylist()
+    assert (row["id"], row["image"]) == ("a", f"{prefix}/a.png")
+
+
 def test_list_files_long_listing_is_one_request_per_page(store: Store, prefix: str) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: storage.write(f"{prefix}/{number % 3}/{number:05}", b""), range(1005)))
