@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import sys
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,10 @@ def safe_output() -> Iterator[None]:
 
 def one_line(text: str) -> str:
     """Return a text with every control character and line break escaped, as it is printed in one line."""
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+    return "".join(
+        ascii(character)[1:-1] if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") else character
+        for character in text
+    )
 
 
 class _Unfailing:

@@ -48,7 +48,10 @@ def test_character_that_the_terminal_lacks_is_escaped(tmp_path: Path) -> None:
 
 
 def test_one_line_control_characters_are_escaped() -> None:
-    assert terminal.one_line("error: a\nb\x1b[31m – 猫\u2028") == "error: a\\nb\\x1b[31m – 猫\\u2028"
+    assert (
+        terminal.one_line("error: a\nb\x1b[31m – 猫\xa0👩\u200d🚀\u2028")
+        == "error: a\\nb\\x1b[31m – 猫\xa0👩\u200d🚀\\u2028"
+    )
 
 
 def test_locale_of_another_encoding_process_starts_again_in_utf8(monkeypatch: pytest.MonkeyPatch) -> None:
