@@ -168,6 +168,8 @@ def _images_by_id(folder: str, flag: str, excluded: str | None, skipped: Skipped
     """
     require_safe_folder(folder, flag)
     if _is_single_image(folder):
+        if skipped is not None:
+            skipped[flag] = {}
         folder, _, name = folder.rpartition("/")
         return pa.table({"id": [safe_id(name.rpartition(".")[0])], "image": [storage.join(folder, name)]})
     inner = f"{excluded}/".removeprefix(f"{folder}/") if f"{excluded}/".startswith(f"{folder}/") else None

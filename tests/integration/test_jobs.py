@@ -296,6 +296,17 @@ def test_predict_photo_that_kills_its_worker_is_an_error_row(
 
 
 @pytest.mark.ray
+def test_predict_single_photo_is_taken(
+    storage: Path, drawn: tuple[Path, Path], tmp_path: Path, call_job: RunJob
+) -> None:
+    flags = ("--images", drawn[0] / "pet_0003.jpg", "--output", "out")
+    done = call_job("predict", "--checkpoint", storage / "first", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "; 1 rows, 0 failed" in done.stdout
+    assert [path.name for path in (tmp_path / "out" / "masks").iterdir()] == ["pet_0003.png"]
+
+
+@pytest.mark.ray
 @pytest.mark.own_ray
 def test_predict_files_in_the_working_folder_and_a_long_tmpdir_do_no_harm(
     storage: Path, drawn: tuple[Path, Path], tmp_path: Path, run_job: RunJob, monkeypatch: pytest.MonkeyPatch

@@ -112,7 +112,9 @@ def test_discover_undecodable_file_name_is_counted(tmp_path: Path) -> None:
 
 def test_discover_single_photo_is_taken(tmp_path: Path) -> None:
     folder = touch(tmp_path, "a.v1.JPG", "b.jpg", "c.txt")
-    [row] = manifest.discover(f"{folder}/a.v1.JPG").to_pylist()
+    skipped: manifest.Skipped = {}
+    [row] = manifest.discover(f"{folder}/a.v1.JPG", skipped=skipped).to_pylist()
+    assert skipped == {"--images": {}}
     assert row == {"id": "a.v1", "image": f"{folder}/a.v1.JPG", "mask": None}
     with pytest.raises(InputError, match=r"c\.txt: it is a file; give the folder that contains it"):
         manifest.discover(f"{folder}/c.txt")
