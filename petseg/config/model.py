@@ -36,6 +36,12 @@ class ModelConfig:
     network: str = "unet"
     """Name of the network in `models.build.NETWORKS`. Checkpoints without this field hold the Keras example's U-Net."""
 
+    encoder: str = ""
+    """Name of the encoder of an `EncoderUNet`; "" for other networks."""
+
+    encoder_library: str = ""
+    """Library and version that built the encoder, such as "timm 1.0.31"."""
+
     def __post_init__(self) -> None:
         require(len(self.class_names) == self.num_classes, "class_names: one name per class is needed")
         require(len(self.palette) == self.num_classes, "palette: one colour per class is needed")

@@ -8,7 +8,7 @@ from petseg.config.base import MasksUpright, Precision, require, require_classes
 Switch = Literal["auto", "on", "off"]
 
 
-RecipeName = Literal["best", "keras"]
+RecipeName = Literal["best", "keras", "pretrained"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,8 @@ class TrainConfig:
 
     recipe: RecipeName = "best"
     """Training recipe. best: AdamW, a cosine schedule, augmentation and averaged weights. keras: that of the Keras
-    example, including its split and its resizing."""
+    example, including its split and its resizing. pretrained: as best, with a network whose encoder was trained on
+    ImageNet; it needs far fewer pairs."""
 
     images: str | None = None
     """Folder or URI (s3://bucket/prefix) of the photos. Default: synthetic pets, generated under --storage."""
@@ -79,19 +80,27 @@ class TrainConfig:
 
     batch_size: int | None = None
     """Pairs per step over all workers, divided equally among them (rounded down while --num-workers is a range).
-    Default: 8 for best, 32 for keras."""
+    Default: 32 for keras, else 8."""
 
     accumulate: int = 1
     """Gradient accumulation: split each worker's batch into this many parts, for batches that do not fit its device."""
 
     learning_rate: float | None = None
-    """Learning rate. In the best recipe it is the peak of the schedule. Default: 0.002 for best, 0.001 for keras."""
+    """Learning rate. In the best recipe it is the peak of the schedule. Default: 0.001 for keras, else 0.002."""
 
     clip_norm: float = 0.0
     """Clip the gradient norm to this value. 0: no clipping."""
 
     augment: Switch = "auto"
     """Flip, zoom, rotate and recolour the training pairs at random. auto: on for best, off for keras."""
+
+    network: str = ""
+    """Network: unet, that of the Keras example; or the name of an encoder of timm, for a U-Net on it. Default: unet, or
+    tf_efficientnet_lite0 for pretrained."""
+
+    encoder_weights: str = ""
+    """File (path or URI) of weights for the encoder, in timm's names; or none, for random ones. Default: the ImageNet
+    weights of tf_efficientnet_lite0 that are installed with petseg."""
 
     init_from: str = ""
     """Run or checkpoint whose weights to start from, instead of random weights."""

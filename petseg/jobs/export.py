@@ -45,13 +45,14 @@ def main() -> None:
                 f"--output {output}: it contains a {foreign[0]} that no export wrote; choose another folder"
             )
     trained = checkpoint.find(storage.absolute(config.checkpoint))
-    models = export.export(checkpoint.load_model(trained), config.formats)
+    network = checkpoint.load_model(trained)
+    models = export.export(network, config.formats)
     differences = {name: difference for name, (_, difference) in models.items()}
     checks = {
         "checkpoint": trained.location,
         "tolerance": export.TOLERANCE,
         "largest_difference": differences,
-        "batch_height_width": export.CHECKED,
+        "batch_height_width": export.checked_shapes(network),
         "versions": _versions(),
     }
     contents = {files.EXPORT_CHECKS: (json.dumps(checks, indent=2) + "\n").encode()}

@@ -24,6 +24,9 @@ from petseg.training.epoch_printer import EpochPrinter
 from petseg.training.recipes import RECIPES
 from petseg.training.training_set import TrainingSet, find_pairs
 
+_FEW_PAIRS = 1000
+"""Number of training pairs below which a network from random weights is far worse than a pretrained one."""
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -57,6 +60,8 @@ def _train(config: TrainConfig, run: str, pairs: TrainingSet, clock: Clock) -> N
 
     setup = _set_up(config, run, pairs, clock)
     run_folder.begin(config, pairs.parts)
+    if setup.init_from is None and config.images and setup.train.num_rows < _FEW_PAIRS and not config.resume:
+        print("note: the network starts from random weights; for so few pairs --recipe pretrained gives better masks")
     print(f"training on {setup.train.num_rows} pairs, validating on {setup.val.num_rows}; run {run}", flush=True)
     try:
         remedy = f"continue with: {_resume_command(config)}"
@@ -125,10 +130,11 @@ def _set_up(config: TrainConfig, run: str, pairs: TrainingSet, clock: Clock) -> 
 
 
 def _resolve_model(config: TrainConfig, run: str, pairs: TrainingSet) -> tuple[ModelConfig, "dict[str, Tensor] | None"]:
-    """Return (settings of the network, weights of --init-from or None). Checks the last checkpoint of a resumed run."""
-    from petseg.models import checkpoint
+    """Return (settings of the network, weights to start from or None). Checks the last checkpoint of a resumed run."""
+    from petseg.models import checkpoint, encoder_weights
 
     recipe = RECIPES[config.recipe]
+    network = config.network or recipe.network
     model = ModelConfig(
         num_classes=len(pairs.classes.names),
         image_size=pairs.image_size,
@@ -139,6 +145,10 @@ def _resolve_model(config: TrainConfig, run: str, pairs: TrainingSet) -> tuple[M
         input_scale=recipe.input_scale,
         input_offset=recipe.input_offset,
     )
+    if network != "unet":
+        model = encoder_weights.with_encoder(model, network)
+    elif config.encoder_weights:
+        raise InputError(f"--encoder-weights {config.encoder_weights}: the network unet has no encoder; see --network")
     last = checkpoint.last(run)
     # Both files are loaded here once: an error prints one line here, but one traceback per worker there.
     if last is not None:
@@ -147,6 +157,8 @@ def _resolve_model(config: TrainConfig, run: str, pairs: TrainingSet) -> tuple[M
         return _require_same_model(model, last.model, run), None
     if config.init_from:
         return checkpoint.load_pretrained(config.init_from, model)
+    if network != "unet":
+        return model, encoder_weights.load_encoder_weights(model, config.encoder_weights)
     return model, None
 
 
@@ -155,7 +167,7 @@ def _require_same_model(model: ModelConfig, before: ModelConfig, run: str) -> Mo
 
     Raises `InputError` if they still differ from `before`.
     """
-    kept = ["input_scale", "input_offset", "palette"]
+    kept = ["input_scale", "input_offset", "palette", "encoder_library"]
     if model.class_names == labels.class_names(model.num_classes):  # default names: keep the run's own
         kept.append("class_names")
     model = dataclasses.replace(model, **{name: getattr(before, name) for name in kept})

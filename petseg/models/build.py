@@ -14,7 +14,15 @@ def _unet(config: ModelConfig) -> Network:
     return UNet(config.num_classes, input_scale=config.input_scale, input_offset=config.input_offset)
 
 
-NETWORKS: dict[str, Callable[[ModelConfig], Network]] = {"unet": _unet}
+def _encoder_unet(config: ModelConfig) -> Network:
+    from petseg.models.encoder_unet import EncoderUNet  # here, because importing timm takes a second
+
+    return EncoderUNet(
+        config.num_classes, config.encoder, input_scale=config.input_scale, input_offset=config.input_offset
+    )
+
+
+NETWORKS: dict[str, Callable[[ModelConfig], Network]] = {"unet": _unet, "encoder-unet": _encoder_unet}
 """Map from the value of `ModelConfig.network` to the function that builds that network."""
 
 

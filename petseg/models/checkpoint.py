@@ -208,8 +208,9 @@ def load_model(checkpoint: Checkpoint) -> Network:
 
 def fingerprint(checkpoint: Checkpoint, weights: bytes) -> str:
     """Return the SHA-256 of the model's settings (as JSON) and `weights`, which together determine a prediction."""
-    # Omit the default "unet", which older versions did not store: their unfinished predictions can then continue.
-    model = to_json(checkpoint.model).replace(',\n  "network": "unet"', "")
+    # Omit the defaults that older versions did not store: their unfinished predictions can then continue.
+    defaults = ',\n  "network": "unet",\n  "encoder": "",\n  "encoder_library": ""'
+    model = to_json(checkpoint.model).replace(defaults, "")
     return hashlib.sha256(model.encode() + weights).hexdigest()
 
 
@@ -219,7 +220,7 @@ def build_model(config: ModelConfig, weights: bytes, source: str) -> Network:
     Raises `InputError`, naming `source`, if the file is broken, a parameter is missing or unknown, or a shape differs.
     """
     model = build(config)
-    state = _from_bytes(weights, f"{source}/model.pt")
+    state = from_bytes(weights, f"{source}/model.pt")
     _require_matching_weights(state, model.state_dict(), source)
     model.load_state_dict(state)
     return model
@@ -228,7 +229,7 @@ def build_model(config: ModelConfig, weights: bytes, source: str) -> Network:
 def load_train_state(checkpoint: Checkpoint) -> TrainState:
     """Return the state that was passed to `save`. Raises `InputError` if the file is broken."""
     location = storage.join(checkpoint.location, "train_state.pt")
-    state = _from_bytes(storage.read_input(location), location)
+    state = from_bytes(storage.read_input(location), location)
     state = {_RENAMED.get(name, name): value for name, value in state.items()}
     expected = {field.name for field in dataclasses.fields(TrainState)}
     if set(state) != expected:
@@ -267,7 +268,7 @@ def _to_bytes(state: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _from_bytes(content: bytes, source: str) -> dict[str, Any]:
+def from_bytes(content: bytes, source: str) -> dict[str, Any]:
     """Return the dictionary in a file. Only tensors and plain values are loaded: a file must not run code."""
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

@@ -22,20 +22,10 @@ FILES: dict[ExportFormat, str] = {"onnx": "model.onnx", "torch": "model.pt2"}
 
 INPUT, OUTPUT = "pixels", "probabilities"
 
-MIN_SIDE = 17
-"""Smallest height and width in pixels that `model.pt2` takes.
-
-Below it, the narrowest layer has one pixel, and PyTorch would have to compile that case separately.
-"""
-
 TOLERANCE = 1e-4
 """Largest allowed difference of a probability from PyTorch's. Rounding alone gives about 1e-6."""
 
-CHECKED: tuple[tuple[int, int, int], ...] = ((1, 160, 160), (3, 17, 40), (2, 100, 37), (1, 333, 500))
-"""The (batch size, height, width) at which an exported model is compared with PyTorch.
-
-They all differ from the shape of the example that the model was exported with.
-"""
+_CHECKED = ((1, 160, 160), (3, 0, 40), (2, 100, 37), (1, 333, 500))
 
 _EXAMPLE = (2, 3, 45, 77)
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -67,10 +57,10 @@ def require_packages(formats: tuple[ExportFormat, ...]) -> None:
 def export(model: Network, formats: tuple[ExportFormat, ...]) -> dict[str, tuple[bytes, float]]:
     """Export a network: {file name: (content, largest difference of a probability from PyTorch's)}, one per format.
 
-    Raises `JobError` if a probability differs by more than `TOLERANCE` at one of the sizes in `CHECKED`.
+    Raises `JobError` if a probability differs by more than `TOLERANCE` at one of `checked_shapes`.
     """
     sizes = {0: torch.export.Dim("batch")} | {
-        axis: torch.export.Dim(name, min=MIN_SIDE) for axis, name in ((2, "height"), (3, "width"))
+        axis: torch.export.Dim(name, min=min_side(model)) for axis, name in ((2, "height"), (3, "width"))
     }
     example = torch.zeros(_EXAMPLE, dtype=torch.uint8)
     program = torch.export.export(_Probabilities(model).eval(), (example,), dynamic_shapes=(sizes,))
@@ -79,6 +69,23 @@ def export(model: Network, formats: tuple[ExportFormat, ...]) -> dict[str, tuple
         content, run = _MAKERS[name](program)
         made[FILES[name]] = content, _difference(run, model, FILES[name])
     return made
+
+
+def min_side(model: Network) -> int:
+    """Return the smallest height and width in pixels that `model.pt2` takes.
+
+    Below it, the narrowest layer has one pixel, and PyTorch would have to compile that case separately.
+    """
+    return model.stride + 1
+
+
+def checked_shapes(model: Network) -> list[tuple[int, int, int]]:
+    """Return the (batch size, height, width) at which an exported model is compared with PyTorch.
+
+    They all differ from the shape of the example that the model was exported with.
+    """
+    least = min_side(model)
+    return [(count, max(least, height), max(least, width)) for count, height, width in _CHECKED]
 
 
 def _to_onnx(program: torch.export.ExportedProgram) -> tuple[bytes, Run]:
@@ -110,14 +117,14 @@ _MAKERS: dict[ExportFormat, Callable[[Any], tuple[bytes, Run]]] = {"onnx": _to_o
 
 @torch.no_grad()
 def _difference(run: Run, model: Network, name: str) -> float:
-    """Return the largest difference of a probability from the unfolded `model`'s, over the sizes in `CHECKED`.
+    """Return the largest difference of a probability from the unfolded `model`'s, over `checked_shapes`.
 
     Raises `JobError` if it is more than `TOLERANCE`.
     """
     model.eval()
     generator = torch.Generator().manual_seed(0)
     largest = 0.0
-    for count, height, width in CHECKED:
+    for count, height, width in checked_shapes(model):
         pixels = torch.randint(0, 256, (count, 3, height, width), generator=generator, dtype=torch.uint8)
         actual, expected = run(pixels), model(pixels).softmax(1)
         assert actual.shape == expected.shape and actual.dtype == torch.float32

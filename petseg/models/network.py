@@ -10,8 +10,16 @@ class Network(nn.Module):
 
     num_classes: int
 
+    stride: int = 16
+    """Side in pixels of the input that one pixel of the narrowest layer stands for."""
+
     last_layer: str = "head"
     """Name of the module that gives the logits. It is not taken from a network with other classes."""
+
+    @property
+    def pretrained_part(self) -> nn.Module | None:
+        """Part of the network that may start from pretrained weights, and learns at a rate of its own, if any."""
+        return None
 
     def forward(self, pixels_nchw: Tensor) -> Tensor:
         """Return logits (N, num_classes, H, W) for pixels (N, 3, H, W)."""

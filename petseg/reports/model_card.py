@@ -81,7 +81,7 @@ def render(card: ModelCard) -> str:
         resized=_RESIZED[card.model.resize],
         filter=_FILTER[card.model.resize],
         source=training and (training.settings.data or training.settings.images),
-        recipe=_recipe_rows(training.settings) if training else [],
+        recipe=_recipe_rows(card.model, training.settings) if training else [],
         scores=_score_rows(card.history),
         photo_source=PET_DATASET if training and training.dataset == PET_DATASET else "",
         differences=[(name, f"{difference:.1e}") for name, difference in card.differences.items()],
@@ -95,9 +95,10 @@ def _class_rows(model: ModelConfig) -> list[tuple[int, str, str]]:
     return [(class_id, name, " ".join(map(str, colour))) for class_id, (name, colour) in classes]
 
 
-def _recipe_rows(settings: TrainConfig) -> list[tuple[str, object]]:
+def _recipe_rows(model: ModelConfig, settings: TrainConfig) -> list[tuple[str, object]]:
     return [
         ("recipe", settings.recipe),
+        ("weights at the start", _first_weights(model, settings)),
         ("epochs, at most", settings.epochs),
         ("batch size", settings.batch_size),
         ("learning rate", settings.learning_rate),
@@ -105,6 +106,17 @@ def _recipe_rows(settings: TrainConfig) -> list[tuple[str, object]]:
         ("class weights", settings.class_weights or "none"),
         ("seed", settings.seed),
     ]
+
+
+def _first_weights(model: ModelConfig, settings: TrainConfig) -> str:
+    """Return where the weights at the start of training came from."""
+    if settings.init_from:
+        return f"those of {settings.init_from}"
+    if not model.encoder or settings.encoder_weights == "none":
+        return "random"
+    given = settings.encoder_weights
+    source = f"those in {given}" if given else "trained on ImageNet-1k by Google (Apache-2.0)"
+    return f"encoder {model.encoder} ({model.encoder_library}): {source}; decoder: random"
 
 
 def _score_rows(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

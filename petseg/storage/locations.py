@@ -16,6 +16,8 @@ def absolute_locations(config: ConfigT) -> ConfigT:
     """
     locations = {name: getattr(config, name, None) for name in LOCATIONS}
     absolute: dict[str, object] = {name: storage.absolute(place) for name, place in locations.items() if place}
+    if (weights := getattr(config, "encoder_weights", "")) not in ("", "none"):
+        absolute["encoder_weights"] = storage.absolute(weights)
     if lists := getattr(config, "split_file", ()):
         absolute["split_file"] = tuple(map(_absolute_list, lists))
     return dataclasses.replace(config, **absolute)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from petseg.models.network import Network
 from petseg.training.recipes import Recipe
@@ -45,16 +45,27 @@ class KerasRMSprop(torch.optim.Optimizer):
             all_of._foreach_addcdiv_(weights, gradients, roots, -group["lr"])
 
 
-def build(recipe: Recipe, model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer. AdamW applies weight decay to kernels, but not to biases or norm scales."""
+def build(recipe: Recipe, model: Network, learning_rate: float) -> torch.optim.Optimizer:
+    """Return the recipe's optimizer. AdamW applies weight decay to kernels, but not to biases or norm scales.
+
+    A group's `rate` is its learning rate, relative to that of the network.
+    """
     if recipe.keras_rmsprop:
         return KerasRMSprop(model.parameters(), learning_rate)
-    kernels = [weight for weight in model.parameters() if weight.ndim > 1]
-    others = [weight for weight in model.parameters() if weight.ndim <= 1]
-    groups: list[dict[str, Any]] = [
-        {"params": kernels, "weight_decay": WEIGHT_DECAY},
-        {"params": others, "weight_decay": 0.0},
-    ]
+    encoder = model.pretrained_part
+    in_encoder = set() if encoder is None else set(encoder.parameters())
+    groups: list[dict[str, Any]] = []
+    for rate, weights in (
+        (1.0, [weight for weight in model.parameters() if weight not in in_encoder]),
+        (recipe.encoder_rate, [weight for weight in model.parameters() if weight in in_encoder]),
+    ):
+        kernels = [weight for weight in weights if weight.ndim > 1]
+        others = [weight for weight in weights if weight.ndim <= 1]
+        if weights:
+            groups += [
+                {"params": kernels, "weight_decay": WEIGHT_DECAY, "rate": rate},
+                {"params": others, "weight_decay": 0.0, "rate": rate},
+            ]
     return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
 
 
@@ -74,7 +85,7 @@ def schedule(recipe: Recipe, step: int, total_steps: int) -> float:
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     """Set the learning rate of all parameters, from the next step on."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get("rate", 1.0)  # checkpoints of earlier versions have no rates
 
 
 class MovingAverage:

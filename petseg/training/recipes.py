@@ -21,6 +21,10 @@ class Recipe:
     resize: Resize = "antialias"
     input_scale: float = 1 / 127.5
     input_offset: float = -1.0
+    network: str = "unet"
+    """Value of --network that is meant if it is not given."""
+    encoder_rate: float = 1.0
+    """Learning rate of a pretrained encoder, relative to that of the rest."""
     keras_rmsprop: bool = False
     """Use RMSprop at a constant rate, as Keras computes it; otherwise AdamW with a warm-up and a cosine schedule."""
     batch_norm_momentum: float = 0.1
@@ -49,6 +53,14 @@ RECIPES: dict[RecipeName, Recipe] = {
         fixed_batches=True,
     ),
     "best": Recipe(batch_size=8, learning_rate=2e-3, augment=True, average_epochs=1.0),
+    "pretrained": Recipe(
+        batch_size=8,
+        learning_rate=2e-3,
+        augment=True,
+        network="tf_efficientnet_lite0",
+        encoder_rate=0.25,
+        average_epochs=1.0,
+    ),
 }
 
 

@@ -164,7 +164,7 @@ SITUATIONS: dict[str, Callable[[Path], object]] = {
     "a full disk in training": full_disk_in_training,
     "no checkpoint": lambda folder: checkpoint.find(str(folder / "nowhere")),
     "no checkpoint yet": no_checkpoint_yet,
-    "a broken checkpoint": lambda folder: checkpoint._from_bytes(b"broken", f"{folder}/model.pt"),
+    "a broken checkpoint": lambda folder: checkpoint.from_bytes(b"broken", f"{folder}/model.pt"),
 }
 
 

@@ -60,7 +60,7 @@ def test_given_returns_only_the_flags_on_the_command_line(line: str, expected: d
         ("--epochs None", "--epochs: 'None' is not a whole number (see --help)"),
         ("--batch-size 1.5", "--batch-size: '1.5' is not a whole number (see --help)"),
         ("--learning-rate fast", "--learning-rate: 'fast' is not a number (see --help)"),
-        ("--recipe kera", "--recipe: 'kera' is not one of best, keras (see --help)"),
+        ("--recipe kera", "--recipe: 'kera' is not one of best, keras, pretrained (see --help)"),
         ("--epochs", "--epochs: expected one argument (see --help)"),
         ("--image-size 64", "--image-size: expected 2 arguments (see --help)"),
     ],

@@ -25,7 +25,8 @@ def test_build_seeded_same_seed_same_weights() -> None:
 
 def test_build_unknown_network_is_refused() -> None:
     message = (
-        r"^unknown network 'resnet'; this version of petseg has unet; use the version that trained the checkpoint$"
+        r"^unknown network 'resnet'; this version of petseg has unet, encoder-unet; use the version that trained "
+        r"the checkpoint$"
     )
     with pytest.raises(InputError, match=message):
         build.build(dataclasses.replace(CONFIG, network="resnet"))

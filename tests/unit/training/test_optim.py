@@ -2,7 +2,10 @@ import math
 
 import pytest
 import torch
+from checkpoints import CONFIG
 
+from petseg.models import build
+from petseg.models.encoder_weights import DEFAULT_ENCODER, with_encoder
 from petseg.models.unet import UNet
 from petseg.training import optim
 from petseg.training.optim import KerasRMSprop, MovingAverage
@@ -55,3 +58,26 @@ def test_moving_average_forgets_its_start_and_follows_the_mean() -> None:
     assert torch.allclose(first, torch.tensor(1.0), atol=0.15)  # nine tenths of the new weights
     assert torch.allclose(average.model.get_parameter("head.weight"), torch.tensor(0.5), atol=0.01)
     assert all(not weight.requires_grad for weight in average.model.parameters())
+
+
+def test_build_encoder_learns_at_a_rate_of_its_own() -> None:
+    recipe = RECIPES["pretrained"]
+    model = build.build(with_encoder(CONFIG, DEFAULT_ENCODER))
+    optimizer = optim.build(recipe, model, 1.0)
+    optim.set_learning_rate(optimizer, 0.5)
+    rates = {weight: group["lr"] for group in optimizer.param_groups for weight in group["params"]}
+    assert rates.keys() == set(model.parameters())
+    assert model.pretrained_part is not None
+    encoder = set(model.pretrained_part.parameters())
+    assert {rates[weight] for weight in encoder} == {0.5 * recipe.encoder_rate}
+    assert {rate for weight, rate in rates.items() if weight not in encoder} == {0.5}
+
+
+def test_set_learning_rate_optimizer_of_an_earlier_version_has_one_rate() -> None:
+    optimizer = optim.build(RECIPES["best"], UNet(3), 1e-3)
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        del group["rate"]
+    optimizer.load_state_dict(state)
+    optim.set_learning_rate(optimizer, 0.25)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
