@@ -194,6 +194,10 @@ class TrainConfig:
             self.name == self.name.strip() and not set(self.name) & set("/\\\0") and self.name not in (".", ".."),
             f"--name {self.name!r}: it names one folder below --storage, so no slashes, '..' or outer spaces",
         )
+        require(
+            not (self.init_from and self.encoder_weights),
+            "--init-from, --encoder-weights: both give the weights to start from; give one of them",
+        )
         require(bool(self.name) or not self.resume, "--resume needs --name, the run to continue")
 
     @property

@@ -60,7 +60,8 @@ def _train(config: TrainConfig, run: str, pairs: TrainingSet, clock: Clock) -> N
 
     setup = _set_up(config, run, pairs, clock)
     run_folder.begin(config, pairs.parts)
-    if setup.init_from is None and config.images and setup.train.num_rows < _FEW_PAIRS and not config.resume:
+    pairs_are_own = bool(config.images or config.data)
+    if setup.init_from is None and pairs_are_own and setup.train.num_rows < _FEW_PAIRS and not config.resume:
         print("note: the network starts from random weights; for so few pairs --recipe pretrained gives better masks")
     print(f"training on {setup.train.num_rows} pairs, validating on {setup.val.num_rows}; run {run}", flush=True)
     try:

@@ -175,10 +175,10 @@ def load_pretrained(location: str, config: ModelConfig) -> tuple[ModelConfig, di
     is left out and a note is printed. Raises `InputError` as `find` and `build_model` do, and if the networks differ.
     """
     other = find(location, "--init-from")
-    if other.model.network != config.network:
+    theirs, ours = (model.encoder or model.network for model in (other.model, config))
+    if theirs != ours:
         raise InputError(
-            f"--init-from {location}: its network is {other.model.network}, but this run trains {config.network}; give "
-            f"a checkpoint of a {config.network}"
+            f"--init-from {location}: its network is {theirs}, but this run trains {ours}; give a checkpoint of a {ours}"
         )
     model = load_model(other)
     state = model.state_dict()

@@ -5,8 +5,9 @@ import pytest
 import torch
 from checkpoints import CONFIG
 
+from petseg.config.train import TrainConfig
 from petseg.errors import InputError
-from petseg.models import build, encoder_weights
+from petseg.models import build, checkpoint, encoder_weights
 from petseg.models.encoder_weights import DEFAULT_ENCODER, load_encoder_weights, with_encoder
 
 LITE = with_encoder(CONFIG, DEFAULT_ENCODER)
@@ -74,3 +75,18 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder_weights, "_PACKAGE", "no_such_package")
     with pytest.raises(InputError, match="the package no-such-package is not installed"):
         load_encoder_weights(dataclasses.replace(LITE), "")
+
+
+def test_init_from_a_network_with_another_encoder_is_refused(tmp_path: Path) -> None:
+    other = with_encoder(CONFIG, "resnet18")
+    history = [{"epoch": 1, "val_loss": 1.0}]
+    checkpoint.save(str(tmp_path), build.build(other), checkpoint.TrainState({}), other, history)
+    with pytest.raises(InputError, match="its network is resnet18, but this run trains tf_efficientnet_lite0"):
+        checkpoint.load_pretrained(str(tmp_path), LITE)
+    config, weights = checkpoint.load_pretrained(str(tmp_path), other)
+    assert config == other and "encoder.conv1.weight" in weights
+
+
+def test_two_sources_of_weights_are_refused() -> None:
+    with pytest.raises(InputError, match="--init-from, --encoder-weights: both give"):
+        TrainConfig(init_from="runs/first", encoder_weights="weights.pth")
