@@ -22,7 +22,7 @@ Precision = Literal["auto", "bf16", "fp32"]
 """Numeric precision of the network; "auto" is resolved by `models.precision`."""
 
 MasksUpright = Literal["auto", "yes", "no"]
-"""Whether masks were drawn on photos as EXIF turns them; "auto" is decided by `data.orientation`."""
+"""Value of --masks-upright. For "auto", `data.orientation` decides from the sizes of the masks."""
 
 Resize = Literal["antialias", "nearest"]
 """Method that resizes photos to the network's input size. Masks are always resized by nearest pixel."""

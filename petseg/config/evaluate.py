@@ -37,8 +37,8 @@ class EvaluateConfig:
     255 is ignored unless it is mapped here."""
 
     masks_upright: MasksUpright = "auto"
-    """Whether the masks of photos that EXIF turns were drawn on the upright photos (yes), or on the photos as they are
-    stored (no). auto: as the sizes of the masks show."""
+    """Masks of photos that EXIF turns: yes if they were drawn on the upright photos, no if on the photos as they
+    are stored. auto: decide from the sizes of the masks."""
 
     exclude_class: str = ""
     """Report a second set of scores without this class. Its pixels are ignored, and each other pixel gets the most

@@ -65,8 +65,8 @@ class ShardsConfig:
     classes.json, else 255 (none if the masks are colours)."""
 
     masks_upright: MasksUpright = "auto"
-    """Whether the masks of photos that EXIF turns were drawn on the upright photos (yes), or on the photos as they are
-    stored (no). auto: as the sizes of the masks show."""
+    """Masks of photos that EXIF turns: yes if they were drawn on the upright photos, no if on the photos as they
+    are stored. auto: decide from the sizes of the masks."""
 
     image_size: tuple[int, int] = (160, 160)
     """Height and width in pixels to which photos and masks are resized."""
@@ -132,8 +132,8 @@ class CheckConfig:
     classes.json, else 255 (none if the masks are colours)."""
 
     masks_upright: MasksUpright = "auto"
-    """Whether the masks of photos that EXIF turns were drawn on the upright photos (yes), or on the photos as they are
-    stored (no). auto: as the sizes of the masks show."""
+    """Masks of photos that EXIF turns: yes if they were drawn on the upright photos, no if on the photos as they
+    are stored. auto: decide from the sizes of the masks."""
 
     split_file: tuple[str, ...] = ()
     """Files that assign pairs to train, val and test, in the same form as for training."""

@@ -54,8 +54,8 @@ class TrainConfig:
     classes.json, else 255 (none if the masks are colours)."""
 
     masks_upright: MasksUpright = "auto"
-    """Whether the masks of photos that EXIF turns were drawn on the upright photos (yes), or on the photos as they are
-    stored (no). auto: as the sizes of the masks show."""
+    """Masks of photos that EXIF turns: yes if they were drawn on the upright photos, no if on the photos as they
+    are stored. auto: decide from the sizes of the masks."""
 
     class_weights: str = ""
     """Weight of each class in the loss, such as "1,1,3"; or "balanced", which weights rare classes more. Default: all

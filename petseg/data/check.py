@@ -67,7 +67,7 @@ class Row:
     difference_hash: int | None = None
     error: str | None = None
     drawn: Drawn | None = None
-    """How the sizes show that the mask was drawn; see `pairs.drawn`."""
+    """Result of `pairs.drawn`; None if there is nothing to decide."""
     notes: tuple[str, ...] = ()
     near_black: bool = False
     is_lossy: bool = False

@@ -63,11 +63,6 @@ def upright_size(content: bytes, max_pixels: int) -> tuple[int, int]:
     return height, width
 
 
-def orientation(content: bytes, max_pixels: int) -> int:
-    """Return the EXIF orientation of a photo: 1 (upright) to 8. Raises `DecodeError` as `decode_photo` does."""
-    return open_image(content, max_pixels).header.orientation
-
-
 def decode_whole(content: bytes, max_pixels: int) -> Image.Image:
     """Decode a photo at its own size: RGB and upright, 4 bytes a pixel. Raises `DecodeError` as `decode_photo` does."""
     opened = open_image(content, max_pixels)

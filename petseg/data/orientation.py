@@ -22,7 +22,7 @@ USED = {
     True: "used as drawn on the upright photos, as the sizes of the others show",
     False: "used as drawn on the photos as they are stored, as the sizes of the others show",
 }
-"""How the unclear masks are used, by the decision."""
+"""Maps the decision to the words that tell the user of it."""
 
 
 def given(flag: MasksUpright) -> bool | None:
@@ -44,7 +44,8 @@ def decide(counts: Mapping[Any, int], example: str) -> bool:
 
     Raises `InputError` if nothing decides.
     """
-    masks = f"{counts['unclear']} masks of photos that EXIF turns, such as {example}"
+    unclear = counts["unclear"]
+    masks = f"{unclear} mask{'s' * (unclear != 1)} of photos that EXIF turns, such as {example}"
     upright = decision(counts)
     if upright is None:
         raise InputError(f"{masks}: the sizes do not show if they were drawn on the upright photos; {REMEDY}")

@@ -22,7 +22,7 @@ class Pair:
     class_ids: np.ndarray
     """The mask at the photo's requested size: uint8 (H, W)."""
     drawn: Drawn | None
-    """What the mask's size shows of how it was drawn; see `drawn`."""
+    """Result of `drawn` for the photo and the mask."""
     truth: "_Truth"
 
     def truth_ids(self) -> np.ndarray:

@@ -178,7 +178,7 @@ def load_pretrained(location: str, config: ModelConfig) -> tuple[ModelConfig, di
     theirs, ours = (model.encoder or model.network for model in (other.model, config))
     if theirs != ours:
         raise InputError(
-            f"--init-from {location}: its network is {theirs}, but this run trains {ours}; give a checkpoint of a {ours}"
+            f"--init-from {location}: its network is {theirs}, but this run trains {ours}; give one of a {ours}"
         )
     model = load_model(other)
     state = model.state_dict()

@@ -25,7 +25,7 @@ class EncoderUNet(Network):
 
     The encoder's input is `pixel * input_scale + input_offset`. If its stride does not divide the height or the width,
     the input is padded at the right and the bottom by repeating the edge, and the logits are cropped. The decoder
-    doubles the size with nearest pixels, joins the encoder's features, and applies a 3 × 3 convolution. The logits are
+    enlarges by nearest pixels, joins the encoder's features, and applies a 3 × 3 convolution. The logits are
     those of the encoder's first level, enlarged bilinearly.
     """
 

@@ -21,6 +21,7 @@ import pyarrow as pa
 import tifffile
 from PIL import Image
 
+from petseg.config.train import TrainConfig
 from petseg.data import manifest, orientation
 from petseg.data.classes import resolve_classes
 from petseg.data.labels import IGNORE_ID
@@ -67,16 +68,6 @@ OTHERS = {
 }
 
 
-@dataclass(frozen=True)
-class Flags:
-    """The flags about classes."""
-
-    classes: str = ""
-    num_classes: int | None = None
-    label_map: str = ""
-    ignore_label: str = ""
-
-
 @dataclass
 class Truth:
     """What is in a random folder."""
@@ -85,7 +76,7 @@ class Truth:
     masks: str
     size_hw: tuple[int, int]
     """Upright size of all photos."""
-    flags: Flags
+    flags: TrainConfig
     num_classes: int
     masks_upright: bool
     photos: dict[str, tuple[np.ndarray, int]] = field(default_factory=dict)
@@ -139,16 +130,16 @@ class _Maker:
             self.truth.num_files += 1
         return self.truth
 
-    def _numbering(self) -> tuple[list[int], Flags]:
+    def _numbering(self) -> tuple[list[int], TrainConfig]:
         """Return the raw value of each class, and the flags that say so."""
         count = self.num_classes
         if self.numbering in ("one", "zero"):
-            return [number + (self.numbering == "one") for number in range(count)], Flags()
+            return [number + (self.numbering == "one") for number in range(count)], TrainConfig()
         top = 2**24 if self.numbering == "colours" else 255
         raw = sorted(self.random.sample(range(3, top), count))
         shown = [f"#{value:06x}" if self.numbering == "colours" else str(value) for value in raw]
         text = ",".join(f"{value}:{class_id}" for class_id, value in enumerate(shown))
-        return raw, Flags(num_classes=count, label_map=text)
+        return raw, TrainConfig(num_classes=count, label_map=text)
 
     def _add_pair(self, stem: str, number: int) -> None:
         if self.suffixes[0].startswith("/") and "%" in stem:

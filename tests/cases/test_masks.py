@@ -1,7 +1,6 @@
 """Masks as other tools write them: which pixels get which class."""
 
 import io
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import tifffile
 from PIL import Image, TiffImagePlugin
 
+from petseg.config.train import TrainConfig
 from petseg.data.classes import resolve_classes
 from petseg.data.image_file import DecodeError
 from petseg.data.labels import IGNORE_ID, LabelMap
@@ -183,30 +183,27 @@ def write_masks(folder: Path, *masks: np.ndarray) -> pa.Table:
     return pa.table({"mask": [str(folder / f"{number}.png") for number in range(len(masks))]})
 
 
-@dataclass(frozen=True)
-class Flags:
-    classes: str = ""
-    num_classes: int | None = None
-    label_map: str = ""
-    ignore_label: str = ""
-
-
 @pytest.mark.parametrize(
     ("masks", "flags", "names", "ids"),
     [
-        ([TRUTH], Flags(), 3, "1:0,2:1,3:2,255:255"),
-        ([TRUTH - 1], Flags(), 3, "0:0,1:1,2:2,255:255"),
-        ([TRUTH - 1, TRUTH], Flags(), 4, "0:0,1:1,2:2,3:3,255:255"),
-        ([TRUTH % 2], Flags(), 2, "0:0,1:1,255:255"),
-        ([TRUTH % 2], Flags(num_classes=3), 3, "0:0,1:1,2:2,255:255"),
-        ([TRUTH - 1], Flags(classes="a,b,c"), 3, "0:0,1:1,2:2,255:255"),
-        ([TRUTH - 1], Flags(ignore_label="0"), 2, "0:255,1:0,2:1"),
-        ([TRUTH * 7], Flags(), 3, "1:0,2:1,3:2,255:255"),  # with a gap: refused when the pairs are decoded
-        ([TRUTH - 1], Flags(num_classes=2), 2, "1:0,2:1,255:255"),  # too few: refused, too
+        ([TRUTH], TrainConfig(), 3, "1:0,2:1,3:2,255:255"),
+        ([TRUTH - 1], TrainConfig(), 3, "0:0,1:1,2:2,255:255"),
+        ([TRUTH - 1, TRUTH], TrainConfig(), 4, "0:0,1:1,2:2,3:3,255:255"),
+        ([TRUTH % 2], TrainConfig(), 2, "0:0,1:1,255:255"),
+        ([TRUTH % 2], TrainConfig(num_classes=3), 3, "0:0,1:1,2:2,255:255"),
+        ([TRUTH - 1], TrainConfig(classes="a,b,c"), 3, "0:0,1:1,2:2,255:255"),
+        ([TRUTH - 1], TrainConfig(ignore_label="0"), 2, "0:255,1:0,2:1"),
+        ([TRUTH * 7], TrainConfig(), 3, "1:0,2:1,3:2,255:255"),  # with a gap: refused when the pairs are decoded
+        ([TRUTH - 1], TrainConfig(num_classes=2), 2, "1:0,2:1,255:255"),  # too few: refused, too
     ],
 )
 def test_values_in_the_masks_are_the_classes_in_order(
-    masks: list[np.ndarray], flags: Flags, names: int, ids: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    masks: list[np.ndarray],
+    flags: TrainConfig,
+    names: int,
+    ids: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     classes = resolve_classes(flags, str(tmp_path), write_masks(tmp_path, *masks))
     assert (len(classes.names), str(classes.label_map)) == (names, ids)
@@ -216,6 +213,6 @@ def test_values_in_the_masks_are_the_classes_in_order(
 
 def test_values_are_not_looked_at_if_the_label_map_is_given(tmp_path: Path) -> None:
     missing = pa.table({"mask": [str(tmp_path / "missing.png")]})
-    assert str(resolve_classes(Flags(label_map="0:0,7:1", num_classes=2), str(tmp_path), missing).label_map) == (
+    assert str(resolve_classes(TrainConfig(label_map="0:0,7:1", num_classes=2), str(tmp_path), missing).label_map) == (
         "0:0,7:1,255:255"
     )

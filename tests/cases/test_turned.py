@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from cases.folders import TURNS
 from petseg.config.prepare import ShardsConfig
 from petseg.data import manifest, orientation, prepared, prepared_writer
 from petseg.data.classes import Classes
@@ -21,16 +22,7 @@ from petseg.pipelines.prepare import prepare_shards
 WIDE, SQUARE = (16, 32), (32, 32)
 """Height and width of upright photos."""
 
-TURN = {
-    1: None,
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
+TURN = {1: None, **TURNS}
 """How a camera with each EXIF orientation stores an upright picture."""
 
 LABELS = LabelMap.parse("", 3)
