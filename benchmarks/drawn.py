@@ -8,10 +8,14 @@ from petseg.config.model import ModelConfig
 from petseg.data import demo, labels
 from petseg.models import checkpoint
 from petseg.models.build import build_seeded
+from petseg.models.encoder_weights import with_encoder
 
 
-def untrained(folder: Path, image_size: tuple[int, int] = (64, 64)) -> Path:
-    """Write a run's folder with one checkpoint of an untrained network. It is as fast as a trained one."""
+def untrained(folder: Path, image_size: tuple[int, int] = (64, 64), encoder: str = "") -> Path:
+    """Write a run's folder with one checkpoint of an untrained network. It is as fast as a trained one.
+
+    The network is that of the Keras example, or a U-Net on this encoder of timm.
+    """
     config = ModelConfig(
         num_classes=3,
         image_size=image_size,
@@ -19,6 +23,8 @@ def untrained(folder: Path, image_size: tuple[int, int] = (64, 64)) -> Path:
         palette=labels.palette(3),
         label_map="",
     )
+    if encoder:
+        config = with_encoder(config, encoder)
     model = build_seeded(config, 1)
     checkpoint.save(str(folder / "run"), model, checkpoint.TrainState({}), config, [{"val_loss": 1.0}])
     return folder / "run"

@@ -46,21 +46,27 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the random moments and victims")
     parser.add_argument("--photos", type=int, default=240, help="number of drawn photos")
     parser.add_argument("--place", help="folder or URI for photos and masks. Default: a temporary folder")
+    parser.add_argument("--encoder", default="", help="encoder of timm. Default: the network of the Keras example")
     parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=list(VICTIMS), help="kinds of processes")
     given = parser.parse_args()
     generator = random.Random(given.seed)
     with tempfile.TemporaryDirectory(prefix="petseg-kill-") as folder:
         place = storage.absolute(given.place or folder)
-        ended, kills = run(Path(folder), place, given.kills, given.photos, given.victims, generator)
+        inputs = drawn.untrained(Path(folder), encoder=given.encoder), drawn.photos(Path(folder), given.photos)
+        ended, kills = run(Path(folder), place, given.kills, inputs, given.victims, generator)
     by_victim = ", ".join(f"{kills.count(victim)} × {victim}" for victim in VICTIMS if victim in kills)
     print(f"{len(kills)} kills ({by_victim}), {ended} jobs ended, each with the same bytes as the undisturbed one")
 
 
 def run(
-    folder: Path, place: str, num_kills: int, photos: int, victims: list[str], generator: random.Random
+    folder: Path, place: str, num_kills: int, inputs: tuple[Path, Path], victims: list[str], generator: random.Random
 ) -> tuple[int, list[str]]:
-    """Kill processes `num_kills` times. Return how many jobs ended by themselves, and the kind of each kill."""
-    checkpoint, images = drawn.untrained(folder), drawn.photos(folder, photos)
+    """Kill processes `num_kills` times. Return how many jobs ended by themselves, and the kind of each kill.
+
+    `inputs` are a run and a folder of photos, to which this adds a broken one.
+    """
+    checkpoint, images = inputs
+    photos = len(list(images.iterdir()))
     (images / "broken.jpg").write_bytes(b"broken")
     (images / "pet_0003.jpg").unlink()
     if not storage.is_local(place):

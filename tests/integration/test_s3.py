@@ -124,6 +124,7 @@ def test_prepare_set_in_the_bucket_is_trained_on_and_evaluated(bucket: Bucket, p
     flags = [flag for flag in TRAIN if flag not in ("--image-size", 64)]
     trained = run_job("train", "--data", f"{prefix}/set", "--storage", f"{prefix}/runs", "--name", "same", *flags)
     assert trained.returncode == 0, trained.stderr
+    assert "for so few pairs --recipe pretrained gives better masks" in trained.stdout
     assert _scores(f"{prefix}/runs/same") == _scores(f"{bucket.runs}/first")
     scored = run_job("evaluate", "--checkpoint", f"{prefix}/runs/same", *pairs, "--output", f"{prefix}/scores")
     assert scored.returncode == 0, scored.stderr

@@ -13,11 +13,12 @@ from checkpoints import CONFIG
 from test_kill_train import TRAIN_WORKER
 
 import petseg.training.fit
-from petseg.config.train import TrainConfig
+from petseg.config.train import RecipeName, TrainConfig
 from petseg.data import manifest, splits
 from petseg.data.labels import LabelMap
 from petseg.errors import InputError
 from petseg.models import checkpoint
+from petseg.models.encoder_weights import DEFAULT_ENCODER, with_encoder
 from petseg.pipelines.decode import Decoded, decode
 from petseg.training import loop, recipes, run_folder, trainer
 from petseg.training.rank_data import RankData
@@ -38,8 +39,9 @@ def fit(decoded: list[Decoded], tmp_path: Path) -> Callable[..., Path]:
     def fit(name: str, say: Callable[[str], None] = print, **settings: Any) -> Path:
         given: dict[str, Any] = {"batch_size": 4} | settings
         config = recipes.resolve(TrainConfig(storage=str(tmp_path), name=name, **given))
+        model = with_encoder(CONFIG, DEFAULT_ENCODER) if config.recipe == "pretrained" else CONFIG
         setup = loop.WorkerSetup(
-            config=config, model=CONFIG, run=run_folder.folder(config), cpus=1, train=decoded[0], val=decoded[1]
+            config=config, model=model, run=run_folder.folder(config), cpus=1, train=decoded[0], val=decoded[1]
         )
         petseg.training.fit.fit(setup, say)
         return tmp_path / name
@@ -48,11 +50,12 @@ def fit(decoded: list[Decoded], tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize("recipe", ["best", "pretrained"])
 def test_fit_worker_killed_same_seed_gives_the_same_numbers(
-    fit: Callable[..., Path], decoded: list[Decoded], tmp_path: Path
+    recipe: RecipeName, fit: Callable[..., Path], decoded: list[Decoded], tmp_path: Path
 ) -> None:
     """Also: two ranks validate seven rows once each, with the averaged statistics that the checkpoint has."""
-    settings: dict[str, Any] = {"num_workers": (2,), "epochs": EPOCHS, "precision": "fp32"}
+    settings: dict[str, Any] = {"recipe": recipe, "num_workers": (2,), "epochs": EPOCHS, "precision": "fp32"}
     first, said = fit("first", **settings), []
     with ThreadPoolExecutor(1) as pool:
         killed = pool.submit(_kill_a_worker, tmp_path / "again")
