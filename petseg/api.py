@@ -13,6 +13,7 @@ from petseg.config.predict import PredictConfig
 from petseg.data import decode
 from petseg.data.decode import Photo
 from petseg.data.image_file import DecodeError
+from petseg.data.tiles import tiling_of
 from petseg.errors import InputError
 from petseg.inference.predictor import Mask, Predictor
 from petseg.models import checkpoint
@@ -73,19 +74,18 @@ class Segmenter:
         return image
 
     def _of_file(self, content: bytes) -> Mask:
-        limit, tile = self.settings.max_pixels, self.settings.tile_hw
-        if tile is not None:
-            height, width = decode.upright_size(content, limit)
-            if height > tile[0] or width > tile[1]:
-                return self._of_picture(decode.decode_whole(content, limit))
+        limit = self.settings.max_pixels
+        tiling = self.predictor.tiling
+        if tiling is not None and tiling.cuts(*decode.upright_size(content, limit)):
+            return self._of_picture(decode.decode_whole(content, limit))
         return self._of_photo(decode.decode_photo(content, self.model.image_size, limit, self.model.resize))
 
     def _of_picture(self, picture: Image.Image) -> Mask:
-        tile, whole = self.settings.tile_hw, (picture.height, picture.width)
-        if tile is not None and (whole[0] > tile[0] or whole[1] > tile[1]):
-            return self.predictor.tiled(picture, tile, self.settings.overlap)
-        pixels = decode.cut(picture, 0, 0, whole, self.model.image_size, self.model.resize)
-        return self._of_photo(Photo(pixels, *whole))
+        tiling = self.predictor.tiling
+        if tiling is not None and tiling.cuts(picture.height, picture.width):
+            return self.predictor.tiled(picture).mask()
+        pixels = decode.resized(picture, self.model.image_size, self.model.resize)
+        return self._of_photo(Photo(pixels, picture.height, picture.width))
 
     def _of_photo(self, photo: Photo) -> Mask:
         return next(self.predictor([photo])).mask()
@@ -104,6 +104,7 @@ def load(settings: PredictConfig, device: str) -> Segmenter:
         trained.model.image_size,
         settings.precision,
         resize=trained.model.resize,
+        tiling=tiling_of(trained.model, settings.tile, settings.tile_overlap),
         probabilities=settings.probabilities,
     )
     return Segmenter(trained.model, settings, predictor)

@@ -26,7 +26,8 @@ from petseg.inference.plan import Outputs, Plan, Summary, shard_rows
 from petseg.inference.shard import predict_shard, read_shard, write_shard
 
 if TYPE_CHECKING:
-    from petseg.inference.predictor import Mask, Prediction
+    from petseg.data.tiles import Tiling
+    from petseg.inference.predictor import Prediction
 
 ROOT = Path(__file__).parent.parent
 
@@ -290,19 +291,19 @@ def paint(photos: list[decode.Photo]) -> "Iterator[Prediction]":
         yield Prediction(probabilities, photo.height, photo.width, keep_probabilities=True)
 
 
-def do_shards(plan: Plan, *numbers: int, tile_hw: tuple[int, int] | None = None) -> dict[int, Summary]:
+def do_shards(plan: Plan, *numbers: int, tiling: "Tiling | None" = None) -> dict[int, Summary]:
     """Read, predict (see `paint`) and write these shards as the job does, without Ray."""
 
-    def paint_tiled(picture: Image.Image) -> "Mask":
+    def paint_tiled(picture: Image.Image) -> "Prediction":
         pixels = np.asarray(picture)
-        return next(paint([decode.Photo(pixels, *pixels.shape[:2])])).mask()
+        return next(paint([decode.Photo(pixels, *pixels.shape[:2])]))
 
     done, outputs = {}, plan.target.outputs
     common: Any = {"size_hw": SHARD_SIZE_HW, "max_pixels": 10**6}
     with ThreadPoolExecutor(2) as pool:
         for number in numbers:
             table = shard_rows(plan.manifest, number, plan.shard_size)
-            table = read_shard(table, **common, tile_hw=tile_hw, previews=outputs.overlay)
+            table = read_shard(table, **common, tiling=tiling, previews=outputs.overlay)
             table = predict_shard(
                 table,
                 **common,

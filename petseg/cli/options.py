@@ -31,6 +31,8 @@ GROUPS: Mapping[str, Sequence[str]] = {
             "masks_upright",
             "exclude_class",
             "image_size",
+            "crop",
+            "scale",
             "resize",
         ),
         *("split_file", "val_fraction", "val_count", "skip_bad", "limit", "max_pixels", "max_errors", "url", "cache"),

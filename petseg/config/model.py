@@ -13,7 +13,7 @@ class ModelConfig:
     """Number of classes."""
 
     image_size: tuple[int, int]
-    """Height and width in pixels of the network's input; photos are resized to it."""
+    """Height and width in pixels of the network's input. Photos, or crops of them (see `scale`), are resized to it."""
 
     class_names: tuple[str, ...]
     """One name per class id."""
@@ -29,6 +29,9 @@ class ModelConfig:
 
     input_offset: float = -1.0
     """Offset of the input, see `input_scale`. The two defaults map 0..255 to -1..1."""
+
+    scale: float | None = None
+    """Scale of crops: pixels of the network's input per pixel of the photo. None: photos are resized as a whole."""
 
     resize: Resize = "antialias"
     """Method that resizes photos to `image_size`."""

@@ -33,7 +33,8 @@ class PredictConfig:
 
     tile: tuple[int, ...] = ()
     """Cut larger photos into tiles of this height and width in pixels (one number: both). Each tile is predicted like
-    a photo; overlapping parts are blended. Default: no tiles; each photo is resized as a whole."""
+    a photo; overlapping parts are blended. Default: the size and scale of the crops that the network was trained on;
+    no tiles if it was trained on whole photos."""
 
     tile_overlap: int | None = None
     """Minimum overlap of neighbouring tiles in pixels. Default: a quarter of the tile's shorter side."""
@@ -90,16 +91,6 @@ class PredictConfig:
                 self.tile_overlap is None or 0 <= self.tile_overlap < shorter,
                 f"--tile-overlap {self.tile_overlap}: give 0 to {shorter - 1}, less than a side of a tile",
             )
-
-    @property
-    def tile_hw(self) -> tuple[int, int] | None:
-        """Height and width of a tile in pixels, or None without tiles."""
-        return (self.tile[0], self.tile[-1]) if self.tile else None
-
-    @property
-    def overlap(self) -> int:
-        """Minimum overlap of tiles in pixels, with the default resolved."""
-        return self.tile_overlap if self.tile_overlap is not None else min(self.tile, default=0) // 4
 
     @property
     def photos_per_pass(self) -> int:

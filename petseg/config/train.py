@@ -64,6 +64,13 @@ class TrainConfig:
     image_size: tuple[int, int] = (160, 160)
     """Height and width in pixels to which photos and masks are resized."""
 
+    crop: tuple[int, ...] = ()
+    """Train on crops of this height and width in pixels (one number: both) instead of whole photos, for large photos
+    with small objects. Prediction then cuts photos into tiles of the same size."""
+
+    scale: float = 1.0
+    """Scale of the crops: 0.5 halves the photos' height and width before they are cut."""
+
     split_file: tuple[str, ...] = ()
     """Files that assign pairs to a split: train=FILE val=FILE [test=FILE], with an id at the start of each line; or one
     FILE with an id and train, val or test on each line. Pairs that are not listed are skipped."""
@@ -160,6 +167,7 @@ class TrainConfig:
         )
         require_classes(self.num_classes, self.image_size)
         require_held_out(self.val_fraction, self.val_count)
+        self._require_crop()
         for flag in ("epochs", "accumulate", "batch_size"):
             value = getattr(self, flag)
             require(value is None or value >= 1, f"--{flag.replace('_', '-')} {value}: give at least 1")
@@ -199,6 +207,27 @@ class TrainConfig:
             "--init-from, --encoder-weights: both give the weights to start from; give one of them",
         )
         require(bool(self.name) or not self.resume, "--resume needs --name, the run to continue")
+
+    def _require_crop(self) -> None:
+        require(
+            len(self.crop) <= 2 and min(self.crop, default=16) >= 16,
+            f"--crop {spaced(self.crop)}: give one number or two, height and width, of at least 16",
+        )
+        require(0.01 <= self.scale <= 8, f"--scale {self.scale:g}: give 0.01 to 8")
+        require(bool(self.crop) or self.scale == 1, "--scale needs --crop, the size of the crops")
+        require(
+            not self.crop or self.data is None,
+            "--crop, --data: a prepared set has whole photos, already resized; give --images and --masks",
+        )
+        require(
+            not self.crop or self.image_size == TrainConfig.image_size,
+            "--crop, --image-size: both give the size of the network's input; give one of them",
+        )
+
+    @property
+    def crop_hw(self) -> tuple[int, int] | None:
+        """Height and width of a crop in pixels, or None for whole photos."""
+        return (self.crop[0], self.crop[-1]) if self.crop else None
 
     @property
     def min_workers(self) -> int:

@@ -65,7 +65,11 @@ def upright_size(content: bytes, max_pixels: int) -> tuple[int, int]:
 
 def decode_whole(content: bytes, max_pixels: int) -> Image.Image:
     """Decode a photo at its own size: RGB and upright, 4 bytes a pixel. Raises `DecodeError` as `decode_photo` does."""
-    opened = open_image(content, max_pixels)
+    return load_whole(open_image(content, max_pixels))
+
+
+def load_whole(opened: OpenImage) -> Image.Image:
+    """Do as `decode_whole` with an image that is open."""
     return upright(_load_rgb(opened), opened.header.still_to_turn)
 
 
@@ -77,23 +81,16 @@ def decode_small(content: bytes, side: int, max_pixels: int) -> Image.Image:
     return Image.fromarray(decode_opened(opened, (height, width), "antialias").pixels)
 
 
-def cut(
-    picture: Image.Image,
-    top: int,
-    left: int,
-    tile_hw: tuple[int, int],
-    size_hw: tuple[int, int],
-    resize: Resize = "antialias",
-) -> np.ndarray:
-    """Return a tile of a whole photo, resized as `decode_photo` resizes: uint8 (H, W, 3) at `size_hw`.
-
-    The tile begins at pixel (`top`, `left`) and has the size `tile_hw`.
-    """
-    height, width = tile_hw
-    rows, columns = size_hw
+def crop(picture: Image.Image, top: int, left: int, height: int, width: int) -> Image.Image:
+    """Return a part of a whole photo."""
     with lift_pillow_limit():
-        part = picture.crop((left, top, left + width, top + height))
-    return np.asarray(part.resize((columns, rows), _FILTERS[resize]))
+        return picture.crop((left, top, left + width, top + height))
+
+
+def resized(picture: Image.Image, size_hw: tuple[int, int], resize: Resize = "antialias") -> np.ndarray:
+    """Return a whole photo, or a part of it, resized as `decode_photo` resizes: uint8 (H, W, 3) at `size_hw`."""
+    rows, columns = size_hw
+    return np.asarray(picture.resize((columns, rows), _FILTERS[resize]))
 
 
 def max_bytes(max_pixels: int) -> int:

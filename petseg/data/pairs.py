@@ -8,9 +8,10 @@ from PIL import Image
 from petseg.config.base import Resize
 from petseg.data import decode, image_file, orientation
 from petseg.data.decode import Photo
-from petseg.data.image_file import DecodeError, OpenImage
+from petseg.data.image_file import DecodeError
 from petseg.data.labels import LabelMap
 from petseg.data.mask_pixels import class_ids, errors_of_mask, open_mask
+from petseg.data.notes import notes_of
 from petseg.data.orientation import Drawn
 
 
@@ -25,9 +26,42 @@ class Pair:
     """Result of `drawn` for the photo and the mask."""
     truth: "_Truth"
 
+    @property
+    def num_pixels(self) -> int:
+        """Number of pixels of the photo at its original size."""
+        return self.photo.height * self.photo.width
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Those of `notes.notes_of` on the photo."""
+        return self.photo.notes
+
     def truth_ids(self) -> np.ndarray:
         """Return the mask's class ids at the photo's original, upright size: uint8 (H, W)."""
         return self.truth.original()
+
+
+@dataclass(frozen=True)
+class WholePair:
+    """A photo and its mask, decoded at their own size and upright."""
+
+    picture: Image.Image
+    """RGB."""
+    class_ids: np.ndarray
+    """The mask: uint8 (H, W)."""
+    drawn: Drawn | None
+    """Result of `drawn` for the photo and the mask."""
+    notes: tuple[str, ...]
+    """Those of `notes.notes_of` on the photo."""
+
+    @property
+    def num_pixels(self) -> int:
+        """Number of pixels of the photo."""
+        return self.class_ids.size
+
+    def truth_ids(self) -> np.ndarray:
+        """Do as `Pair.truth_ids`."""
+        return self.class_ids
 
 
 class UnclearMaskError(DecodeError):
@@ -55,14 +89,19 @@ def decode_pair(
     """
     opened = image_file.open_image(photo, max_pixels)
     decoded = decode.decode_opened(opened, size_hw, resize)
-    with errors_of_mask():
-        opened_mask = open_mask(mask, max_pixels)
-        how = drawn(opened.header, opened_mask.header)
-        if how == "unclear" and masks_upright is None:
-            raise UnclearMaskError(orientation.UNCLEAR)
-        is_upright = masks_upright if how == "unclear" else how != "as stored"
-        truth = _decode_mask(opened_mask, opened.header, label_map, turn=not is_upright)
+    truth, how = _decode_truth(opened.header, mask, label_map, max_pixels, masks_upright)
     return Pair(decoded, truth.resized(size_hw), how, truth)
+
+
+def decode_whole_pair(
+    photo: bytes, mask: bytes, label_map: LabelMap, max_pixels: int, masks_upright: bool | None = None
+) -> WholePair:
+    """Decode a photo and its mask alike, at their own size. Raises the errors of `decode_pair`."""
+    opened = image_file.open_image(photo, max_pixels)
+    notes = notes_of(opened)
+    picture = decode.load_whole(opened)
+    truth, how = _decode_truth(opened.header, mask, label_map, max_pixels, masks_upright)
+    return WholePair(picture, truth.original(), how, notes)
 
 
 def drawn(photo: image_file.Header, mask: image_file.Header) -> Drawn | None:
@@ -97,9 +136,17 @@ class _Truth:
         return np.asarray(image_file.upright(self.class_ids, self.orientation))
 
 
-def _decode_mask(mask: OpenImage, photo: image_file.Header, label_map: LabelMap, turn: bool) -> _Truth:
-    """Decode a mask. With `turn`, the photo's orientation turns it."""
-    (width, height), expected = mask.header.size, photo.stored_size if turn else photo.size
-    if (width, height) != expected:
-        raise DecodeError(f"its size {width} × {height} differs from its photo's {photo.size[0]} × {photo.size[1]}")
-    return _Truth(class_ids(mask, label_map), photo.orientation if turn else mask.header.still_to_turn)
+def _decode_truth(
+    photo: image_file.Header, mask: bytes, label_map: LabelMap, max_pixels: int, masks_upright: bool | None
+) -> tuple[_Truth, Drawn | None]:
+    """Return a decoded mask, and how it was drawn. Errors are marked as those of the mask."""
+    with errors_of_mask():
+        opened = open_mask(mask, max_pixels)
+        how = drawn(photo, opened.header)
+        if how == "unclear" and masks_upright is None:
+            raise UnclearMaskError(orientation.UNCLEAR)
+        turn = not (masks_upright if how == "unclear" else how != "as stored")
+        (width, height), expected = opened.header.size, photo.stored_size if turn else photo.size
+        if (width, height) != expected:
+            raise DecodeError(f"its size {width} × {height} differs from its photo's {photo.size[0]} × {photo.size[1]}")
+        return _Truth(class_ids(opened, label_map), photo.orientation if turn else opened.header.still_to_turn), how

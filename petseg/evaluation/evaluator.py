@@ -1,4 +1,4 @@
-"""Score a network on pairs: count statistics per pair, add them up, and draw the worst pairs.
+"""Score a network on pairs, and draw the worst pairs.
 
 This runs in a plain process without Ray. Threads decode ahead of the network and count behind it. Apart from a row of
 numbers per pair, memory does not grow with the number of pairs. This module writes no files.
@@ -7,22 +7,21 @@ numbers per pair, memory does not grow with the number of pairs. This module wri
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
-import torch
 from torch import Tensor
 
 from petseg import storage
 from petseg.config.model import ModelConfig
 from petseg.data import decode, manifest, visualize
 from petseg.data.image_file import DecodeError
-from petseg.data.labels import IGNORE_ID, LabelMap
+from petseg.data.labels import LabelMap
 from petseg.data.orientation import Drawn
-from petseg.data.pairs import Pair, UnclearMaskError, decode_pair
-from petseg.evaluation import metrics
-from petseg.inference.predictor import Prediction, Predictor, enlarge, most_probable
+from petseg.data.pairs import Pair, UnclearMaskError, WholePair, decode_pair, decode_whole_pair
+from petseg.evaluation import scores
+from petseg.evaluation.scores import Counts, View
+from petseg.inference.predictor import Prediction, Predictor, TiledPrediction
 from petseg.lookahead import map_ahead
 
 WORST = 20
@@ -49,35 +48,6 @@ ROWS = pa.schema(
 """Schema of the per-pair table. Height and width are the upright photo's own; scores are at the network's size."""
 
 
-class View(NamedTuple):
-    """Image size and set of classes for which a pair is scored."""
-
-    at_original_size: bool
-    """Score at the photo's original size; if False, at the network's size."""
-
-    classes: tuple[int, ...]
-    """Class ids to score. Pixels of other classes are ignored, and the network must choose among these classes."""
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Statistics that are added up over pairs, on the CPU. Every score is a ratio of them."""
-
-    confusion: Tensor
-    """Result of `metrics.confusion_matrix`."""
-
-    boundary: Tensor
-    """Result of `metrics.boundary_confusion`."""
-
-    cross_entropy: float
-    """Cross-entropy in nats, summed over the pixels that are not ignored."""
-
-    def __add__(self, other: "Counts") -> "Counts":
-        return Counts(
-            self.confusion + other.confusion, self.boundary + other.boundary, self.cross_entropy + other.cross_entropy
-        )
-
-
 @dataclass(frozen=True)
 class Result:
     """Scores and statistics of one pair."""
@@ -99,13 +69,19 @@ class _Pair:
     """A row of the manifest with its decoded photo and mask, or with the error."""
 
     row: dict[str, Any]
-    decoded: Pair | None = None
+    decoded: Pair | WholePair | None = None
     error: str | None = None
     drawn: Drawn | None = None
 
 
+_Predicted = tuple[_Pair, Prediction | TiledPrediction | None]
+
+
 class Evaluator:
-    """Scorer of a network on pairs. `predictor` must accept photos at the image size of `model`."""
+    """Scorer of a network on pairs. `predictor` must accept photos at the image size of `model`.
+
+    If the predictor cuts photos into tiles, pairs are scored at the photos' original size only.
+    """
 
     def __init__(
         self,
@@ -123,7 +99,7 @@ class Evaluator:
         self._max_pixels = max_pixels
         self._threads = threads
         self.masks_upright = masks_upright
-        self._views = views(model.class_names, exclude_class)
+        self._views = scores.views(model.class_names, exclude_class, tiled=predictor.tiling is not None)
 
     def results(self, pairs: pa.Table) -> Iterator[Result]:
         """Yield one result for each row of a manifest, in order."""
@@ -133,7 +109,7 @@ class Evaluator:
         """Yield `visualize.comparison` for each row of a manifest, in order; None if the pair cannot be decoded."""
         return self._each(pairs, self._draw)
 
-    def _each(self, pairs: pa.Table, finish: Callable[[tuple[_Pair, Prediction | None]], T]) -> Iterator[T]:
+    def _each(self, pairs: pa.Table, finish: Callable[[_Predicted], T]) -> Iterator[T]:
         ahead = 2 * self._threads
         with ThreadPoolExecutor(self._threads) as pool:
             contents = manifest.read_pairs(pairs, decode.max_bytes(self._max_pixels))
@@ -144,42 +120,47 @@ class Evaluator:
         row, photo_content, mask_content, error = pair
         if error:
             return _Pair(row, error=error)
+        settings: Any = {"max_pixels": self._max_pixels, "masks_upright": self.masks_upright}
+        contents = photo_content, mask_content
+        model, label_map = self._model, self._label_map
         try:
-            decoded = decode_pair(
-                photo_content,
-                mask_content,
-                self._model.image_size,
-                self._label_map,
-                self._max_pixels,
-                self._model.resize,
-                self.masks_upright,
-            )
+            if self._predictor.tiling is not None:
+                decoded = decode_whole_pair(*contents, label_map, **settings)
+            else:
+                decoded = decode_pair(*contents, model.image_size, label_map, resize=model.resize, **settings)
         except UnclearMaskError as error:
             return _Pair(row, error=str(error), drawn="unclear")
         except DecodeError as error:
             return _Pair(row, error=f"the mask: {error}" if error.in_mask else str(error))
         return _Pair(row, decoded, drawn=decoded.drawn)
 
-    def _predict(self, pairs: Iterable[_Pair]) -> Iterator[tuple[_Pair, Prediction | None]]:
+    def _predict(self, pairs: Iterable[_Pair]) -> Iterator[_Predicted]:
         for group in _groups(pairs):
-            predictions = self._predictor([pair.decoded.photo for pair in group if pair.decoded is not None])
+            predictions = self._predictor([pair.decoded.photo for pair in group if isinstance(pair.decoded, Pair)])
             for pair in group:
-                yield pair, None if pair.decoded is None else next(predictions)
+                if isinstance(pair.decoded, WholePair):
+                    yield pair, self._predictor.tiled(pair.decoded.picture)
+                else:
+                    yield pair, None if pair.decoded is None else next(predictions)
 
-    def _score(self, predicted: tuple[_Pair, Prediction | None]) -> Result:
+    def _score(self, predicted: _Predicted) -> Result:
         pair, prediction = predicted
         if prediction is None or pair.decoded is None:
             return Result({"id": pair.row["id"], "error": pair.error}, {}, pair.drawn)
-        counts = {}
-        for view in self._views:
-            truth = pair.decoded.truth_ids() if view.at_original_size else pair.decoded.class_ids
-            counts[view] = count(prediction.probabilities, truth, view.classes)
-        pair_scores = scores(counts[self._views[0]], self._model.class_names)
+        counts: dict[View, Counts] = {}
+        for at_original_size in (False, True):
+            of_size = [view for view in self._views if view.at_original_size == at_original_size]
+            if of_size:
+                truth = pair.decoded.truth_ids() if at_original_size else pair.decoded.class_ids
+                strips = prediction.strips() if at_original_size else _small_strips(prediction)
+                found = scores.count(strips, truth, [view.classes for view in of_size])
+                counts |= zip(of_size, found, strict=True)
+        pair_scores = scores.scores(counts[self._views[0]], self._model.class_names)
         row = {"id": pair.row["id"], "height": prediction.height, "width": prediction.width, "error": None}
         row |= {name: pair_scores[name] for name in ("cross_entropy", "pixel_accuracy", "miou", "boundary_miou")}
-        return Result(row | {"iou": list(pair_scores["iou"].values())}, counts, pair.drawn, pair.decoded.photo.notes)
+        return Result(row | {"iou": list(pair_scores["iou"].values())}, counts, pair.drawn, pair.decoded.notes)
 
-    def _draw(self, predicted: tuple[_Pair, Prediction | None]) -> bytes | None:
+    def _draw(self, predicted: _Predicted) -> bytes | None:
         pair, prediction = predicted
         if prediction is None or pair.decoded is None:
             return None
@@ -188,75 +169,10 @@ class Evaluator:
         return visualize.comparison(small, pair.decoded.truth_ids(), prediction.mask().class_ids, self._model.palette)
 
 
-def views(class_names: tuple[str, ...], exclude_class: str = "") -> list[View]:
-    """Return the views to score: first all classes at the network's size, then the other views.
-
-    `exclude_class` is the name of a class without which both sizes are scored once more; "" for none.
-    """
-    all_classes = tuple(range(len(class_names)))
-    others = tuple(i for i in all_classes if class_names[i] != exclude_class)
-    choices = [all_classes] if others == all_classes else [all_classes, others]
-    return [View(at_original_size, classes) for at_original_size in (False, True) for classes in choices]
-
-
-@torch.inference_mode()
-def count(probabilities_chw: Tensor, truth: np.ndarray, classes: tuple[int, ...]) -> Counts:
-    """Compare a network's probabilities, float32 (C, h, w), with a mask of class ids, uint8 (H, W).
-
-    The probabilities are enlarged to the mask's size as in a prediction, a strip of rows at a time. Pixels whose class
-    is not in `classes` are ignored. The predicted class is the most probable of `classes`, and their probabilities are
-    divided by their sum.
-    """
-    height, width = truth.shape
-    renumbered = np.full(256, IGNORE_ID, np.uint8)
-    renumbered[list(classes)] = np.arange(len(classes))
-    target = torch.from_numpy(renumbered[truth]).to(probabilities_chw.device)
-    predicted = torch.empty_like(target)
-    confusion = torch.zeros((len(classes), len(classes)), dtype=torch.int64, device=target.device)
-    cross_entropy = torch.zeros((), dtype=torch.float64, device=target.device)
-    for top, strip in enlarge(probabilities_chw[list(classes)], height, width):
-        rows = slice(top, top + strip.shape[1])
-        predicted[rows] = most_probable(strip)[1]
-        confusion += metrics.confusion_matrix(predicted[rows], target[rows], len(classes))
-        cross_entropy += metrics.cross_entropy_sum(strip, target[rows])
-    distance = metrics.boundary_distance(height, width)
-    boundary = metrics.boundary_confusion(predicted, target, len(classes), distance)
-    return Counts(confusion.cpu(), boundary.cpu(), cross_entropy.item())
-
-
-def scores(counts: Counts, class_names: Iterable[str]) -> dict[str, Any]:
-    """Return the scores. An undefined score, such as the IoU of a class that never occurs, is None."""
-
-    def by_class(of_classes: list[float]) -> dict[str, float | None]:
-        return dict(zip(class_names, map(metrics.finite_or_none, of_classes), strict=True))
-
-    pixels = int(counts.confusion.sum())
-    boundary_iou = metrics.boundary_iou(counts.boundary)
-    return {
-        "pixels": pixels,
-        "cross_entropy": metrics.finite_or_none(counts.cross_entropy / pixels) if pixels else None,
-        "pixel_accuracy": metrics.finite_or_none(metrics.pixel_accuracy(counts.confusion)),
-        "miou": metrics.finite_or_none(metrics.mean_iou(counts.confusion)),
-        "iou": by_class(metrics.iou(counts.confusion)),
-        "dice": by_class(metrics.dice(counts.confusion)),
-        "boundary_miou": metrics.finite_or_none(metrics.mean_defined(boundary_iou)),
-        "boundary_iou": by_class(boundary_iou),
-        "confusion": counts.confusion.tolist(),
-    }
-
-
-def summarise(totals: dict[View, Counts], class_names: tuple[str, ...]) -> dict[str, Any]:
-    """Return `scores` at the network's size, with the scores of the other views nested under their names."""
-
-    def at(original_size: bool) -> dict[str, Any]:
-        whole, *excluding = (
-            scores(counts, [class_names[i] for i in view.classes])
-            for view, counts in totals.items()
-            if view.at_original_size == original_size
-        )
-        return whole | {"excluding_class": excluding[0] if excluding else None}
-
-    return at(False) | {"original_size": at(True)}
+def _small_strips(prediction: Prediction | TiledPrediction) -> Iterator[tuple[int, Tensor]]:
+    """Do as `Prediction.strips`, at the network's size."""
+    assert isinstance(prediction, Prediction)
+    yield 0, prediction.probabilities
 
 
 def worst_pairs(rows: pa.Table) -> list[int]:
@@ -274,7 +190,7 @@ def _groups(pairs: Iterable[_Pair]) -> Iterator[list[_Pair]]:
     group, pixels = [], 0
     for pair in pairs:
         group.append(pair)
-        pixels += pair.decoded.photo.height * pair.decoded.photo.width if pair.decoded is not None else 0
+        pixels += pair.decoded.num_pixels if pair.decoded is not None else 0
         if len(group) == _PAIRS_AT_A_TIME or pixels >= _PIXELS_AT_A_TIME:
             yield group
             group, pixels = [], 0

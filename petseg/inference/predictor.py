@@ -6,7 +6,6 @@ results are blended.
 """
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from petseg.config.base import Precision, Resize
-from petseg.data import decode
+from petseg.data import tiles
 from petseg.data.decode import Photo
+from petseg.data.tiles import Tiling
 from petseg.lookahead import map_ahead
 from petseg.models import precision
 from petseg.models.network import Network
@@ -58,17 +58,47 @@ class Prediction:
 
     keep_probabilities: bool
 
-    @torch.inference_mode()
     def mask(self) -> Mask:
         """Return the mask at the photo's size. Apart from the mask, only a strip of rows is in memory at that size."""
-        canvas = _Canvas(len(self.probabilities), self.height, self.width, self.keep_probabilities)
-        for top, strip in enlarge(self.probabilities, self.height, self.width):
-            canvas.put(top, strip)
-        return canvas.mask()
+        return _mask(self.strips(), (len(self.probabilities), self.height, self.width), self.keep_probabilities)
+
+    @torch.inference_mode()
+    def strips(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield (number of its first row, probabilities (C, rows, W)) of strips at the photo's size."""
+        yield from enlarge(self.probabilities, self.height, self.width)
+
+
+@dataclass(frozen=True)
+class TiledPrediction:
+    """Prediction for one photo that is cut into tiles."""
+
+    predictor: "Predictor"
+    picture: Image.Image
+    keep_probabilities: bool
+
+    @property
+    def height(self) -> int:
+        """Height of the photo and of its mask in pixels."""
+        return self.picture.height
+
+    @property
+    def width(self) -> int:
+        """Width of the photo and of its mask in pixels."""
+        return self.picture.width
+
+    def mask(self) -> Mask:
+        """Do as `Prediction.mask`."""
+        return _mask(self.strips(), (self.predictor.num_classes, self.height, self.width), self.keep_probabilities)
+
+    def strips(self) -> Iterator[tuple[int, Tensor]]:
+        """Do as `Prediction.strips`."""
+        return self.predictor.blended(self.picture)
 
 
 class Predictor:
     """Network on a device, with its batch size.
+
+    `tiling` is None if no photo is cut into tiles.
 
     On a CPU, `threads` batches run in parallel. Give each batch one torch thread (`torch.set_num_threads(1)`). That is
     faster than all threads on one batch, loses no speed when other processes use the cores, and gives the same bits
@@ -84,6 +114,7 @@ class Predictor:
         dtype: Precision = "auto",
         *,
         resize: Resize = "antialias",
+        tiling: Tiling | None = None,
         threads: int = 1,
         probabilities: bool = False,
     ) -> None:
@@ -93,11 +124,12 @@ class Predictor:
         self._batch_size = batch_size
         self._size_hw = size_hw
         self._resize: Resize = resize
+        self.tiling = tiling
         self._dtype: Precision = precision.resolve(dtype, device)
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads)
         self._keep_probabilities = probabilities
-        self._num_classes = model.num_classes
+        self.num_classes = model.num_classes
 
     def __call__(self, photos: list[Photo]) -> Iterator[Prediction]:
         """Yield one prediction per photo, in order. A few batches are computed ahead of the consumer.
@@ -108,26 +140,33 @@ class Predictor:
         for photo, probabilities in zip(photos, batches, strict=True):
             yield Prediction(probabilities, photo.height, photo.width, self._keep_probabilities)
 
+    def tiled(self, picture: Image.Image) -> "TiledPrediction":
+        """Return the prediction of a whole photo from tiles. The network runs when its mask or its strips are used."""
+        return TiledPrediction(self, picture, self._keep_probabilities)
+
     @torch.inference_mode()
-    def tiled(self, picture: Image.Image, tile_hw: tuple[int, int], overlap: int) -> Mask:
-        """Return the mask of a whole photo, from tiles of `tile_hw` photo pixels that overlap by at least `overlap`.
+    def blended(self, picture: Image.Image) -> Iterator[tuple[int, Tensor]]:
+        """Yield (number of its first row, probabilities (C, rows, W)) of strips of a whole photo, at the photo's size.
 
         Where tiles overlap, their probabilities are averaged, weighted by a tent function that falls off towards the
         tile's edges. Apart from the photo, only one row of tiles is in memory at a time.
         """
-        width, height = picture.size
-        tile_h, tile_w = min(tile_hw[0], height), min(tile_hw[1], width)
-        tops, lefts = tile_starts(height, tile_h, overlap), tile_starts(width, tile_w, overlap)
-        falloff_h, falloff_w = _tent(tile_h, overlap, self._device), _tent(tile_w, overlap, self._device)
+        tiling, (width, height) = self.tiling, picture.size
+        assert tiling is not None
+        tile_h, tile_w = tiling.tile_hw if tiling.keeps_scale else map(min, tiling.tile_hw, (height, width))
+        tops, lefts = (
+            tiles.starts(length, tile, tiling.overlap) for length, tile in ((height, tile_h), (width, tile_w))
+        )
+        falloff_h, falloff_w = (_tent(tile, tiling.overlap, self._device) for tile in (tile_h, tile_w))
         weight = falloff_h[:, None] * falloff_w
-        weights_x = torch.zeros(width, device=self._device)
+        wide = max(width, tile_w)  # a photo may be narrower and lower than a tile
+        weights_x = torch.zeros(wide, device=self._device)
         for left in lefts:
             weights_x[left : left + tile_w] += falloff_w
         # Weighted sums over one row of tiles, including its overlap with the row above.
-        row = torch.zeros(self._num_classes, tile_h, width, device=self._device)
+        row = torch.zeros(self.num_classes, tile_h, wide, device=self._device)
         weights_y = torch.zeros(tile_h, device=self._device)
-        canvas = _Canvas(self._num_classes, height, width, self._keep_probabilities)
-        cut = partial(decode.cut, picture, tile_hw=(tile_h, tile_w), size_hw=self._size_hw, resize=self._resize)
+        cut = partial(tiles.cut, picture, tile_hw=(tile_h, tile_w), size_hw=self._size_hw, resize=self._resize)
         predicted = self._run([partial(cut, top, left) for top in tops for left in lefts])
         for top, following in zip(tops, [*tops[1:], height], strict=True):
             for left in lefts:
@@ -136,14 +175,13 @@ class Predictor:
                     row[:, rows, left : left + tile_w] += strip * weight[rows]
             weights_y += falloff_h
             done = following - top
-            for below in range(0, done, strip_rows(self._num_classes, width)):
-                rows = slice(below, min(done, below + strip_rows(self._num_classes, width)))
-                canvas.put(top + below, row[:, rows] / (weights_y[rows, None] * weights_x))
+            for below in range(0, done, strip_rows(self.num_classes, wide)):
+                rows = slice(below, min(done, below + strip_rows(self.num_classes, wide)))
+                yield top + below, (row[:, rows] / (weights_y[rows, None] * weights_x))[:, :, :width]
             kept = tile_h - done
             for sums, axis in ((row, 1), (weights_y, 0)):
                 sums.narrow(axis, 0, kept).copy_(sums.narrow(axis, done, kept).clone())
                 sums.narrow(axis, kept, done).zero_()
-        return canvas.mask()
 
     def _run(self, pixels: list[Callable[[], np.ndarray]]) -> Iterator[Tensor]:
         """Yield probabilities, float32 (C, H, W) on the device, for each photo or tile at the network's size.
@@ -163,6 +201,14 @@ class Predictor:
 
 def _pixels(photo: Photo) -> np.ndarray:
     return photo.pixels
+
+
+@torch.inference_mode()
+def _mask(strips: Iterator[tuple[int, Tensor]], shape: tuple[int, int, int], keep_probabilities: bool) -> Mask:
+    canvas = _Canvas(*shape, keep_probabilities)
+    for top, strip in strips:
+        canvas.put(top, strip)
+    return canvas.mask()
 
 
 class _Canvas:
@@ -224,12 +270,6 @@ def enlarge(values_chw: Tensor, height: int, width: int) -> Iterator[tuple[int, 
 def strip_rows(num_classes: int, width: int) -> int:
     """Return the number of rows to process at a time."""
     return max(1, STRIP_VALUES // (num_classes * width))
-
-
-def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Return where tiles begin along a side: the fewest that cover it with at least `overlap`, evenly spread."""
-    count = 1 + math.ceil((length - tile) / (tile - overlap)) if length > tile else 1
-    return [i * (length - tile) // max(1, count - 1) for i in range(count)]
 
 
 def _taps(length_in: int, length_out: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,6 +18,7 @@ from petseg.data.decode import Photo, decode_opened, decode_whole, from_column, 
 from petseg.data.encode import encode_grey, encode_mask
 from petseg.data.image_file import DecodeError, open_image
 from petseg.data.notes import notes_of
+from petseg.data.tiles import Tiling
 from petseg.files import OVERLAY_FOLDER
 from petseg.inference import crash_guard, output_folder, plan
 from petseg.inference.plan import Outputs, Summary, Target
@@ -35,7 +36,7 @@ def read_shard(
     max_pixels: int,
     *,
     resize: Resize = "antialias",
-    tile_hw: tuple[int, int] | None = None,
+    tiling: Tiling | None = None,
     previews: bool = False,
     in_subprocess: bool = False,
 ) -> pa.Table:
@@ -45,14 +46,14 @@ def read_shard(
     `previews` is set) and `notes` (those of `notes.notes_of`).
 
     A photo that cannot be read or decoded has the reason in `error`, and null in the other added columns. A photo
-    larger than a tile has null in `pixels`, because its own pixels are too large to pass on: `predict_shard` reads it
+    to be cut into tiles has null in `pixels`, because its own pixels are too large to pass on: `predict_shard` reads it
     again, and may find only then that it cannot be decoded.
 
     With `in_subprocess`, photos are read and decoded in a subprocess. A photo that repeatedly kills it gets an error.
 
     Raises `UnavailableError` if storage does not answer. That is not the photo's fault, so no row records it.
     """
-    decode = partial(_decode, size_hw=size_hw, max_pixels=max_pixels, resize=resize, tile_hw=tile_hw)
+    decode = partial(_decode, size_hw=size_hw, max_pixels=max_pixels, resize=resize, tiling=tiling)
     columns_of = partial(_columns_of, decode=decode, preview_max_pixels=max_pixels if previews else None)
     locations, at_most = rows["image"].to_pylist(), max_bytes(max_pixels)
     if_died: dict[str, Any] = {"error": _KILLED}
@@ -89,8 +90,8 @@ def predict_shard(
     """Convert the rows of `read_shard` to rows of `plan.schema`, with the columns `shard`, `preview` and `notes` added.
 
     `predict` yields a `predictor.Prediction` for each decoded photo, in order. `predict_tiled` returns a
-    `predictor.Mask` for a photo at its own size. With `in_subprocess`, photos at their own size are decoded in a
-    subprocess, as in `read_shard`. Raises `UnavailableError` if storage does not answer.
+    `predictor.TiledPrediction` for a photo at its own size. With `in_subprocess`, photos at their own size are decoded
+    in a subprocess, as in `read_shard`. Raises `UnavailableError` if storage does not answer.
     """
     schema = plan.schema(outputs)
     columns = {name: [None] * rows.num_rows for name in schema.names}
@@ -158,12 +159,12 @@ def _predict_decoded(
 def _predict_large(
     pictures: Iterator[tuple[int, Image.Image | str]], predict_tiled: Callable[[Image.Image], Any]
 ) -> Iterator[_PendingMask]:
-    """Yield the rows whose photos are larger than a tile. No reference to a photo or a mask is kept."""
+    """Yield the rows whose photos are cut into tiles. No reference to a photo or a mask is kept."""
 
     def predict(row: int, picture: Image.Image | str) -> _PendingMask:
         if isinstance(picture, str):
             return _PendingMask(row, None, 0, picture)
-        mask = predict_tiled(picture)
+        mask = predict_tiled(picture).mask()
         return _PendingMask(row, lambda: mask, mask.class_ids.size)
 
     return itertools.starmap(predict, pictures)
@@ -245,11 +246,11 @@ def _read_whole(location: str, max_pixels: int) -> Image.Image:
 
 
 def _decode(
-    content: bytes, size_hw: tuple[int, int], max_pixels: int, resize: Resize, tile_hw: tuple[int, int] | None
+    content: bytes, size_hw: tuple[int, int], max_pixels: int, resize: Resize, tiling: Tiling | None
 ) -> dict[str, Any]:
     opened = open_image(content, max_pixels)
     width, height = opened.header.size
-    if tile_hw is not None and (height > tile_hw[0] or width > tile_hw[1]):
+    if tiling is not None and tiling.cuts(height, width):
         return {"height": height, "width": width, "notes": notes_of(opened)}
     photo = decode_opened(opened, size_hw, resize)
     return {"height": height, "width": width, "pixels": photo.pixels.tobytes(), "notes": photo.notes}

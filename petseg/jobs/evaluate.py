@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pyarrow as pa
@@ -21,16 +21,18 @@ from petseg.config.evaluate import EvaluateConfig
 from petseg.data import labels, manifest, orientation
 from petseg.data.classes import read_classes
 from petseg.data.notes import Notes, count_notes, note_lines
+from petseg.data.tiles import tiling_of
 from petseg.errors import InputError
 from petseg.progress import Clock, Progress
 from petseg.reports import sections
-from petseg.reports.evaluate import EvaluationReport, evaluation_page
+from petseg.reports.evaluate import EvaluationReport, evaluation_page, scores_by_size
 from petseg.storage import checks
 from petseg.training.run_folder import format_score
 
 if TYPE_CHECKING:
     from petseg.config.model import ModelConfig
-    from petseg.evaluation.evaluator import Counts, Evaluator, View
+    from petseg.evaluation.evaluator import Evaluator
+    from petseg.evaluation.scores import Counts, View
     from petseg.models.checkpoint import Checkpoint
 
 REPORTED_FAILURES = 100
@@ -54,7 +56,8 @@ def main() -> None:
         pairs = manifest.sample(pairs, config.limit)
 
     # Importing torch takes seconds. Check the flags and folders first.
-    from petseg.evaluation.evaluator import ROWS, summarise
+    from petseg.evaluation.evaluator import ROWS
+    from petseg.evaluation.scores import summarise
     from petseg.models import checkpoint
 
     trained = checkpoint.find(storage.absolute(config.checkpoint))
@@ -128,6 +131,8 @@ def _load(
         config.photos_per_pass,
         trained.model.image_size,
         dtype,
+        resize=trained.model.resize,
+        tiling=tiling_of(trained.model),
         threads=1 if config.use_gpu else threads,
     )
     resolved = dataclasses.replace(config, label_map=str(label_map), precision=dtype)
@@ -238,7 +243,7 @@ def _print_summary(output: str, rows: list[dict[str, Any]], metrics: dict[str, A
         print(f"  failed: {error}")
     if metrics["failed"] > len(first_errors):
         print(f"  … for all errors see the column `error` of {output}/{files.SCORES}")
-    for title, of_size in (("the network's size", metrics), ("original size", metrics["original_size"])):
+    for title, of_size in scores_by_size(metrics).items():
         print(_line(title, of_size))
         if of_size["excluding_class"] is not None:
             print(_line(f"  without {metrics['settings']['exclude_class']}", of_size["excluding_class"]))
@@ -248,7 +253,7 @@ def _print_summary(output: str, rows: list[dict[str, Any]], metrics: dict[str, A
         print(f"worst: {row['id']}, cross-entropy {format_score(row['cross_entropy'])}: {picture}")
 
 
-def _line(title: str, scores: dict[str, Any]) -> str:
+def _line(title: str, scores: Mapping[str, Any]) -> str:
     loss, accuracy, miou, boundary = (
         format_score(scores[key]) for key in ("cross_entropy", "pixel_accuracy", "miou", "boundary_miou")
     )

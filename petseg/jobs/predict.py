@@ -15,6 +15,7 @@ from petseg.config.model import ModelConfig
 from petseg.config.predict import PredictConfig
 from petseg.data import manifest
 from petseg.data.notes import note_lines
+from petseg.data.tiles import tiling_of
 from petseg.errors import JobError
 from petseg.inference import output_folder
 from petseg.inference.plan import Outputs, Plan, Summary, make_plan
@@ -43,7 +44,7 @@ def main() -> None:
 
     trained = checkpoint.find(storage.absolute(config.checkpoint))
     weights = checkpoint.read_weights(trained)
-    plan = _plan(config, photos, output, checkpoint.fingerprint(trained, weights))
+    plan = _plan(config, trained.model, photos, output, checkpoint.fingerprint(trained, weights))
     with hold(output, "--output"):
         _predict(config, plan, trained.model, weights, skipped, clock)
 
@@ -77,7 +78,7 @@ def _predict(
     _print_summary(summary, skipped, output, status)
 
 
-def _plan(config: PredictConfig, photos: pa.Table, output: str, checkpoint_sha256: str) -> Plan:
+def _plan(config: PredictConfig, model: ModelConfig, photos: pa.Table, output: str, checkpoint_sha256: str) -> Plan:
     """Return the plan: the photos' names, and every setting that affects the bytes of the output.
 
     Each worker resolves the precision "auto" for its own hardware, so the bytes also depend on that.
@@ -85,14 +86,15 @@ def _plan(config: PredictConfig, photos: pa.Table, output: str, checkpoint_sha25
     outputs = Outputs(
         png=config.png, overlay=config.overlay, probabilities=config.probabilities, coco_rle=config.coco_rle
     )
+    tiling = tiling_of(model, config.tile, config.tile_overlap)
     settings = {
         "checkpoint_sha256": checkpoint_sha256,
         "device": "cuda" if config.use_gpu else "cpu",
         "batch_size": config.photos_per_pass,
         "precision": config.precision,
         "max_pixels": config.max_pixels,
-        "tile": config.tile_hw and list(config.tile_hw),
-        "tile_overlap": config.overlap,
+        "tile": tiling and list(tiling.tile_hw),
+        "tile_overlap": tiling.overlap if tiling else 0,
     }
     return make_plan(photos, output, shard_size=config.shard_size, outputs=outputs, settings=settings)
 

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 from petseg import cli, files, storage
 from petseg.cli.invocation import command_line
+from petseg.config.base import spaced
 from petseg.config.model import ModelConfig
 from petseg.config.train import TrainConfig
 from petseg.data import labels
+from petseg.data.tiles import tiling_of
 from petseg.errors import InputError
 from petseg.progress import Clock
 from petseg.reports import sections
@@ -30,6 +32,7 @@ _FEW_PAIRS = 1000
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from petseg.pipelines.decode import Decoded
     from petseg.training.loop import WorkerSetup
 
 
@@ -61,9 +64,11 @@ def _train(config: TrainConfig, run: str, pairs: TrainingSet, clock: Clock) -> N
     setup = _set_up(config, run, pairs, clock)
     run_folder.begin(config, pairs.parts)
     pairs_are_own = bool(config.images or config.data)
-    if setup.init_from is None and pairs_are_own and setup.train.num_rows < _FEW_PAIRS and not config.resume:
+    num_train, num_val = pairs.parts["train"].num_rows, pairs.parts["val"].num_rows
+    if setup.init_from is None and pairs_are_own and num_train < _FEW_PAIRS and not config.resume:
         print("note: the network starts from random weights; for so few pairs --recipe pretrained gives better masks")
-    print(f"training on {setup.train.num_rows} pairs, validating on {setup.val.num_rows}; run {run}", flush=True)
+    crops = f" ({setup.train.num_rows} and {setup.val.num_rows} crops)" if config.crop else ""
+    print(f"training on {num_train} pairs, validating on {num_val}{crops}; run {run}", flush=True)
     try:
         remedy = f"continue with: {_resume_command(config)}"
         with EpochPrinter(run, config.epochs) as printer, cli.on_interrupt(remedy):
@@ -112,7 +117,17 @@ def _set_up(config: TrainConfig, run: str, pairs: TrainingSet, clock: Clock) -> 
     if pairs.dataset is not None:
         train, val = load(pairs.dataset, parts)
     else:
-        train, val = decode(parts, pairs.image_size, pairs.classes.label_map, pairs.resize, config.masks_upright)
+        train, val = decode(
+            parts,
+            pairs.image_size,
+            pairs.classes.label_map,
+            pairs.resize,
+            config.masks_upright,
+            tiling_of(model),
+            config.seed,
+        )
+    if config.crop:
+        _require_crops(config, pairs, train)
     clock.lap("decoding")
     for name, pixels in zip(pairs.classes.names, train.class_pixels, strict=True):
         if not pixels:
@@ -130,6 +145,19 @@ def _set_up(config: TrainConfig, run: str, pairs: TrainingSet, clock: Clock) -> 
     )
 
 
+def _require_crops(config: TrainConfig, pairs: TrainingSet, train: "Decoded") -> None:
+    """Raise `InputError` if no photo is larger than a crop, or if the crops do not fill a batch."""
+    assert config.batch_size is not None
+    flags = f"--crop {spaced(config.crop)} --scale {config.scale:g}"
+    if train.num_rows == pairs.parts["train"].num_rows:
+        raise InputError(f"{flags}: no training photo is larger than a crop; lower --crop, or leave it out")
+    if train.num_rows < config.batch_size:
+        raise InputError(
+            f"{flags}: {train.num_rows} crops do not fill one batch of {config.batch_size}; add pairs, or lower --crop "
+            "or --batch-size"
+        )
+
+
 def _resolve_model(config: TrainConfig, run: str, pairs: TrainingSet) -> tuple[ModelConfig, "dict[str, Tensor] | None"]:
     """Return (settings of the network, weights to start from or None). Checks the last checkpoint of a resumed run."""
     from petseg.models import checkpoint, encoder_weights
@@ -142,6 +170,7 @@ def _resolve_model(config: TrainConfig, run: str, pairs: TrainingSet) -> tuple[M
         class_names=pairs.classes.names,
         palette=pairs.classes.palette,
         label_map=str(pairs.classes.label_map),
+        scale=pairs.scale,
         resize=pairs.resize,
         input_scale=recipe.input_scale,
         input_offset=recipe.input_offset,

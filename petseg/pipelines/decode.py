@@ -18,13 +18,14 @@ import ray.data
 import ray.exceptions
 
 from petseg.config.base import MAX_PIXELS, MasksUpright, Resize
-from petseg.data import manifest, orientation, prepared
+from petseg.data import manifest, orientation, prepared, tiles
 from petseg.data.decode import from_column, max_bytes
 from petseg.data.image_file import DecodeError
 from petseg.data.labels import LabelMap
 from petseg.data.notes import Notes, add_notes, count_notes, note_lines
-from petseg.data.pairs import UnclearMaskError, decode_pair
+from petseg.data.pairs import UnclearMaskError, decode_pair, decode_whole_pair
 from petseg.data.prepared import Prepared
+from petseg.data.tiles import Tile, Tiling
 from petseg.errors import InputError, JobError, UnavailableError
 from petseg.inference import crash_guard
 from petseg.pipelines.datasets import WHOLE_BLOCKS, catch_unavailable, data_context, unavailable_reason
@@ -63,14 +64,26 @@ def decode(
     label_map: LabelMap,
     resize: Resize = "antialias",
     masks_upright: MasksUpright = "auto",
+    tiling: Tiling | None = None,
+    seed: int = 0,
 ) -> list[Decoded]:
     """Read and decode all pairs on the cluster, once, and print notes on them. `parts` maps splits to manifests.
+
+    With `tiling`, the pairs are cut into tiles: those of the split "training" at random places, which `seed`
+    determines, those of the others as in a prediction. Then each block has the tiles of one pair.
 
     Raises `InputError`, naming the files, if a pair cannot be used, if nothing decides on `masks_upright`, or if a
     split's masks have only ignored pixels. Raises `JobError` if storage does not answer.
     """
     read = functools.partial(decode_rows, image_size=image_size, label_map=label_map, resize=resize)
-    pieces = _cut(parts.values(), image_size)
+    if tiling is not None:
+        read = functools.partial(read, tiling=tiling, seed=seed)
+        parts = {
+            split: rows.append_column("random", pa.array([split == "training"] * rows.num_rows))
+            for split, rows in parts.items()
+        }
+    step = 1 if tiling is not None else _pairs_per_block(image_size)
+    pieces = _cut(parts.values(), step)
     counted = _read_blocks(pieces, read, orientation.given(masks_upright))
     _require_no_errors(counted, _bad_pairs_error)
     unclear = [index for index, (_, counts) in enumerate(counted) if counts.drawn["unclear"]]
@@ -83,7 +96,7 @@ def decode(
             counted[index] = block
     for line in note_lines(add_notes(counts.notes for _, counts in counted)):
         print(f"note: {line}")
-    decoded = _collect(parts.values(), counted, image_size, label_map.num_classes)
+    decoded = _collect(parts.values(), step, counted, image_size, label_map.num_classes)
     _require_labelled(decoded, parts, f"pass a --label-map that maps their values to classes (now {label_map})")
     return decoded
 
@@ -97,9 +110,10 @@ def load(dataset: Prepared, parts: Mapping[str, pa.Table]) -> list[Decoded]:
     settings = dataset.settings
     located = [prepared.locate(dataset, rows) for rows in parts.values()]
     read = functools.partial(prepared.read_rows, image_size=settings.image_size)
-    counted = _read_blocks(_cut(located, settings.image_size), read)
+    step = _pairs_per_block(settings.image_size)
+    counted = _read_blocks(_cut(located, step), read)
     _require_no_errors(counted, _unreadable_error)
-    decoded = _collect(located, counted, settings.image_size, len(settings.class_names))
+    decoded = _collect(located, step, counted, settings.image_size, len(settings.class_names))
     _require_labelled(decoded, parts, f"prepare the set again with another --label-map (was {settings.label_map})")
     return decoded
 
@@ -124,6 +138,7 @@ def _require_labelled(decoded: list[Decoded], parts: Mapping[str, pa.Table], rem
 class _BlockCounts(NamedTuple):
     """What the driver needs to know of a block."""
 
+    rows: int
     errors: list[str]
     class_pixels: np.ndarray
     """Number of pixels of each class id, 0 to 255, in the good rows: int64 (256,)."""
@@ -138,9 +153,12 @@ _Counted = list[tuple[Any, _BlockCounts]]
 """Reference to each block in Ray's object store, and its counts."""
 
 
-def _cut(parts: Iterable[pa.Table], image_size: tuple[int, int]) -> list[pa.Table]:
-    """Cut manifests into pieces, one for each block."""
-    step = max(1, BLOCK_BYTES // row_bytes(image_size))
+def _pairs_per_block(image_size: tuple[int, int]) -> int:
+    return max(1, BLOCK_BYTES // row_bytes(image_size))
+
+
+def _cut(parts: Iterable[pa.Table], step: int) -> list[pa.Table]:
+    """Cut manifests into pieces of `step` pairs, one for each block."""
     return [rows.slice(i, step) for rows in parts for i in range(0, rows.num_rows, step)]
 
 
@@ -174,15 +192,14 @@ def _require_no_errors(counted: _Counted, to_error: Callable[[list[str]], InputE
 
 
 def _collect(
-    parts: Iterable[pa.Table], counted: _Counted, image_size: tuple[int, int], num_classes: int
+    parts: Iterable[pa.Table], step: int, counted: _Counted, image_size: tuple[int, int], num_classes: int
 ) -> list[Decoded]:
     """Return the blocks of each manifest that `_cut` has cut."""
     result, following = [], iter(counted)
     for rows in parts:
-        pieces = _cut([rows], image_size)
-        blocks = list(itertools.islice(following, len(pieces)))
+        blocks = list(itertools.islice(following, len(_cut([rows], step))))
         class_pixels = np.sum([counts.class_pixels[:num_classes] for _, counts in blocks], 0)
-        block_rows = tuple(piece.num_rows for piece in pieces)
+        block_rows = tuple(counts.rows for _, counts in blocks)
         result.append(Decoded([block for block, _ in blocks], block_rows, image_size, tuple(class_pixels.tolist())))
     return result
 
@@ -198,8 +215,13 @@ def decode_rows(
     label_map: LabelMap,
     resize: Resize = "antialias",
     masks_upright: bool | None = None,
+    tiling: Tiling | None = None,
+    seed: int = 0,
 ) -> pa.Table:
     """Decode rows of a manifest to rows of `prepared.schema`, and add the columns `error`, `drawn` and `notes`.
+
+    With `tiling`, each pair becomes a row per tile: at random places, which `seed` and the pair's id determine, if the
+    pair has True in the manifest's column `random`, else those of a prediction.
 
     A bad pair has the reason in `error`, and no pixels. Without `masks_upright`, a pair whose mask is "unclear" in
     `drawn` has neither an error nor pixels.
@@ -210,40 +232,53 @@ def decode_rows(
     for name, kind in (("error", pa.string()), ("drawn", pa.string()), ("notes", pa.list_(pa.string()))):
         schema = schema.append(pa.field(name, kind))
     decode_one = functools.partial(
-        _decode_row, image_size=image_size, label_map=label_map, resize=resize, masks_upright=masks_upright
+        _decode_pair,
+        image_size=image_size,
+        label_map=label_map,
+        resize=resize,
+        masks_upright=masks_upright,
+        tiling=tiling,
+        seed=seed,
     )
-    decoded = []
+    decoded: list[dict[str, object]] = []
     for pair in manifest.read_pairs(rows, max_bytes(MAX_PIXELS)):
         if_died: dict[str, object] = {"id": pair[0]["id"], "error": f"{pair[0]['image']}: {_OUT_OF_MEMORY}"}
-        decoded.append(crash_guard.run_with_retry(decode_one, pair, if_died))
+        decoded += crash_guard.run_with_retry(decode_one, pair, [if_died])
     return pa.table({name: [row.get(name) for row in decoded] for name in schema.names}, schema=schema)
 
 
-def _decode_row(
-    pair: tuple[dict[str, str], bytes, bytes, str],
+def _decode_pair(
+    pair: tuple[dict[str, Any], bytes, bytes, str],
     image_size: tuple[int, int],
     label_map: LabelMap,
     resize: Resize,
     masks_upright: bool | None,
-) -> dict[str, object]:
+    tiling: Tiling | None,
+    seed: int,
+) -> list[dict[str, object]]:
+    """Return the rows of a pair: one, or one for each tile."""
     row, photo, mask, error = pair
     if error:
-        return {"id": row["id"], "error": error}
+        return [{"id": row["id"], "error": error}]
     try:
-        decoded = decode_pair(photo, mask, image_size, label_map, MAX_PIXELS, resize, masks_upright)
+        if tiling is None:
+            decoded = decode_pair(photo, mask, image_size, label_map, MAX_PIXELS, resize, masks_upright)
+            size_hw, notes = (decoded.photo.height, decoded.photo.width), decoded.photo.notes
+            found = [Tile(decoded.photo.pixels, decoded.class_ids)]
+        else:
+            decoded = decode_whole_pair(photo, mask, label_map, MAX_PIXELS, masks_upright)
+            size_hw, notes = decoded.class_ids.shape, decoded.notes
+            cut = (decoded.picture, decoded.class_ids, tiling, image_size, resize)
+            seeds = (seed, *row["id"].encode())
+            found = tiles.training_tiles(*cut, seed=seeds) if row["random"] else tiles.validation_tiles(*cut)
     except UnclearMaskError:
-        return {"id": row["id"], "drawn": "unclear"}
+        return [{"id": row["id"], "drawn": "unclear"}]
     except DecodeError as error:
-        return {"id": row["id"], "error": f"{row['mask' if error.in_mask else 'image']}: {error}"}
-    return {
-        "id": row["id"],
-        "image": decoded.photo.pixels.tobytes(),
-        "mask": decoded.class_ids.tobytes(),
-        "height": decoded.photo.height,
-        "width": decoded.photo.width,
-        "drawn": decoded.drawn,
-        "notes": list(decoded.photo.notes),
-    }
+        return [{"id": row["id"], "error": f"{row['mask' if error.in_mask else 'image']}: {error}"}]
+    common: dict[str, object] = {"id": row["id"], "height": size_hw[0], "width": size_hw[1]}
+    rows = [common | {"image": tile.pixels.tobytes(), "mask": tile.class_ids.tobytes()} for tile in found]
+    rows[0] |= {"drawn": decoded.drawn, "notes": list(notes)}  # they count pairs, not tiles
+    return rows
 
 
 def _read_or_unavailable(rows: pa.Table, read: Callable[[pa.Table], pa.Table]) -> pa.Table:
@@ -258,8 +293,8 @@ def _count_block(block: pa.Table) -> _BlockCounts:
     class_ids = from_column(masks, (masks.type.byte_width,))
     errors, class_pixels = block["error"].drop_null().to_pylist(), np.bincount(class_ids.ravel(), minlength=256)
     if "drawn" not in block.column_names:  # a prepared set
-        return _BlockCounts(errors, class_pixels, Counter(), "", {})
+        return _BlockCounts(block.num_rows, errors, class_pixels, Counter(), "", {})
     ids, drawn = block["id"].to_pylist(), block["drawn"].to_pylist()
     unclear = next((row_id for row_id, how in zip(ids, drawn, strict=True) if how == "unclear"), "")
     notes = count_notes(ids, block["notes"].to_pylist())
-    return _BlockCounts(errors, class_pixels, Counter(filter(None, drawn)), unclear, notes)
+    return _BlockCounts(block.num_rows, errors, class_pixels, Counter(filter(None, drawn)), unclear, notes)

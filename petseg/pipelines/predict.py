@@ -19,6 +19,7 @@ from petseg import storage
 from petseg.cluster import resources
 from petseg.config.model import ModelConfig
 from petseg.config.predict import PredictConfig
+from petseg.data.tiles import tiling_of
 from petseg.errors import JobError, UnavailableError
 from petseg.inference import crash_guard
 from petseg.inference.plan import Plan, Summary, Target, shard_rows
@@ -52,7 +53,7 @@ def predict_shards(
         size_hw=model.image_size,
         max_pixels=config.max_pixels,
         resize=model.resize,
-        tile_hw=config.tile_hw,
+        tiling=tiling_of(model, config.tile, config.tile_overlap),
         previews=config.overlay,
     )
     cpus = resources.cpus_per_worker(config.num_workers)
@@ -129,6 +130,7 @@ class _ShardPredictor:
             model.image_size,
             config.precision,
             resize=model.resize,
+            tiling=tiling_of(model, config.tile, config.tile_overlap),
             threads=1 if config.use_gpu else cpus,
             probabilities=config.probabilities,
         )
@@ -139,7 +141,7 @@ class _ShardPredictor:
             outputs=target.outputs,
             palette=model.palette,
             predict=predictor,
-            predict_tiled=partial(predictor.tiled, tile_hw=config.tile_hw or model.image_size, overlap=config.overlap),
+            predict_tiled=predictor.tiled,
             pool=ThreadPoolExecutor(cpus),
         )
         self._target = target

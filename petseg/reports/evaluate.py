@@ -28,7 +28,7 @@ def evaluation_page(report: EvaluationReport) -> bytes:
     metrics = report.metrics
     shown = [
         _scores_table(metrics),
-        sections.score_bars("IoU by class", metrics["iou"], "At the network's size."),
+        sections.score_bars("IoU by class", metrics["iou"], f"At {next(iter(scores_by_size(metrics)))}."),
         sections.score_bars("Boundary IoU by class", metrics["boundary_iou"], "Of the pixels near a contour."),
         sections.confusion_matrix(list(metrics["iou"]), metrics["confusion"], "all pairs"),
         *(sections.sample_sheet(title, samples) for title, samples in report.samples.items()),
@@ -40,6 +40,12 @@ def evaluation_page(report: EvaluationReport) -> bytes:
         html.rerun("evaluate"),
     ]
     return html.page(title="Evaluation", summary=_summary(report), sections=shown)
+
+
+def scores_by_size(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the scores of `metrics.json` by the size at which they were counted. A network of crops has one size."""
+    at_original = {"original size": metrics["original_size"]}
+    return at_original if metrics["size"] == "original" else {"the network's size": metrics} | at_original
 
 
 def _summary(report: EvaluationReport) -> list[tuple[str, str]]:
@@ -56,10 +62,10 @@ def _summary(report: EvaluationReport) -> list[tuple[str, str]]:
 
 
 def _scores_table(metrics: Mapping[str, Any]) -> Table:
-    """Return the scores at both sizes, each with all classes and, if --exclude-class is given, without that class."""
+    """Return the scores at each size, with all classes and, if --exclude-class is given, without that class."""
     keys = ("cross_entropy", "pixel_accuracy", "miou", "boundary_miou")
     rows = []
-    for size, scores in {"the network's size": metrics, "original size": metrics["original_size"]}.items():
+    for size, scores in scores_by_size(metrics).items():
         excluded = f"{size}, without {metrics['settings']['exclude_class']}"
         for label, view in ((size, scores), (excluded, scores["excluding_class"])):
             if view is not None:

@@ -15,8 +15,8 @@ from PIL import Image
 from petseg.config.model import ModelConfig
 from petseg.data import visualize
 from petseg.data.decode import Photo
-from petseg.evaluation import evaluator
-from petseg.evaluation.evaluator import Counts
+from petseg.evaluation import scores
+from petseg.evaluation.scores import Counts
 from petseg.inference.predictor import Predictor
 from petseg.models.network import Network
 from petseg.pipelines.decode import Decoded
@@ -44,9 +44,11 @@ def predict_samples(
 ) -> tuple[list[Sample], Counts]:
     """Return (samples, sum of their `Counts`) for up to `MAX_SAMPLES` validation pairs, spread evenly.
 
-    `ids` holds the ids of all pairs of `val`, in the same order.
+    `ids` holds the ids of all pairs of `val`, in the same order. If they are cut into crops, a sample is a crop.
     """
     total = val.num_rows
+    # Crops: each block has those of one pair.
+    pair_of_row = range(total) if total == len(ids) else np.repeat(np.arange(len(ids)), val.block_rows)
     indices = np.arange(min(MAX_SAMPLES, total)) * total // min(MAX_SAMPLES, total)
     rank_data = RankData(val, 0, 1, torch.device("cpu"), budget_bytes=0)
     photos, masks = rank_data.take_rows(indices)
@@ -57,10 +59,10 @@ def predict_samples(
     predictions = predictor([Photo(photo, *model.image_size) for photo in pixels])
     classes, samples, counts = tuple(range(model.num_classes)), [], []
     for index, photo, mask, prediction in zip(indices.tolist(), pixels, masks.numpy(), predictions, strict=True):
-        counts.append(evaluator.count(prediction.probabilities, mask, classes))
-        scores = evaluator.scores(counts[-1], model.class_names)
+        counts += scores.count(prediction.strips(), mask, [classes])
+        of_pair = scores.scores(counts[-1], model.class_names)
         small = Image.fromarray(photo)
         small.thumbnail((visualize.COMPARISON_SIDE, visualize.COMPARISON_SIDE))
         picture = visualize.comparison(small, mask, prediction.mask().class_ids, model.palette)
-        samples.append(Sample(ids[index].as_py(), scores["cross_entropy"], scores["miou"], picture))
+        samples.append(Sample(ids[int(pair_of_row[index])].as_py(), of_pair["cross_entropy"], of_pair["miou"], picture))
     return samples, sum(counts[1:], counts[0])

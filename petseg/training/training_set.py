@@ -31,8 +31,10 @@ class TrainingSet:
     """Manifest of each split: "train", "val" and "test"."""
     classes: Classes
     image_size: tuple[int, int]
-    """Height and width in pixels to which photos and masks are resized."""
+    """Height and width in pixels to which photos and masks, or crops of them, are resized."""
     resize: Resize
+    scale: float | None = None
+    """Scale of the crops, or None for whole photos; see `ModelConfig.scale`."""
     dataset: Prepared | None = None
     """The prepared set that holds the decoded pairs, or None."""
 
@@ -52,9 +54,11 @@ def find_pairs(config: TrainConfig) -> TrainingSet:
     classes = resolve_classes(config, masks, pairs)
     parts = _split(config, pairs, images)
     count = parts["train"].num_rows + parts["val"].num_rows
-    height, width = config.image_size
-    print(f"decoding {count} training and validation pairs to height {height}, width {width}", flush=True)
-    return TrainingSet(images, parts, classes, config.image_size, RECIPES[config.recipe].resize)
+    height, width = config.crop_hw or config.image_size
+    what = f"in crops of height {height}, width {width}" if config.crop else f"to height {height}, width {width}"
+    print(f"decoding {count} training and validation pairs {what}", flush=True)
+    scale = config.scale if config.crop else None
+    return TrainingSet(images, parts, classes, (height, width), RECIPES[config.recipe].resize, scale)
 
 
 def _open_prepared(config: TrainConfig, location: str) -> TrainingSet:
@@ -77,7 +81,7 @@ def _open_prepared(config: TrainConfig, location: str) -> TrainingSet:
     label_map = LabelMap.parse(settings.label_map, len(settings.class_names))
     classes = Classes(settings.class_names, settings.palette, label_map)
     parts = _split(config, dataset.manifest, location)
-    return TrainingSet(settings.images, parts, classes, settings.image_size, settings.resize, dataset)
+    return TrainingSet(settings.images, parts, classes, settings.image_size, settings.resize, dataset=dataset)
 
 
 def _split(config: TrainConfig, pairs: pa.Table, source: str) -> dict[str, pa.Table]:
@@ -86,7 +90,7 @@ def _split(config: TrainConfig, pairs: pa.Table, source: str) -> dict[str, pa.Ta
     parts, warnings = splits.divide(pairs, config.split_file, seed=config.seed, **held_out)
     for warning in warnings:
         print(warning)
-    batch_size = config.batch_size or 1
+    batch_size = 1 if config.crop else config.batch_size or 1  # the number of crops is not known yet
     if parts["train"].num_rows < batch_size:
         raise InputError(
             f"{source}: {parts['train'].num_rows} training pairs do not fill one batch of {batch_size} "

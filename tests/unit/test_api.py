@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from PIL import Image
 
 import petseg
 from petseg.data import decode, encode
+from petseg.data.tiles import Tiling
 from petseg.errors import InputError
 from petseg.inference.plan import Outputs
 from petseg.inference.predictor import Predictor
@@ -48,13 +48,15 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def row_of_job(run: Path, photo: Path, tile_hw: tuple[int, int] | None, **options: Any) -> dict[str, Any]:
+def row_of_job(run: Path, photo: Path, tiling: Tiling | None) -> dict[str, Any]:
     """Return the row that the prediction job writes for a photo, computed without Ray."""
     found = checkpoint.find(str(run))
-    predictor = Predictor(checkpoint.load_model(found), torch.device("cpu"), 8, CONFIG.image_size, probabilities=True)
+    predictor = Predictor(
+        checkpoint.load_model(found), torch.device("cpu"), 8, CONFIG.image_size, tiling=tiling, probabilities=True
+    )
     common: Any = {"size_hw": CONFIG.image_size, "max_pixels": MAX_PIXELS}
     table = pa.table({"id": ["cat"], "image": [str(photo)], "shard": [0]})
-    table = read_shard(table, **common, tile_hw=tile_hw)
+    table = read_shard(table, **common, tiling=tiling)
     with ThreadPoolExecutor(1) as pool:
         table = predict_shard(
             table,
@@ -62,7 +64,7 @@ def row_of_job(run: Path, photo: Path, tile_hw: tuple[int, int] | None, **option
             outputs=Outputs(probabilities=True),
             palette=CONFIG.palette,
             predict=predictor,
-            predict_tiled=partial(predictor.tiled, tile_hw=tile_hw or CONFIG.image_size, **options),
+            predict_tiled=predictor.tiled,
             pool=pool,
         )
     return table.to_pylist()[0]
@@ -72,7 +74,7 @@ def row_of_job(run: Path, photo: Path, tile_hw: tuple[int, int] | None, **option
 def test_predict_photo_mask_equals_that_of_the_job(
     run: Path, photo: Path, tile: tuple[int, int] | None, overlap: int
 ) -> None:
-    row = row_of_job(run, photo, tile, overlap=overlap)
+    row = row_of_job(run, photo, tile and Tiling(tile, overlap))
     segmenter = petseg.load(str(run), tile=tile, tile_overlap=overlap if tile else None, probabilities=True)
     for source in (photo, str(photo), f"file://{photo}", photo.read_bytes()):
         mask = segmenter.predict(source)
@@ -85,7 +87,7 @@ def test_predict_photo_mask_equals_that_of_the_job(
 
 def test_load_default_tile_overlap_equals_that_of_the_job(run: Path, photo: Path) -> None:
     mask = petseg.load(str(run), tile=(32, 24)).predict(photo)
-    assert encode.encode_mask(mask.class_ids, CONFIG.palette) == row_of_job(run, photo, (32, 24), overlap=6)["mask_png"]
+    assert encode.encode_mask(mask.class_ids, CONFIG.palette) == row_of_job(run, photo, Tiling((32, 24), 6))["mask_png"]
     assert mask.probabilities is None
 
 

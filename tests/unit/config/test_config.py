@@ -84,6 +84,11 @@ def test_from_json_truncated_or_incomplete_is_refused() -> None:
         ({"num_classes": 1}, "--num-classes 1"),
         ({"num_classes": 255}, "--num-classes 255"),
         ({"image_size": (8, 64)}, "--image-size 8 64"),
+        ({"crop": (8,)}, "--crop 8: give one number or two"),
+        ({"crop": (64,), "image_size": (64, 64)}, "--crop, --image-size: both give the size"),
+        ({"crop": (64,), "scale": 0.0}, "--scale 0: give 0.01 to 8"),
+        ({"scale": 0.5}, "--scale needs --crop"),
+        ({"crop": (64,), "data": "set"}, "--crop, --data: a prepared set has whole photos"),
         ({"val_fraction": 1.0}, "--val-fraction"),
         ({"val_count": 0}, "--val-count 0"),
         ({"epochs": 0}, "--epochs 0"),
@@ -135,12 +140,9 @@ def test_predict_config_invalid_setting_is_refused(settings: dict[str, object], 
         dataclasses.replace(PREDICT, **settings)
 
 
-def test_predict_config_tile_overlap_and_batch_size_are_derived() -> None:
-    assert (PREDICT.tile_hw, PREDICT.overlap, PREDICT.photos_per_pass) == (None, 0, 8)
-    tiled = dataclasses.replace(PREDICT, tile=(640,), use_gpu=True)
-    assert (tiled.tile_hw, tiled.overlap, tiled.photos_per_pass) == ((640, 640), 160, 128)
-    tiled = dataclasses.replace(PREDICT, tile=(480, 640), tile_overlap=0, batch_size=3)
-    assert (tiled.tile_hw, tiled.overlap, tiled.photos_per_pass) == ((480, 640), 0, 3)
+def test_predict_config_default_batch_size_depends_on_the_device() -> None:
+    assert (PREDICT.photos_per_pass, dataclasses.replace(PREDICT, use_gpu=True).photos_per_pass) == (8, 128)
+    assert dataclasses.replace(PREDICT, batch_size=3).photos_per_pass == 3
 
 
 EVALUATE = EvaluateConfig(checkpoint="c", images="i", masks="m", output="o")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from petseg.data import decode, image_file, labels, visualize
+from petseg.data import decode, image_file, labels, tiles, visualize
 from petseg.data.encode import encode_mask
 from petseg.data.image_file import DecodeError
 from petseg.data.labels import IGNORE_ID, LabelMap
@@ -161,16 +161,6 @@ def test_decode_whole_exif_rotation_is_applied_and_size_is_kept(orientation: int
     assert whole.mode == "RGB" and np.array_equal(np.asarray(whole), UPRIGHT)
 
 
-def test_cut_tile_equals_a_decoded_photo_of_its_pixels() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
-    whole = Image.fromarray(pixels)
-    tile = decode.cut(whole, 20, 50, (60, 64), (16, 24))
-    assert np.array_equal(
-        tile, decode.decode_photo(encode(Image.fromarray(pixels[20:80, 50:114])), (16, 24), LIMIT).pixels
-    )
-    assert np.array_equal(decode.cut(whole, 20, 50, (60, 64), (60, 64)), pixels[20:80, 50:114])
-
-
 @pytest.mark.parametrize("look", [decode.upright_size, decode.decode_whole, visualize.preview])
 def test_each_decoder_photo_above_max_pixels_is_refused(look: Callable[[bytes, int], object]) -> None:
     with pytest.raises(DecodeError, match="more than the limit of 99"):
@@ -286,7 +276,7 @@ def test_decode_photo_nearest_equals_pillow_nearest() -> None:
         whole = Image.open(io.BytesIO(content))
         photo = decode.decode_photo(content, (40, 50), LIMIT, "nearest")
         assert np.array_equal(photo.pixels, np.asarray(whole.resize((50, 40), Image.Resampling.NEAREST)))
-        tile = decode.cut(whole, 0, 0, (400, 600), (40, 50), "nearest")
+        tile = tiles.cut(whole, 0, 0, (400, 600), (40, 50), "nearest")
         assert np.array_equal(tile, photo.pixels)
 
 

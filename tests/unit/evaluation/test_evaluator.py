@@ -17,10 +17,11 @@ from PIL import Image
 from petseg.data import manifest
 from petseg.data.labels import IGNORE_ID, LabelMap
 from petseg.data.pairs import decode_pair
-from petseg.evaluation import evaluator, metrics
-from petseg.evaluation.evaluator import Counts, Evaluator, View
+from petseg.evaluation import evaluator, metrics, scores
+from petseg.evaluation.evaluator import Evaluator
+from petseg.evaluation.scores import Counts, View
 from petseg.inference import predictor
-from petseg.inference.predictor import Prediction, Predictor
+from petseg.inference.predictor import Prediction, Predictor, enlarge
 from petseg.models.unet import UNet
 from petseg.training import trainer
 
@@ -43,8 +44,13 @@ def total(results: list[evaluator.Result], view: View) -> Counts:
     return sum(found[1:], start=found[0])
 
 
+def count(probabilities: torch.Tensor, truth: np.ndarray, classes: tuple[int, ...]) -> Counts:
+    [counts] = scores.count(enlarge(probabilities, *truth.shape), truth, [classes])
+    return counts
+
+
 def test_count_all_classes_equals_hand_computed() -> None:
-    counts = evaluator.count(PROBABILITIES, TRUTH, ALL)
+    counts = count(PROBABILITIES, TRUTH, ALL)
     assert counts.confusion.tolist() == [[1, 1, 0], [0, 0, 1], [1, 0, 0]]
     assert counts.cross_entropy == pytest.approx(-math.log(1 * 0.25 * 0.375) + 87.3365, abs=1e-3)
     assert counts.boundary[:3, :3].tolist() == counts.confusion.tolist()  # every pixel is boundary
@@ -52,7 +58,7 @@ def test_count_all_classes_equals_hand_computed() -> None:
 
 def test_count_excluded_class_chooses_among_the_others() -> None:
     """The border pixel is ignored. Where border was most probable, background is now, with (3/8) / (1/2)."""
-    counts = evaluator.count(PROBABILITIES, TRUTH, INNER)
+    counts = count(PROBABILITIES, TRUTH, INNER)
     assert counts.confusion.tolist() == [[1, 1], [0, 1]]
     assert counts.cross_entropy == pytest.approx(-math.log(1 * (0.25 / 0.75) * (0.375 / 0.5)))
 
@@ -60,7 +66,7 @@ def test_count_excluded_class_chooses_among_the_others() -> None:
 def test_scores_of_summed_counts_are_ratios_of_sums() -> None:
     one = Counts(torch.tensor([[2, 1], [0, 1]]), torch.tensor([[1, 1, 0], [0, 0, 0], [0, 0, 2]]), 6.0)
     other = Counts(torch.tensor([[0, 0], [3, 1]]), torch.tensor([[1, 0, 2], [0, 0, 1], [0, 0, 0]]), 2.0)
-    assert evaluator.scores(one + other, ["cat", "rest"]) == {
+    assert scores.scores(one + other, ["cat", "rest"]) == {
         "pixels": 8,
         "cross_entropy": 1.0,
         "pixel_accuracy": 4 / 8,
@@ -74,25 +80,26 @@ def test_scores_of_summed_counts_are_ratios_of_sums() -> None:
 
 
 def test_scores_undefined_score_is_null() -> None:
-    nothing = evaluator.scores(evaluator.count(PROBABILITIES, np.full((2, 2), IGNORE_ID, np.uint8), ALL), "abc")
+    nothing = scores.scores(count(PROBABILITIES, np.full((2, 2), IGNORE_ID, np.uint8), ALL), "abc")
     assert nothing["pixels"] == 0
     assert all(nothing[name] is None for name in ("cross_entropy", "pixel_accuracy", "miou", "boundary_miou"))
-    not_a_number = evaluator.scores(evaluator.count(PROBABILITIES * math.nan, TRUTH, ALL), "abc")
+    not_a_number = scores.scores(count(PROBABILITIES * math.nan, TRUTH, ALL), "abc")
     assert not_a_number["cross_entropy"] is None
     json.dumps([nothing, not_a_number], allow_nan=False)
 
 
 def test_views_excluded_class_exists_only_if_named() -> None:
-    assert evaluator.views(("pet", "background", "border"), "border") == [
+    assert scores.views(("pet", "background", "border"), "border") == [
         View(False, ALL),
         View(False, INNER),
         View(True, ALL),
         View(True, INNER),
     ]
-    assert evaluator.views(("pet", "background", "border")) == [View(False, ALL), View(True, ALL)]
-    assert evaluator.views(("class_0", "class_1")) == [View(False, (0, 1)), View(True, (0, 1))]
-    counts = evaluator.count(PROBABILITIES[:2], TRUTH % 2, (0, 1))
-    found = evaluator.summarise({View(False, (0, 1)): counts, View(True, (0, 1)): counts}, ("a", "b"))
+    assert scores.views(("pet", "background", "border")) == [View(False, ALL), View(True, ALL)]
+    assert scores.views(("pet", "background", "border"), tiled=True) == [View(True, ALL)]
+    assert scores.views(("class_0", "class_1")) == [View(False, (0, 1)), View(True, (0, 1))]
+    counts = count(PROBABILITIES[:2], TRUTH % 2, (0, 1))
+    found = scores.summarise({View(False, (0, 1)): counts, View(True, (0, 1)): counts}, ("a", "b"))
     assert found["excluding_class"] is None and found["original_size"]["excluding_class"] is None
 
 
@@ -101,10 +108,10 @@ def test_count_original_size_equals_the_prediction(strip_values: int, monkeypatc
     generator = torch.Generator().manual_seed(0)
     probabilities = (torch.randn(3, 16, 24, generator=generator) * 3).softmax(0)
     truth = np.random.default_rng(0).choice(np.array([0, 1, 2, IGNORE_ID], np.uint8), (61, 47))
-    whole = evaluator.count(probabilities, truth, ALL)
+    whole = count(probabilities, truth, ALL)
     monkeypatch.setattr(predictor, "STRIP_VALUES", strip_values)
     monkeypatch.setattr(metrics, "_PIXELS_AT_A_TIME", strip_values)
-    counts = evaluator.count(probabilities, truth, ALL)
+    counts = count(probabilities, truth, ALL)
     mask = Prediction(probabilities, 61, 47, keep_probabilities=False).mask()
     expected = metrics.confusion_matrix(torch.from_numpy(mask.class_ids), torch.from_numpy(truth), 3)
     assert torch.equal(counts.confusion, expected)
@@ -129,7 +136,7 @@ def test_results_network_size_scores_equal_validation(drawn: tuple[Path, Path]) 
     masks = torch.from_numpy(np.stack([pair.class_ids for pair in decoded]))
     expected = trainer.validate(model, iter([(photos[:20], masks[:20]), (photos[20:], masks[20:])]), MODEL, "fp32", CPU)
     results = list(make_evaluator(model).results(pairs))
-    found = evaluator.scores(total(results, View(False, ALL)), MODEL.class_names)
+    found = scores.scores(total(results, View(False, ALL)), MODEL.class_names)
     assert min(expected["val_iou"].values()) > 0.02
     assert found["cross_entropy"] == pytest.approx(expected["val_loss"], rel=1e-4)
     assert found["pixel_accuracy"] == pytest.approx(expected["val_pixel_accuracy"], abs=1e-3)

@@ -1,4 +1,3 @@
-import itertools
 import subprocess
 import sys
 
@@ -9,6 +8,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from petseg.data.decode import Photo
+from petseg.data.tiles import Tiling
 from petseg.inference import predictor
 from petseg.inference.predictor import Prediction, Predictor
 from petseg.models.unet import UNet
@@ -88,23 +88,6 @@ def test_predictor_network_size_probabilities_equal_its_softmax() -> None:
     assert expected.std() > 0.05
 
 
-@pytest.mark.parametrize(
-    ("length", "tile", "overlap", "starts"),
-    [
-        (10, 10, 4, [0]),
-        (11, 10, 4, [0, 1]),
-        (16, 10, 4, [0, 6]),
-        (17, 10, 4, [0, 3, 7]),
-        (100, 30, 0, [0, 23, 46, 70]),
-        (3, 3, 2, [0]),
-    ],
-)
-def test_tile_starts_cover_the_side_with_the_overlap(length: int, tile: int, overlap: int, starts: list[int]) -> None:
-    assert predictor.tile_starts(length, tile, overlap) == starts
-    assert starts[-1] + tile == length
-    assert all(one + tile - other >= overlap for one, other in itertools.pairwise(starts))
-
-
 class Brightest(torch.nn.Module):
     """A network with one pixel as receptive field: the logits are the channels, so tiling has no effect."""
 
@@ -112,8 +95,8 @@ class Brightest(torch.nn.Module):
         return pixels.float() / 16
 
 
-def brightest(batch_size: int) -> Predictor:
-    predictor = Predictor(UNet(3), CPU, batch_size, SIZE, "fp32", probabilities=True)
+def brightest(batch_size: int, tiling: Tiling) -> Predictor:
+    predictor = Predictor(UNet(3), CPU, batch_size, SIZE, "fp32", tiling=tiling, probabilities=True)
     predictor._model = Brightest()  # pyright: ignore[reportAttributeAccessIssue]
     return predictor
 
@@ -125,7 +108,7 @@ def test_tiled_blended_tiles_equal_a_single_pass(
 ) -> None:
     monkeypatch.setattr(predictor, "STRIP_VALUES", strip_values)
     pixels = np.random.default_rng(1).integers(0, 256, (101, 130, 3), np.uint8)
-    mask = brightest(3).tiled(Image.fromarray(pixels), SIZE, overlap)
+    mask = brightest(3, Tiling(SIZE, overlap)).tiled(Image.fromarray(pixels)).mask()
     expected = (torch.tensor(pixels).permute(2, 0, 1) / 16).softmax(0).numpy()
     assert mask.probabilities is not None
     assert np.abs(mask.probabilities / 255 - expected).max() <= 0.5 / 255 + 1e-4
@@ -144,9 +127,9 @@ def test_tiled_disagreeing_tiles_blend_linearly() -> None:
                 logits[i, i] = 100
             return logits
 
-    predictor = brightest(2)
+    predictor = brightest(2, Tiling(SIZE, 16))
     predictor._model = ByTile()  # pyright: ignore[reportAttributeAccessIssue]
-    mask = predictor.tiled(Image.new("RGB", (48 + 32, 32)), SIZE, 16)
+    mask = predictor.tiled(Image.new("RGB", (48 + 32, 32))).mask()
     assert mask.probabilities is not None
     second = mask.probabilities[1, 10] / 255
     assert (second[:32] == 0).all() and (second[48:] == 1).all()
@@ -157,18 +140,27 @@ def test_tiled_disagreeing_tiles_blend_linearly() -> None:
 def test_tiled_photo_within_one_tile_equals_untiled(size: tuple[int, int]) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8)
     picture = Image.fromarray(pixels)
-    predictor = Predictor(network(), CPU, 2, SIZE, "fp32", probabilities=True)
+    predictor = Predictor(network(), CPU, 2, SIZE, "fp32", tiling=Tiling((32, 48), 8), probabilities=True)
     [one_look] = predictor([Photo(np.asarray(picture.resize((48, 32), Image.Resampling.BILINEAR)), *size)])
     whole = one_look.mask()
-    tiled = predictor.tiled(picture, (32, 48), 8)
+    tiled = predictor.tiled(picture).mask()
     assert np.array_equal(whole.class_ids, tiled.class_ids)
     assert np.abs(whole.probabilities.astype(int) - tiled.probabilities).max() <= 1  # pyright: ignore
+
+
+@pytest.mark.parametrize("size", [(20, 30), (20, 100), (90, 30), (64, 96)])
+def test_tiled_at_a_fixed_scale_small_photo_is_extended_not_enlarged(size: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8)
+    mask = brightest(2, Tiling(SIZE, 8, keeps_scale=True)).tiled(Image.fromarray(pixels)).mask()
+    assert np.array_equal(mask.class_ids, pixels.argmax(2))
+    assert sum(mask.class_pixels) == size[0] * size[1]
 
 
 HUNDRED_MEGAPIXELS = """
 from pathlib import Path
 import torch
 from PIL import Image
+from petseg.data.tiles import Tiling
 from petseg.inference.predictor import Predictor
 from petseg.models.unet import UNet
 
@@ -178,9 +170,10 @@ def peak():
 
 torch.set_num_threads(1)
 picture = Image.effect_noise((100, 100), 60).resize((10_000, 10_000)).convert("RGB")
-predictor = Predictor(UNet(3), torch.device("cpu"), 8, (64, 64), "fp32", threads=2)
+tiling = Tiling((1024, 1024), 128)
+predictor = Predictor(UNet(3), torch.device("cpu"), 8, (64, 64), "fp32", tiling=tiling, threads=2)
 before = peak()
-mask = predictor.tiled(picture, (1024, 1024), 128)
+mask = predictor.tiled(picture).mask()
 assert sum(mask.class_pixels) == 10_000**2 and 1 / 3 <= mask.confidence <= 1
 print(peak() - before)
 """

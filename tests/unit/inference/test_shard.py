@@ -14,6 +14,7 @@ from conftest import SHARD_SIZE_HW, do_shards, make_plan
 from PIL import Image
 
 from petseg.data import manifest
+from petseg.data.tiles import Tiling
 from petseg.inference import output_folder
 from petseg.inference.plan import Outputs, schema
 from petseg.inference.shard import read_shard
@@ -170,14 +171,14 @@ def test_read_shard_photo_larger_than_a_tile_is_decoded_later(photos: Path, tmp_
     """A photo within one tile is decoded while reading, a larger one is not. The rows are the same with and without
     tiles, because the predictor of the tests sees one colour only."""
     found = manifest.discover(str(photos))
-    table = read_shard(found, SHARD_SIZE_HW, 10**6, tile_hw=(20, 33))
+    table = read_shard(found, SHARD_SIZE_HW, 10**6, tiling=Tiling((20, 33), 0))
     # 30 + i pixels wide; b/3 is broken
     assert table["pixels"].is_valid().to_pylist() == [True, True, False, False, True, False, False]
     assert table["width"].to_pylist() == [30, 32, 34, 36, 31, None, 35]
     plan, tiled = make_plan(photos, tmp_path / "whole"), make_plan(photos, tmp_path / "tiled")
-    for each, tile_hw in ((plan, None), (tiled, (20, 33))):
+    for each, tiling in ((plan, None), (tiled, Tiling((20, 33), 0))):
         output_folder.begin(each, overwrite=True)
-        do_shards(each, 0, 1, 2, tile_hw=tile_hw)
+        do_shards(each, 0, 1, 2, tiling=tiling)
     for file in sorted((tmp_path / "whole").rglob("*.p*")):
         assert (tmp_path / "tiled" / file.relative_to(tmp_path / "whole")).read_bytes() == file.read_bytes()
 
@@ -189,7 +190,7 @@ def test_predict_shard_large_truncated_photo_is_an_error_row(photos: Path, tmp_p
     (photos / "a" / "2.jpg").write_bytes(content[: len(content) // 2])
     plan = make_plan(photos, tmp_path / "out")
     output_folder.begin(plan)
-    [summary] = do_shards(plan, 0, tile_hw=(16, 16)).values()
+    [summary] = do_shards(plan, 0, tiling=Tiling((16, 16), 0)).values()
     assert (summary.rows, summary.failed) == (3, 1)
     row = pq.read_table(plan.target.location(0)).to_pylist()[1]
     assert "truncated" in row.pop("error")

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pyarrow as pa
 import pytest
 
 from petseg.config.train import TrainConfig
@@ -19,7 +20,10 @@ def prepared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     """Arguments of `train._train`, whose training does nothing and whose report has a bug."""
     config = TrainConfig(storage=str(tmp_path), name="run")
     run = str(tmp_path / "run")
-    setup, pairs = mock.Mock(run=run, config=config), mock.Mock(images="photos", parts={})
+    setup, pairs = (
+        mock.Mock(run=run, config=config),
+        mock.Mock(images="photos", parts={"train": pa.table({"id": ["a"]}), "val": pa.table({"id": ["b"]})}),
+    )
     setup.train.num_rows = setup.val.num_rows = 1
     best = mock.Mock(epoch=1, history=[{"val_loss": 1.0, "val_miou": 0.5}])
     monkeypatch.setattr(train, "_set_up", lambda *_: setup)

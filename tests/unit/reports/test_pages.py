@@ -157,7 +157,14 @@ def test_predict_samples_pairs_are_evenly_spaced(count: int, most: int, monkeypa
 
 def metrics(**changes: Any) -> dict[str, Any]:
     iou = {"pet": 0.7, "background": 0.9, "border": None}
-    scores = {"cross_entropy": 0.5, "pixel_accuracy": 0.8, "miou": 0.8, "boundary_miou": 0.3, "iou": iou}
+    scores = {
+        "size": "network",
+        "cross_entropy": 0.5,
+        "pixel_accuracy": 0.8,
+        "miou": 0.8,
+        "boundary_miou": 0.3,
+        "iou": iou,
+    }
     scores |= {"boundary_iou": iou, "confusion": [[8, 2, 0], [1, 9, 0], [0, 0, 0]], "excluding_class": None}
     where = {"location": "runs/first/checkpoints/epoch-0002", "epoch": 2, "sha256": "c0ffee"}
     whole = {
