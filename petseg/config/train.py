@@ -8,6 +8,8 @@ from petseg.config.base import MasksUpright, Precision, require, require_classes
 Switch = Literal["auto", "on", "off"]
 
 
+Loss = Literal["ce", "ce+dice", "focal"]
+
 RecipeName = Literal["best", "keras", "pretrained"]
 
 
@@ -60,6 +62,9 @@ class TrainConfig:
     class_weights: str = ""
     """Weight of each class in the loss, such as "1,1,3"; or "balanced", which weights rare classes more. Default: all
     pixels have the same weight."""
+
+    loss: Loss = "ce"
+    """Loss: cross-entropy, cross-entropy and Dice in equal parts, or focal."""
 
     image_size: tuple[int, int] = (160, 160)
     """Height and width in pixels to which photos and masks are resized."""

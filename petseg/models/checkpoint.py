@@ -209,8 +209,9 @@ def load_model(checkpoint: Checkpoint) -> Network:
 def fingerprint(checkpoint: Checkpoint, weights: bytes) -> str:
     """Return the SHA-256 of the model's settings (as JSON) and `weights`, which together determine a prediction."""
     # Omit the defaults that older versions did not store: their unfinished predictions can then continue.
-    defaults = ',\n  "network": "unet",\n  "encoder": "",\n  "encoder_library": ""'
-    model = to_json(checkpoint.model).replace(defaults, "")
+    model = to_json(checkpoint.model)
+    for defaults in (',\n  "scale": null', ',\n  "network": "unet",\n  "encoder": "",\n  "encoder_library": ""'):
+        model = model.replace(defaults, "")
     return hashlib.sha256(model.encode() + weights).hexdigest()
 
 

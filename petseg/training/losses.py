@@ -18,12 +18,44 @@ def cross_entropy_sum(logits_nchw: Tensor, target_nhw: Tensor, class_weights: Te
     )
 
 
+def focal_sum(
+    logits_nchw: Tensor, target_nhw: Tensor, class_weights: Tensor | None = None, gamma: float = 2.0
+) -> Tensor:
+    """Return the focal loss (Lin et al., 2017), summed like `cross_entropy_sum`: easy pixels count less.
+
+    Each pixel's cross-entropy is multiplied by (1 - p)^gamma, where p is the probability of its true class.
+    """
+    log_p = -F.cross_entropy(logits_nchw.float(), target_nhw.long(), ignore_index=IGNORE_ID, reduction="none")
+    loss = -log_p * (1 - log_p.exp()) ** gamma
+    return loss.sum() if class_weights is None else (loss * pixel_weights(target_nhw, class_weights)).sum()
+
+
+def dice_loss(logits_nchw: Tensor, target_nhw: Tensor) -> Tensor:
+    """Return 1 - the soft Dice coefficient, averaged over the classes that occur in the batch.
+
+    The Dice coefficient is 2 Σ p·t / (Σ p + Σ t), summed over the pixels that are not ignored.
+    """
+    counted = (target_nhw != IGNORE_ID)[:, None]
+    probabilities = logits_nchw.float().softmax(1) * counted
+    ids = torch.where(counted[:, 0], target_nhw, 0).long()
+    truth = F.one_hot(ids, logits_nchw.shape[1]).permute(0, 3, 1, 2) * counted
+    both, sums = (probabilities * truth).sum((0, 2, 3)), (probabilities + truth).sum((0, 2, 3))
+    occurs = truth.sum((0, 2, 3)) > 0
+    return torch.where(occurs, 1 - 2 * both / sums.clamp(min=1e-6), 0).sum() / occurs.sum().clamp(min=1)
+
+
 def total_weight(target_nhw: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """Return the divisor for `cross_entropy_sum`: the number of pixels that are not ignored, or their total weight."""
     counted = target_nhw != IGNORE_ID
     if class_weights is None:
         return counted.sum().float()
-    return (class_weights[torch.where(counted, target_nhw, 0).long()] * counted).sum()
+    return pixel_weights(target_nhw, class_weights).sum()
+
+
+def pixel_weights(target_nhw: Tensor, class_weights: Tensor) -> Tensor:
+    """Return the weight of each pixel, float32 (N, H, W): that of its class, or 0 if it is ignored."""
+    counted = target_nhw != IGNORE_ID
+    return class_weights[torch.where(counted, target_nhw, 0).long()] * counted
 
 
 def class_weights(text: str, class_pixels: tuple[int, ...]) -> Tensor | None:

@@ -139,11 +139,20 @@ class Trainer:
             with self._no_sync() if index < len(parts) - 1 else contextlib.nullcontext():
                 with precision.autocast(self.dtype, self._device):
                     logits_nchw = self._parallel(part_photos)
-                part_loss = losses.cross_entropy_sum(logits_nchw, part_masks, self._class_weights)
+                part_loss = self._loss(logits_nchw, part_masks)
                 # DDP averages the gradients of the ranks. What is wanted is the mean over the pixels of all ranks.
                 (part_loss * self._world_size / total_weight.clamp(min=1)).backward()
             loss += part_loss.detach()
         return torch.stack([loss, weight])
+
+    def _loss(self, logits_nchw: Tensor, masks: Tensor) -> Tensor:
+        """Return the loss of --loss, summed over the pixels."""
+        if self._config.loss == "focal":
+            return losses.focal_sum(logits_nchw, masks, self._class_weights)
+        cross_entropy = losses.cross_entropy_sum(logits_nchw, masks, self._class_weights)
+        if self._config.loss == "ce":
+            return cross_entropy
+        return cross_entropy + losses.dice_loss(logits_nchw, masks) * losses.total_weight(masks, self._class_weights)
 
     def _is_first_rank(self) -> bool:
         return not dist.is_initialized() or dist.get_rank() == 0

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
@@ -82,13 +83,16 @@ def test_load_pretrained_other_network_leaves_out_its_last_layer(
         checkpoint.load_pretrained(str(tmp_path), CONFIG)
 
 
-def test_find_checkpoint_without_network_name_keeps_its_fingerprint(tmp_path: Path) -> None:
+def test_find_checkpoint_without_later_settings_keeps_its_fingerprint(tmp_path: Path) -> None:
     save(tmp_path, 1.0)
     new = checkpoint.find(str(tmp_path))
     expected = checkpoint.fingerprint(new, b"weights")
     file = Path(new.location) / "config.json"
     settings = json.loads(file.read_text())
-    assert settings.pop("network") == "unet"
+    added = {name: settings.pop(name) for name in ("network", "scale", "encoder", "encoder_library")}
+    assert added == {"network": "unet", "scale": None, "encoder": "", "encoder_library": ""}
+    stored = (json.dumps(settings, indent=2) + "\n").encode()
+    assert hashlib.sha256(stored + b"weights").hexdigest() == expected  # as versions without these settings gave it
     file.write_text(json.dumps(settings))
     old = checkpoint.find(str(tmp_path))
     assert old.model == new.model
