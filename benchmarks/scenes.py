@@ -51,16 +51,24 @@ def main() -> None:
         for title, (flags, epochs) in ways.items():
             repeat = max(1, round(given.epochs * epochs))
             settings = [*flags, "--epochs", str(repeat), *classes, *given.flags.split()]
-            miou, iou, seconds = score(place, title.replace(" ", "-"), settings)
+            miou, iou, by_epoch, seconds = score(place, title.replace(" ", "-"), settings)
             worst = min(iou, key=lambda name: iou[name] or 0)
-            rows.append([title, f"{miou:.3f}", f"{worst} {iou[worst] or 0:.3f}", f"{seconds:.0f}"])
+            kept = [f"{epoch}: {value:.3f}" for epoch, value in by_epoch]
+            rows.append([title, f"{miou:.3f}", f"{worst} {iou[worst] or 0:.3f}", *kept, f"{seconds:.0f}"])
             print(title, f"{miou:.3f}", {name: round(value or 0, 3) for name, value in iou.items()}, flush=True)
         print(f"\n{beside.about()}\n")
-        print(beside.table(["trained on", "mIoU", "lowest IoU", "training, s"], rows))
+        heads = ["", "mIoU", "lowest IoU", "validation: epoch of the lowest loss, its mIoU", "of the highest mIoU"]
+        print(beside.table([*heads, "training, s"], rows))
 
 
-def score(place: Path, name: str, flags: list[str]) -> tuple[float, dict[str, float | None], float]:
-    """Train and evaluate: (mIoU at the photos' size, IoU of each class, seconds of training)."""
+def score(
+    place: Path, name: str, flags: list[str]
+) -> tuple[float, dict[str, float | None], list[tuple[int, float]], float]:
+    """Train and evaluate.
+
+    Returns the mIoU at the photos' size, the IoU of each class, the (epoch, validation mIoU) with the lowest loss and
+    with the highest mIoU, and the seconds of training.
+    """
     petseg = [sys.executable, "-m", "petseg"]
     began = time.perf_counter()
     pairs = ["--images", str(place / "train/images"), "--masks", str(place / "train/masks")]
@@ -71,7 +79,9 @@ def score(place: Path, name: str, flags: list[str]) -> tuple[float, dict[str, fl
     output = place / f"{name}-scores"
     beside.run([*petseg, "evaluate", "--checkpoint", str(place / name), *pairs, "--output", str(output)])
     scores = json.loads((output / "metrics.json").read_text())["original_size"]
-    return scores["miou"], scores["iou"], seconds
+    history = [json.loads(line) for line in (place / name / "metrics.jsonl").read_text().splitlines()]
+    chosen = min(history, key=lambda epoch: epoch["val_loss"]), max(history, key=lambda epoch: epoch["val_miou"])
+    return scores["miou"], scores["iou"], [(epoch["epoch"], epoch["val_miou"]) for epoch in chosen], seconds
 
 
 def draw_set(folder: Path, draw: Callable[[np.random.Generator], Pair], count: int, seed: int) -> None:

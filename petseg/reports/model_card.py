@@ -71,14 +71,13 @@ def render(card: ModelCard) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["cell"] = _cell
-    height, width = card.model.image_size
     training = card.training
+    trained_at, size = _input_size(card.model)
     text = environment.get_template("model_card.md.jinja").render(
         card=card,
         classes=_class_rows(card.model),
-        height=height,
-        width=width,
-        resized=_RESIZED[card.model.resize],
+        trained_at=trained_at,
+        size=size,
         filter=_FILTER[card.model.resize],
         source=training and (training.settings.data or training.settings.images),
         recipe=_recipe_rows(card.model, training.settings) if training else [],
@@ -88,6 +87,16 @@ def render(card: ModelCard) -> str:
         versions=[("Python", platform.python_version()), *card.versions],
     )
     return text.rstrip("\n") + "\n"
+
+
+def _input_size(model: ModelConfig) -> tuple[str, str]:
+    """Return (what the network was trained on, in words; size to resize a photo to, as Python)."""
+    height, width = model.image_size
+    resized = _RESIZED[model.resize]
+    if model.scale is None:
+        return f"at {height} × {width}, with photos {resized}", f"({width}, {height})"
+    words = f"on crops of {height} × {width} of photos {resized}, to {model.scale:g} times their height and width"
+    return words, f"(round(photo.width * {model.scale:g}), round(photo.height * {model.scale:g}))"
 
 
 def _class_rows(model: ModelConfig) -> list[tuple[int, str, str]]:
