@@ -3,6 +3,7 @@
 python benchmarks/scenes.py small      20-pixel objects on 2000 × 1500: whole photos beside crops
 python benchmarks/scenes.py street     a street with thin poles and signs on 960 × 720: whole photos beside crops
 python benchmarks/scenes.py rare       a class of 0.5 % of the pixels on 240 × 180: each loss
+python benchmarks/scenes.py classes    the street on 240 × 180, with eleven classes: each recipe and loss
 
 Each way is a run of `petseg train` on the same pairs, and of `petseg evaluate` on others. All ways of a set train on
 about the same number of pixels.
@@ -224,6 +225,18 @@ SETS: dict[str, tuple[Callable[[np.random.Generator], Pair], tuple[str, ...], di
             "cross-entropy, balanced": (["--batch-size", "4", "--class-weights", "balanced"], 10),
             "cross-entropy and Dice": (["--batch-size", "4", "--loss", "ce+dice"], 10),
             "focal": (["--batch-size", "4", "--loss", "focal"], 10),
+        },
+    ),
+    "classes": (
+        lambda rng: street(rng, 240, 180),
+        STREET,
+        {
+            "best": (["--recipe", "best"], 10),
+            "pretrained": ([], 10),
+            "pretrained, balanced": (["--class-weights", "balanced"], 10),
+            "pretrained, cross-entropy and Dice": (["--loss", "ce+dice"], 10),
+            "pretrained, focal": (["--loss", "focal"], 10),
+            "pretrained at 180 × 240": (["--image-size", "180", "240"], 10),
         },
     ),
     "street": (

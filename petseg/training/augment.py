@@ -26,21 +26,27 @@ SHIFT = 0.1
 COLOUR = 0.3
 """Maximum relative change of brightness, contrast and saturation. Each channel's tint changes by at most a third."""
 
-_DRAWS = 12
+_DRAWS = 13
 
 
-def augment(photos: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def augment(photos: Tensor, masks: Tensor, generator: torch.Generator, warped: float = 1.0) -> tuple[Tensor, Tensor]:
     """Return augmented copies of `photos`, uint8 (n, 3, H, W), and `masks`, uint8 (n, H, W).
+
+    `warped` is the probability that a pair is rotated, zoomed, stretched and shifted. Otherwise it is only mirrored,
+    and keeps its sharp pixels, as those of validation are. Each pair is recoloured.
 
     The returned photos are float32 in 0..255. The returned masks are uint8 and contain no new values.
 
     `generator` must be on the tensors' device. Its state determines all random numbers.
     """
     draws = torch.rand(_DRAWS, len(photos), generator=generator, device=photos.device) * 2 - 1
-    grid = F.affine_grid(_affine(draws), list(photos.shape), align_corners=False)
-    warped = F.grid_sample(photos.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    mirrored = torch.zeros(len(photos), 2, 3, device=photos.device)
+    mirrored[:, 0, 0], mirrored[:, 1, 1] = _flip(draws), 1
+    matrices = torch.where((draws[12] < 2 * warped - 1)[:, None, None], _affine(draws), mirrored)
+    grid = F.affine_grid(matrices, list(photos.shape), align_corners=False)
+    moved = F.grid_sample(photos.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     ids = F.grid_sample(masks[:, None].float(), grid, mode="nearest", padding_mode="reflection", align_corners=False)
-    recoloured = _recolour(warped, draws[6:]).contiguous(memory_format=torch.channels_last)
+    recoloured = _recolour(moved, draws[6:12]).contiguous(memory_format=torch.channels_last)
     return recoloured, ids[:, 0].to(torch.uint8)
 
 
@@ -54,13 +60,18 @@ def _affine(draws: Tensor) -> Tensor:
     stretch = torch.exp(draws[1] * STRETCH / 2)
     scale_x, scale_y = 1 / (zoom * stretch), stretch / zoom
     angle = draws[2] * math.radians(TURN_DEGREES)
-    flip = torch.where(draws[3] < 0, -1.0, 1.0)
+    flip = _flip(draws)
     shift_x, shift_y = (
         draw * (1 - scale).abs().clamp(min=SHIFT) for draw, scale in ((draws[4], scale_x), (draws[5], scale_y))
     )
     cos, sin = angle.cos(), angle.sin()
     rows = [[scale_x * flip * cos, -scale_y * sin, shift_x], [scale_x * flip * sin, scale_y * cos, shift_y]]
     return torch.stack([torch.stack(row, 1) for row in rows], 1)
+
+
+def _flip(draws: Tensor) -> Tensor:
+    """Return -1 for the pairs that are mirrored, and 1 for the others: (n,)."""
+    return torch.where(draws[3] < 0, -1.0, 1.0)
 
 
 def _recolour(photos: Tensor, draws: Tensor) -> Tensor:

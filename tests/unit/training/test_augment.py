@@ -47,6 +47,22 @@ def test_augment_same_generator_same_result() -> None:
     assert 3 <= sum(left_heavy) <= 13  # about half are flipped
 
 
+def test_augment_pairs_that_are_not_warped_are_only_mirrored() -> None:
+    """Photos of one grey keep their brightness up to the recolouring, so that the mask alone shows the geometry."""
+    masks = torch.arange(32 * 48, dtype=torch.int64).reshape(32, 48).remainder(251).to(torch.uint8).repeat(64, 1, 1)
+    photos = masks[:, None].repeat(1, 3, 1, 1).contiguous(memory_format=torch.channels_last)
+    mirror = masks[0].flip(1)
+    _, none = augment(photos, masks, generator(3), warped=0.0)
+    mirrored = [torch.equal(ids, mirror) for ids in none]
+    assert all(torch.equal(ids, mirror if flipped else masks[0]) for ids, flipped in zip(none, mirrored, strict=True))
+    assert 16 < sum(mirrored) < 48
+    _, half = augment(photos, masks, generator(3), warped=0.5)
+    kept = [torch.equal(ids, mirror) or torch.equal(ids, masks[0]) for ids in half]
+    assert 16 < sum(kept) < 48
+    _, all_warped = augment(photos, masks, generator(3))
+    assert not any(torch.equal(ids, mirror) or torch.equal(ids, masks[0]) for ids in all_warped)
+
+
 def test_augment_mask_gets_no_new_value() -> None:
     masks = torch.full((8, 32, 32), 7, dtype=torch.uint8)
     masks[:, 8:24, 8:24] = IGNORE_ID
