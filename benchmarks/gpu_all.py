@@ -32,7 +32,6 @@ import train_gpu
 from PIL import Image
 
 from petseg.config.base import Precision
-from petseg.config.model import ModelConfig
 from petseg.config.train import RecipeName, TrainConfig
 from petseg.data import decode, demo, encode, labels
 from petseg.models import precision
@@ -95,15 +94,9 @@ class Results:
             self.add(section, what, error=f"{type(error).__name__}: {error}", at=traceback.format_exc()[-600:])
 
 
-def model_config(recipe: RecipeName, size: tuple[int, int]) -> ModelConfig:
-    chosen = recipes.RECIPES[recipe]
-    scaling = {"input_scale": chosen.input_scale, "input_offset": chosen.input_offset}
-    return dataclasses.replace(train_gpu.MODEL, image_size=size, **scaling)
-
-
 def trainer_on(device: torch.device, dtype: Precision, scale: Scale, recipe: RecipeName = "keras") -> Trainer:
     settings = TrainConfig(recipe=recipe, batch_size=scale.batches[0], augment="off", use_gpu=device.type == "cuda")
-    return Trainer(recipes.resolve(settings), model_config(recipe, scale.image_size), device, dtype)
+    return Trainer(recipes.resolve(settings), train_gpu.model_config(recipe, scale.image_size), device, dtype)
 
 
 def parity(results: Results, device: torch.device, scale: Scale, folder: Path) -> None:
@@ -120,7 +113,7 @@ def parity(results: Results, device: torch.device, scale: Scale, folder: Path) -
 
     def run(device: torch.device, dtype: Precision, compiled: bool) -> tuple[list[float], torch.Tensor]:
         trainer = trainer_on(device, dtype, scale)
-        network = build(model_config("keras", scale.image_size)).to(device)
+        network = build(train_gpu.model_config("keras", scale.image_size)).to(device)
         network.load_state_dict(weights)
         if compiled:
             trainer.model.compile(backend=scale.backend)
@@ -194,7 +187,7 @@ def step_rates(
 ) -> dict[str, float]:
     settings = TrainConfig(recipe=recipe, batch_size=batch_size, use_gpu=device.type == "cuda")
     dtype = precision.resolve("auto", device)
-    trainer = Trainer(recipes.resolve(settings), model_config(recipe, scale.image_size), device, dtype)
+    trainer = Trainer(recipes.resolve(settings), train_gpu.model_config(recipe, scale.image_size), device, dtype)
     if mode is not None:
         trainer.model.compile(**mode)
     batch = next(shares["resident"].eval_batches(batch_size))

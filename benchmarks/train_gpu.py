@@ -28,9 +28,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from petseg.cluster import connect
 from petseg.config.model import ModelConfig
-from petseg.config.train import TrainConfig
+from petseg.config.train import RecipeName, TrainConfig
 from petseg.data import demo, labels
 from petseg.models import precision
+from petseg.models.encoder_weights import with_encoder
 from petseg.pipelines.decode import Decoded
 from petseg.training import recipes, run_folder
 from petseg.training.rank_data import Batch, RankData
@@ -79,6 +80,14 @@ def main() -> None:
         whole_run(given.pairs, given.epochs, device)
 
 
+def model_config(recipe: RecipeName, size: tuple[int, int]) -> ModelConfig:
+    """Return the settings of the network that a recipe trains."""
+    chosen = recipes.RECIPES[recipe]
+    scaling = {"input_scale": chosen.input_scale, "input_offset": chosen.input_offset}
+    model = dataclasses.replace(MODEL, image_size=size, **scaling)
+    return model if chosen.network == "unet" else with_encoder(model, chosen.network)
+
+
 def random_pairs(count: int, size: tuple[int, int] = SIZE) -> Decoded:
     """Put random pairs into Ray's object store, in blocks of the same size as those of `decode`."""
     generator = np.random.default_rng(0)
@@ -106,9 +115,7 @@ def row(
 ) -> str:
     """Return one row of the table: medians over the rounds, and (lowest to highest)."""
     assert config.batch_size is not None
-    recipe = recipes.RECIPES[config.recipe]
-    model = dataclasses.replace(MODEL, input_scale=recipe.input_scale, input_offset=recipe.input_offset)
-    trainer = Trainer(config, model, device, precision.resolve("auto", device))
+    trainer = Trainer(config, model_config(config.recipe, SIZE), device, precision.resolve("auto", device))
     if compiled and device.type == "cuda":
         trainer.model.compile()
     photos, masks = next(resident.eval_batches(config.batch_size))
