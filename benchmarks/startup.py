@@ -241,10 +241,10 @@ def train_worker(loop_config: dict[str, Any], marks: str) -> None:
 
 def decode_rows(rows: Any, marks: str, **settings: Any) -> Any:
     """Run in a worker instead of `decode_rows` of petseg, with a mark before it."""
-    from petseg.pipelines import decode
+    from petseg.pipelines import pair_rows
 
     mark(marks, "read")
-    return decode.decode_rows(rows, **settings)
+    return pair_rows.decode_rows(rows, **settings)
 
 
 IN_WORKERS = {

@@ -179,6 +179,23 @@ class TrainConfig:
         for flag in ("cpus_per_worker", "max_failures", "clip_norm", "feed_budget_gb", "wait_min"):
             value = getattr(self, flag)
             require(0 <= value < float("inf"), f"--{flag.replace('_', '-')} {value}: give 0 or more")
+        self._require_batches()
+        require(0 <= self.seed < 2**63, f"--seed {self.seed}: give 0 to 2^63 - 1")
+        require(
+            self.learning_rate is None or 0 < self.learning_rate < float("inf"),
+            f"--learning-rate {self.learning_rate}: give a value above 0",
+        )
+        require(
+            self.name == self.name.strip() and not set(self.name) & set("/\\\0") and self.name not in (".", ".."),
+            f"--name {self.name!r}: it names one folder below --storage, so no slashes, '..' or outer spaces",
+        )
+        require(
+            not (self.init_from and self.encoder_weights),
+            "--init-from, --encoder-weights: both give the weights to start from; give one of them",
+        )
+        require(bool(self.name) or not self.resume, "--resume needs --name, the run to continue")
+
+    def _require_batches(self) -> None:
         require(
             len(self.num_workers) in (1, 2) and 1 <= self.min_workers <= self.max_workers,
             f"--num-workers {spaced(self.num_workers)}: give one number, or the minimum and the maximum",
@@ -198,20 +215,6 @@ class TrainConfig:
             f"--image-size {spaced(self.image_size)}, --batch-size {self.batch_size}: at this size batch norm needs 2 "
             "pairs per worker and part of --accumulate; raise one of them",
         )
-        require(0 <= self.seed < 2**63, f"--seed {self.seed}: give 0 to 2^63 - 1")
-        require(
-            self.learning_rate is None or 0 < self.learning_rate < float("inf"),
-            f"--learning-rate {self.learning_rate}: give a value above 0",
-        )
-        require(
-            self.name == self.name.strip() and not set(self.name) & set("/\\\0") and self.name not in (".", ".."),
-            f"--name {self.name!r}: it names one folder below --storage, so no slashes, '..' or outer spaces",
-        )
-        require(
-            not (self.init_from and self.encoder_weights),
-            "--init-from, --encoder-weights: both give the weights to start from; give one of them",
-        )
-        require(bool(self.name) or not self.resume, "--resume needs --name, the run to continue")
 
     def _require_crop(self) -> None:
         require(

@@ -95,7 +95,6 @@ def _train(config: TrainConfig, run: str, pairs: TrainingSet, clock: Clock) -> N
 def _set_up(config: TrainConfig, run: str, pairs: TrainingSet, clock: Clock) -> "WorkerSetup":
     """Join Ray, decode the pairs, and return everything that the workers need."""
     from petseg.cluster import connect, resources
-    from petseg.pipelines.decode import decode, load
     from petseg.training import losses
     from petseg.training.fit import require_workers
     from petseg.training.loop import WorkerSetup
@@ -113,21 +112,7 @@ def _set_up(config: TrainConfig, run: str, pairs: TrainingSet, clock: Clock) -> 
     require_workers(config, cpus)
     resources.require_shared(locations)  # again, because nodes may have joined while waiting
     clock.lap("starting Ray")
-    parts = {"training": pairs.parts["train"], "validation": pairs.parts["val"]}
-    if pairs.dataset is not None:
-        train, val = load(pairs.dataset, parts)
-    else:
-        train, val = decode(
-            parts,
-            pairs.image_size,
-            pairs.classes.label_map,
-            pairs.resize,
-            config.masks_upright,
-            tiling_of(model),
-            config.seed,
-        )
-    if config.crop:
-        _require_crops(config, pairs, train)
+    train, val = _decode(config, model, pairs)
     clock.lap("decoding")
     for name, pixels in zip(pairs.classes.names, train.class_pixels, strict=True):
         if not pixels:
@@ -143,6 +128,20 @@ def _set_up(config: TrainConfig, run: str, pairs: TrainingSet, clock: Clock) -> 
         class_weights=losses.class_weights(config.class_weights, train.class_pixels),
         init_from=weights,
     )
+
+
+def _decode(config: TrainConfig, model: ModelConfig, pairs: TrainingSet) -> "list[Decoded]":
+    """Return the decoded training and validation pairs, or crops of them."""
+    from petseg.pipelines.decode import decode, load
+
+    parts = {"training": pairs.parts["train"], "validation": pairs.parts["val"]}
+    if pairs.dataset is not None:
+        return load(pairs.dataset, parts)
+    size, label_map, tiling = pairs.image_size, pairs.classes.label_map, tiling_of(model)
+    decoded = decode(parts, size, label_map, pairs.resize, config.masks_upright, tiling, config.seed)
+    if tiling is not None:
+        _require_crops(config, pairs, decoded[0])
+    return decoded
 
 
 def _require_crops(config: TrainConfig, pairs: TrainingSet, train: "Decoded") -> None:

@@ -15,7 +15,7 @@ from petseg.data.prepared import Target
 from petseg.data.prepared_writer import Summary
 from petseg.errors import JobError, UnavailableError
 from petseg.pipelines.datasets import WHOLE_BLOCKS, data_context
-from petseg.pipelines.decode import decode_rows
+from petseg.pipelines.pair_rows import decode_rows
 from petseg.pipelines.shards import iter_shards, report_shard
 from petseg.storage import checks, sharded_output
 

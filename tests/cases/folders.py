@@ -27,7 +27,7 @@ from petseg.data.classes import resolve_classes
 from petseg.data.labels import IGNORE_ID
 from petseg.errors import InputError
 from petseg.inference.shard import read_shard
-from petseg.pipelines.decode import decode_rows
+from petseg.pipelines.pair_rows import decode_rows
 
 LIMIT = 10**6
 LOSSY = {"JPEG": 14, "WEBP": 14, "AVIF": 20, "JPEG2000": 14, "MPO": 14}

@@ -14,6 +14,7 @@ from petseg.data.classes import resolve_classes
 from petseg.data.labels import LabelMap
 from petseg.errors import InputError
 from petseg.pipelines import decode
+from petseg.pipelines.pair_rows import decode_rows
 from petseg.storage import sharded_output
 from petseg.training.rank_data import RankData
 
@@ -85,7 +86,7 @@ class TestLoad:
         pairs, label_map = manifest.discover(images, masks), LabelMap.parse("", 3)
         target, done = prepared_writer.make_target(pairs, config, resolve_classes(config, config.masks)), {}
         for shard in range(target.num_shards):
-            decoded = decode.decode_rows(sharded_output.rows_of(pairs, shard, 5), (32, 48), label_map)
+            decoded = decode_rows(sharded_output.rows_of(pairs, shard, 5), (32, 48), label_map)
             done[shard] = prepared_writer.summarise(decoded, target)
             prepared_writer.write_shard(decoded, done[shard], shard, target)
         prepared_writer.finish(target, pairs, done)
@@ -133,7 +134,7 @@ class TestLoad:
         )
         pairs, label_map = manifest.discover(config.images, config.masks), LabelMap.parse("", 3)
         target = prepared_writer.make_target(pairs, config, resolve_classes(config, config.masks))
-        decoded = decode.decode_rows(pairs, (16, 16), label_map)
+        decoded = decode_rows(pairs, (16, 16), label_map)
         summary = prepared_writer.summarise(decoded, target)
         prepared_writer.write_shard(decoded, summary, 0, target)
         found = prepared_writer.finish(target, pairs, {0: summary})

@@ -18,7 +18,7 @@ from petseg.data.classes import resolve_classes
 from petseg.data.labels import LabelMap
 from petseg.data.prepared import Target
 from petseg.errors import UnavailableError
-from petseg.pipelines.decode import decode_rows
+from petseg.pipelines.pair_rows import decode_rows
 from petseg.storage import sharded_output
 
 FLAGS = ("shards", "--images", "images", "--masks", "masks", "--output", "set")

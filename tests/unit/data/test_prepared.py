@@ -22,7 +22,7 @@ from petseg.data.labels import LabelMap
 from petseg.data.pairs import decode_pair
 from petseg.data.prepared import Prepared, Target
 from petseg.errors import InputError
-from petseg.pipelines.decode import decode_rows
+from petseg.pipelines.pair_rows import decode_rows
 from petseg.storage import sharded_output
 
 SIZE = (16, 24)
