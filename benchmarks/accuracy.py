@@ -61,7 +61,7 @@ def main() -> None:
         rows.append([way.title, *_cells(found)])
         print(beside.line(rows[-1]), flush=True)
     heads = ["", "epochs", "best epoch", "cross-entropy", "accuracy", "mIoU", "pet", "background", "border"]
-    heads += ["pet with border", "at the photos' size: mIoU", "boundary mIoU", "training, images/s"]
+    heads += ["pet with border", "at the photos' size: mIoU", "boundary mIoU"]
     print(f"\n{beside.about()}\n\n{beside.table(heads, rows)}")
 
 
@@ -85,11 +85,11 @@ def _cells(found: dict[str, Any]) -> list[str]:
     both = confusion.sum() - confusion[background].sum() - confusion[:, background].sum()
     both += confusion[background, background]
     pet_with_border = both / (confusion.sum() - confusion[background, background])
-    original, speeds = found["original_size"], [epoch["train_images_per_s"] for epoch in found["history"]]
+    original = found["original_size"]
     scores = [found["cross_entropy"], found["pixel_accuracy"], found["miou"], *found["iou"].values(), pet_with_border]
     scores += [original["miou"], original["boundary_miou"]]
-    epochs = [str(len(speeds)), str(found["checkpoint"]["epoch"])]
-    return [*epochs, *(f"{value:.3f}" for value in scores), f"{np.median(speeds):.0f}"]
+    epochs = [str(len(found["history"])), str(found["checkpoint"]["epoch"])]
+    return [*epochs, *(f"{value:.3f}" for value in scores)]
 
 
 def _link(folder: Path, pairs: list[dict[str, str]]) -> tuple[Path, Path]:
