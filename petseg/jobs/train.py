@@ -147,13 +147,13 @@ def _decode(config: TrainConfig, model: ModelConfig, pairs: TrainingSet) -> "lis
 def _require_crops(config: TrainConfig, pairs: TrainingSet, train: "Decoded") -> None:
     """Raise `InputError` if no photo is larger than a crop, or if the crops do not fill a batch."""
     assert config.batch_size is not None
-    flags = f"--crop {spaced(config.crop)} --scale {config.scale:g}"
+    size = f"{spaced(config.crop)} --scale {config.scale:g}"
     if train.num_rows == pairs.parts["train"].num_rows:
-        raise InputError(f"{flags}: no training photo is larger than a crop; lower --crop, or leave it out")
+        raise InputError(f"--crop {size}: no training photo is larger than a crop; lower --crop, or leave it out")
     if train.num_rows < config.batch_size:
         raise InputError(
-            f"{flags}: {train.num_rows} crops do not fill one batch of {config.batch_size}; add pairs, or lower --crop "
-            "or --batch-size"
+            f"--crop {size}: {train.num_rows} crops do not fill one batch of {config.batch_size}; add pairs, or lower "
+            "--crop or --batch-size"
         )
 
 

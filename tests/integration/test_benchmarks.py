@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import accuracy
 import beside
 import picture
 import pytest
@@ -66,7 +67,21 @@ def test_ratio_compares_the_same_round() -> None:
 
 
 def test_picture_equals_the_figures_in_the_results() -> None:
-    assert picture.PICTURE.read_text() == picture.draw(picture.RESULTS.read_text()), "run benchmarks/picture.py"
+    results = picture.RESULTS.read_text()
+    assert picture.PICTURE.read_text() == picture.draw(results), "run benchmarks/picture.py"
+    assert picture.CURVE.read_text() == picture.draw_curve(results), "run benchmarks/picture.py"
+
+
+def test_pet_with_border_counts_both_as_one_class() -> None:
+    # 16 of the 20 pixels of pet or border are found, and 4 pixels of background are taken for one of them.
+    confusion = [[5, 2, 1], [1, 20, 3], [4, 2, 6]]
+    found = {
+        **{"cross_entropy": 0.5, "pixel_accuracy": 0.6, "miou": 0.7},
+        **{"iou": {"pet": 0.1, "background": 0.2, "border": 0.3}, "confusion": confusion, "history": [{}, {}]},
+        **{"original_size": {"miou": 0.4, "boundary_miou": 0.3}, "checkpoint": {"epoch": 1}},
+    }
+    cells = accuracy._cells(found)
+    assert cells == ["2", "1", "0.500", "0.600", "0.700", "0.100", "0.200", "0.300", f"{16 / 24:.3f}", "0.400", "0.300"]
 
 
 def test_value_is_found_by_section_row_and_column() -> None:
@@ -86,6 +101,8 @@ def test_value_is_found_by_section_row_and_column() -> None:
     [
         "growth.py --counts 16 32 --shard-size 8 --shard-photos 16 --pairs 64 --epochs 2 --steps 1 --rounds 1",
         "ingest.py --pairs 16 --epochs 2 --rounds 1",
+        "networks.py --size 32 32 --steps 1 --rounds 1",
+        "scenes.py rare --train 8 --test 2 --epochs 0",
         "limits.py --count 600 --pairs 96 --rounds 1",
         "predict_memory.py --counts 20 --names 1000",
         "startup.py --rounds 1",

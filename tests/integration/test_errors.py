@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoints import CONFIG
 from conftest import ROOT, make_plan
 from PIL import Image
 
@@ -19,7 +20,8 @@ from petseg.data import decode, manifest, orientation
 from petseg.data.labels import LabelMap
 from petseg.data.pairs import decode_pair
 from petseg.inference import output_folder
-from petseg.models import checkpoint
+from petseg.models import checkpoint, encoder_weights
+from petseg.models.encoder_unet import EncoderUNet
 from petseg.storage import checks
 from petseg.training import run_folder
 
@@ -28,6 +30,7 @@ CATALOGUE = re.findall(r"^\| `(\S.*? .*?)` \| ", (ROOT / "docs" / "errors.md").r
 ELSEWHERE = {
     "unknown command …": "cli/__init__",
     "out of memory": "cli/__init__",
+    "--crop …: no training photo": "jobs/train",
     "note: out of memory": "cluster/connect",
     "no Ray answers at …": "cluster/connect",
     "RAY_ADDRESS …": "cluster/connect",
@@ -125,6 +128,11 @@ def no_checkpoint_yet(folder: Path) -> None:
     checkpoint.find(str(folder))
 
 
+def other_encoder(_: Path) -> None:
+    weights = encoder_weights._installed_file()
+    encoder_weights.load_encoder_weights(encoder_weights.with_encoder(CONFIG, "resnet18"), weights)
+
+
 SITUATIONS: dict[str, Callable[[Path], object]] = {
     "a flag that is none": flags(TrainConfig, "--imags photos"),
     "flags left out": flags(PredictConfig, "--output o"),
@@ -164,6 +172,8 @@ SITUATIONS: dict[str, Callable[[Path], object]] = {
     "a full disk in training": full_disk_in_training,
     "no checkpoint": lambda folder: checkpoint.find(str(folder / "nowhere")),
     "no checkpoint yet": no_checkpoint_yet,
+    "an encoder that timm does not know": lambda _: EncoderUNet(2, "resnet999", input_scale=1.0, input_offset=0.0),
+    "weights of another encoder": other_encoder,
     "a broken checkpoint": lambda folder: checkpoint.from_bytes(b"broken", f"{folder}/model.pt"),
 }
 
