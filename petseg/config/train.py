@@ -91,8 +91,8 @@ class TrainConfig:
     """Number of passes over the training pairs."""
 
     batch_size: int | None = None
-    """Pairs per step over all workers, divided equally among them (rounded down while --num-workers is a range).
-    Default: 32 for keras, else 8."""
+    """Pairs (or crops) per step over all workers, divided equally among them (rounded down while --num-workers is a
+    range). Default: 32 for keras, else 8."""
 
     accumulate: int = 1
     """Gradient accumulation: split each worker's batch into this many parts, for batches that do not fit its device."""
@@ -124,7 +124,7 @@ class TrainConfig:
     """Compile the network with torch.compile. auto: on when training on a GPU."""
 
     seed: int = 1337
-    """Random seed of the split, the initial weights, the order of the pairs and the augmentation."""
+    """Random seed of the split, the initial weights, the order of the pairs, their crops and the augmentation."""
 
     num_workers: tuple[int, ...] = (1,)
     """Number of training processes (DDP): gloo on CPUs, nccl on GPUs. Two numbers: the minimum and the maximum, on a
@@ -209,11 +209,11 @@ class TrainConfig:
             f"--batch-size {self.batch_size}: it is divided equally among --num-workers {self.max_workers}, "
             "so give a multiple of that",
         )
-        parts = self.max_workers * self.accumulate
+        parts, size = self.max_workers * self.accumulate, self.crop_hw or self.image_size
         require(
-            max(self.image_size) > 16 or self.batch_size is None or self.batch_size // parts >= 2,
-            f"--image-size {spaced(self.image_size)}, --batch-size {self.batch_size}: at this size batch norm needs 2 "
-            "pairs per worker and part of --accumulate; raise one of them",
+            max(size) > 16 or self.batch_size is None or self.batch_size // parts >= 2,
+            f"--{'crop' if self.crop else 'image-size'} {spaced(size)}, --batch-size {self.batch_size}: at this size "
+            "batch norm needs 2 pairs per worker and part of --accumulate; raise one of them",
         )
 
     def _require_crop(self) -> None:
@@ -221,8 +221,12 @@ class TrainConfig:
             len(self.crop) <= 2 and min(self.crop, default=16) >= 16,
             f"--crop {spaced(self.crop)}: give one number or two, height and width, of at least 16",
         )
-        require(0.01 <= self.scale <= 8, f"--scale {self.scale:g}: give 0.01 to 8")
+        require(0.05 <= self.scale <= 8, f"--scale {self.scale:g}: give 0.05 to 8")
         require(bool(self.crop) or self.scale == 1, "--scale needs --crop, the size of the crops")
+        require(
+            not self.crop or self.recipe != "keras",
+            "--crop, --recipe keras: this recipe trains on whole photos; leave --crop out, or give another recipe",
+        )
         require(
             not self.crop or self.data is None,
             "--crop, --data: a prepared set has whole photos, already resized; give --images and --masks",

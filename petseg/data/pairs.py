@@ -33,7 +33,7 @@ class Pair:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Those of `notes.notes_of` on the photo."""
+        """Result of `notes.notes_of` for the photo."""
         return self.photo.notes
 
     def truth_ids(self) -> np.ndarray:
@@ -46,13 +46,13 @@ class WholePair:
     """A photo and its mask, decoded at their own size and upright."""
 
     picture: Image.Image
-    """RGB."""
+    """The photo, in RGB."""
     class_ids: np.ndarray
-    """The mask: uint8 (H, W)."""
+    """The mask's class ids: uint8 (H, W)."""
     drawn: Drawn | None
     """Result of `drawn` for the photo and the mask."""
     notes: tuple[str, ...]
-    """Those of `notes.notes_of` on the photo."""
+    """Result of `notes.notes_of` for the photo."""
 
     @property
     def num_pixels(self) -> int:

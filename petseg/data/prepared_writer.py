@@ -98,7 +98,7 @@ def find_done(target: Target) -> dict[int, Summary]:
 
 
 def summarise(decoded: pa.Table, target: Target) -> Summary:
-    """Summarise the decoded pairs of a shard, as `pipelines.decode.decode_rows` returns them."""
+    """Summarise the decoded pairs of a shard, as `pipelines.pair_rows.decode_rows` returns them."""
     bad = decoded.filter(~pc.field("error").is_null())
     masks = decoded["mask"].drop_null()
     class_ids = decode.from_column(masks, (masks.type.byte_width,))

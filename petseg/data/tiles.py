@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ class Tiling:
     """Minimum overlap of neighbouring tiles, in pixels of the photo."""
 
     keeps_scale: bool = False
-    """True: a photo smaller than a tile is extended by its mirror image. False: it is enlarged, as a whole."""
+    """If True, a photo smaller than a tile is extended by its mirror image. If False, it is resized as a whole."""
 
     def cuts(self, height: int, width: int) -> bool:
         """Return True if a photo of this size is cut into tiles, instead of being resized as a whole."""
@@ -41,7 +42,7 @@ def tiling_of(model: ModelConfig, tile: tuple[int, ...] = (), overlap: int | Non
         tile_hw = tile[0], tile[-1]
     elif model.scale is not None:
         height, width = model.image_size
-        tile_hw = max(1, round(height / model.scale)), max(1, round(width / model.scale))
+        tile_hw = round(height / model.scale), round(width / model.scale)
     else:
         return None
     return Tiling(tile_hw, min(tile_hw) // 4 if overlap is None else overlap, keeps_scale=not tile)
@@ -55,7 +56,7 @@ class Tile:
     """RGB: uint8 (H, W, 3)."""
 
     class_ids: np.ndarray
-    """Class ids: uint8 (H, W). Pixels outside the photo are ignored."""
+    """Class ids: uint8 (H, W). Pixels outside the photo, and those that another tile scores, are ignored."""
 
 
 def starts(length: int, tile: int, overlap: int) -> list[int]:
@@ -79,25 +80,25 @@ def cut(
     """
     height, width = min(tile_hw[0], picture.height - top), min(tile_hw[1], picture.width - left)
     part = decode.crop(picture, top, left, height, width)
-    if (height, width) != tile_hw:
-        missing = ((0, tile_hw[0] - height), (0, tile_hw[1] - width), (0, 0))
-        part = Image.fromarray(np.pad(np.asarray(part), missing, "symmetric"))
-    return decode.resized(part, size_hw, resize)
+    # Resize first: at a small scale, a tile may be far larger than the photo.
+    rows, columns = max(1, round(height * size_hw[0] / tile_hw[0])), max(1, round(width * size_hw[1] / tile_hw[1]))
+    pixels = decode.resized(part, (rows, columns), resize)
+    return np.pad(pixels, ((0, size_hw[0] - rows), (0, size_hw[1] - columns), (0, 0)), "symmetric")
 
 
 def validation_tiles(
     picture: Image.Image, class_ids: np.ndarray, tiling: Tiling, size_hw: tuple[int, int], resize: Resize = "antialias"
-) -> list[Tile]:
-    """Return the tiles that a prediction would use. Where tiles overlap, each pixel is ignored in all but one of them.
+) -> Iterator[Tile]:
+    """Yield the tiles that a prediction would use. Where tiles overlap, each pixel is ignored in all but one of them.
 
     `class_ids` is uint8 (H, W) at the photo's size.
     """
-    tops, lefts = (_with_own_part(*side, tiling.overlap) for side in zip(class_ids.shape, tiling.tile_hw, strict=True))
-    tiles = []
+    tops, lefts = (
+        _with_scored_part(*side, tiling.overlap) for side in zip(class_ids.shape, tiling.tile_hw, strict=True)
+    )
     for (top, rows), (left, columns) in itertools.product(tops, lefts):
         pixels = cut(picture, top, left, tiling.tile_hw, size_hw, resize)
-        tiles.append(Tile(pixels, _cut_mask(class_ids, top, left, rows, columns, tiling.tile_hw, size_hw)))
-    return tiles
+        yield Tile(pixels, _cut_mask(class_ids, top, left, rows, columns, tiling.tile_hw, size_hw))
 
 
 def training_tiles(
@@ -108,32 +109,38 @@ def training_tiles(
     resize: Resize = "antialias",
     *,
     seed: tuple[int, ...],
-) -> list[Tile]:
-    """Return random tiles with together about as many pixels as the photo. `seed` determines where they are.
+) -> Iterator[Tile]:
+    """Yield random tiles, as many as cover the photo. `seed` determines where they are.
 
     Every second one contains a random pixel of a random class of the photo, so that rare classes are seen often.
     `class_ids` is uint8 (H, W) at the photo's size.
     """
     (height, width), (tile_h, tile_w) = class_ids.shape, tiling.tile_hw
     generator = np.random.default_rng(seed)
-    flat = class_ids.ravel()
-    pixels_of = [np.flatnonzero(flat == class_id) for class_id in np.unique(flat) if class_id != IGNORE_ID]
-    tiles = []
+    classes = [class_id for class_id in np.unique(class_ids).tolist() if class_id != IGNORE_ID]
     for number in range(len(starts(height, tile_h, 0)) * len(starts(width, tile_w, 0))):
         last_top, last_left = max(0, height - tile_h), max(0, width - tile_w)
         top, left = int(generator.integers(last_top + 1)), int(generator.integers(last_left + 1))
-        if number % 2 and pixels_of:
-            pixel = int(generator.choice(pixels_of[generator.integers(len(pixels_of))]))
-            top = min(last_top, max(0, pixel // width - int(generator.integers(tile_h))))
-            left = min(last_left, max(0, pixel % width - int(generator.integers(tile_w))))
+        if number % 2 and classes:
+            row, column = _random_pixel(class_ids == classes[generator.integers(len(classes))], generator)
+            top = min(last_top, max(0, row - int(generator.integers(tile_h))))
+            left = min(last_left, max(0, column - int(generator.integers(tile_w))))
         rows, columns = slice(top, min(top + tile_h, height)), slice(left, min(left + tile_w, width))
         pixels = cut(picture, top, left, tiling.tile_hw, size_hw, resize)
-        tiles.append(Tile(pixels, _cut_mask(class_ids, top, left, rows, columns, tiling.tile_hw, size_hw)))
-    return tiles
+        yield Tile(pixels, _cut_mask(class_ids, top, left, rows, columns, tiling.tile_hw, size_hw))
 
 
-def _with_own_part(length: int, tile: int, overlap: int) -> list[tuple[int, slice]]:
-    """Return (start, own part) of each tile along a side. The own parts cover the side once."""
+def _random_pixel(chosen: np.ndarray, generator: np.random.Generator) -> tuple[int, int]:
+    """Return (row, column) of a random pixel of those that are True in `chosen`, bool (H, W)."""
+    ends = np.count_nonzero(chosen, axis=1).cumsum()
+    number = int(generator.integers(ends[-1]))
+    row = int(np.searchsorted(ends, number, side="right"))
+    columns = np.flatnonzero(chosen[row])
+    return row, int(columns[number - ends[row]])
+
+
+def _with_scored_part(length: int, tile: int, overlap: int) -> list[tuple[int, slice]]:
+    """Return (start, scored rows or columns) of each tile along a side. These cover the side once."""
     begins = starts(length, tile, overlap)
     middles = [(start + tile + following) // 2 for start, following in itertools.pairwise(begins)]
     parts = itertools.starmap(slice, itertools.pairwise([0, *middles, length]))

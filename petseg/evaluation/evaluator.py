@@ -45,7 +45,7 @@ ROWS = pa.schema(
         ("error", pa.string()),
     ]
 )
-"""Schema of the per-pair table. Height and width are the upright photo's own; scores are at the network's size."""
+"""Schema of the table of pairs: the upright photo's own height and width, and the scores of the first view."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,12 @@ class Evaluator:
         return self._each(pairs, self._draw)
 
     def _each(self, pairs: pa.Table, finish: Callable[[_Predicted], T]) -> Iterator[T]:
+        contents = manifest.read_pairs(pairs, decode.max_bytes(self._max_pixels))
         ahead = 2 * self._threads
         with ThreadPoolExecutor(self._threads) as pool:
-            contents = manifest.read_pairs(pairs, decode.max_bytes(self._max_pixels))
+            if self._predictor.tiling is not None:  # one whole photo at a time: its tiles keep all threads busy
+                yield from map(finish, self._predict_tiled(map_ahead(pool, self._decode, contents, 1)))
+                return
             decoded = map_ahead(pool, self._decode, contents, ahead)
             yield from map_ahead(pool, finish, self._predict(decoded), ahead)
 
@@ -138,10 +141,12 @@ class Evaluator:
         for group in _groups(pairs):
             predictions = self._predictor([pair.decoded.photo for pair in group if isinstance(pair.decoded, Pair)])
             for pair in group:
-                if isinstance(pair.decoded, WholePair):
-                    yield pair, self._predictor.tiled(pair.decoded.picture)
-                else:
-                    yield pair, None if pair.decoded is None else next(predictions)
+                yield pair, None if pair.decoded is None else next(predictions)
+
+    def _predict_tiled(self, pairs: Iterable[_Pair]) -> Iterator[_Predicted]:
+        for pair in pairs:
+            whole = pair.decoded
+            yield pair, self._predictor.tiled(whole.picture) if isinstance(whole, WholePair) else None
 
     def _score(self, predicted: _Predicted) -> Result:
         pair, prediction = predicted
@@ -153,8 +158,7 @@ class Evaluator:
             if of_size:
                 truth = pair.decoded.truth_ids() if at_original_size else pair.decoded.class_ids
                 strips = prediction.strips() if at_original_size else _small_strips(prediction)
-                found = scores.count(strips, truth, [view.classes for view in of_size])
-                counts |= zip(of_size, found, strict=True)
+                counts |= zip(of_size, scores.count(strips, truth, [view.classes for view in of_size]), strict=True)
         pair_scores = scores.scores(counts[self._views[0]], self._model.class_names)
         row = {"id": pair.row["id"], "height": prediction.height, "width": prediction.width, "error": None}
         row |= {name: pair_scores[name] for name in ("cross_entropy", "pixel_accuracy", "miou", "boundary_miou")}

@@ -45,8 +45,8 @@ class Counts:
 def views(class_names: tuple[str, ...], exclude_class: str = "", *, tiled: bool = False) -> list[View]:
     """Return the views to score: first all classes at the network's size, then the other views.
 
-    `exclude_class` is the name of a class without which both sizes are scored once more; "" for none. With `tiled`,
-    there is only the original size.
+    `exclude_class` is the name of a class without which both sizes are scored once more; "" if no class is excluded.
+    With `tiled`, there is only the original size.
     """
     all_classes = tuple(range(len(class_names)))
     others = tuple(i for i in all_classes if class_names[i] != exclude_class)
@@ -86,7 +86,8 @@ class _Counting:
     def add(self, top: int, strip: Tensor) -> None:
         """Count a strip of probabilities, float32 (C, rows, W), whose first row is `top`."""
         rows = slice(top, top + strip.shape[1])
-        strip = strip[self._classes]
+        if len(self._classes) < len(strip):
+            strip = strip[self._classes]
         self._predicted[rows] = most_probable(strip)[1]
         self._confusion += metrics.confusion_matrix(self._predicted[rows], self._target[rows], len(self._classes))
         self._cross_entropy += metrics.cross_entropy_sum(strip, self._target[rows])
@@ -133,5 +134,7 @@ def summarise(totals: dict[View, Counts], class_names: tuple[str, ...]) -> dict[
         )
         return whole | {"excluding_class": excluding[0] if excluding else None}
 
-    tiled = all(view.at_original_size for view in totals)
-    return {"size": "original" if tiled else "network"} | at(tiled) | {"original_size": at(True)}
+    original = at(True)
+    if all(view.at_original_size for view in totals):
+        return {"size": "original"} | original | {"original_size": original}
+    return {"size": "network"} | at(False) | {"original_size": original}

@@ -96,6 +96,8 @@ def _plan(config: PredictConfig, model: ModelConfig, photos: pa.Table, output: s
         "tile": tiling and list(tiling.tile_hw),
         "tile_overlap": tiling.overlap if tiling else 0,
     }
+    if tiling is not None and tiling.keeps_scale:
+        settings["keeps_scale"] = True  # only then, so that plans of earlier versions stay as they are
     return make_plan(photos, output, shard_size=config.shard_size, outputs=outputs, settings=settings)
 
 

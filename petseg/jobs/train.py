@@ -117,7 +117,8 @@ def _set_up(config: TrainConfig, run: str, pairs: TrainingSet, clock: Clock) -> 
     for name, pixels in zip(pairs.classes.names, train.class_pixels, strict=True):
         if not pixels:
             label_map = pairs.classes.label_map
-            print(f"warning: no training mask contains {name}; check --label-map (now {label_map})")
+            remedy = "" if config.crop else f"; check --label-map (now {label_map})"
+            print(f"warning: no training {'crop' if config.crop else 'mask'} contains {name}{remedy}")
     return WorkerSetup(
         config=config,
         model=model,
@@ -149,7 +150,11 @@ def _require_crops(config: TrainConfig, pairs: TrainingSet, train: "Decoded") ->
     assert config.batch_size is not None
     size = f"{spaced(config.crop)} --scale {config.scale:g}"
     if train.num_rows == pairs.parts["train"].num_rows:
-        raise InputError(f"--crop {size}: no training photo is larger than a crop; lower --crop, or leave it out")
+        covered = " × ".join(str(round(side / config.scale)) for side in pairs.image_size)
+        raise InputError(
+            f"--crop {size}: a crop covers {covered} pixels of a photo, and no training photo is larger; lower --crop, "
+            "raise --scale, or give --image-size to train on whole photos"
+        )
     if train.num_rows < config.batch_size:
         raise InputError(
             f"--crop {size}: {train.num_rows} crops do not fill one batch of {config.batch_size}; add pairs, or lower "
@@ -244,7 +249,7 @@ def _write_report(setup: "WorkerSetup", pairs: TrainingSet, clock: Clock, *, wit
             history=run_folder.read_metrics(location),
             samples=sheets,
             confusion=confusion,
-            confusion_pairs=num_pairs,
+            confusion_of=f"{num_pairs} validation {'crops' if setup.config.crop else 'pairs'}",
             seconds=clock.laps,
             commands=[_predict_command(location, pairs)],
         )

@@ -37,7 +37,10 @@ Changing it changes the order of the training data.
 
 @dataclass(frozen=True)
 class Decoded:
-    """Decoded pairs in Ray's object store, in the manifest's order. This object is small, so workers can receive it."""
+    """Decoded pairs, or crops of them, in Ray's object store, in the manifest's order.
+
+    This object is small, so workers can receive it.
+    """
 
     blocks: list[Any]
     """Object references of Arrow tables. Their columns include `image` and `mask`, as raw bytes of fixed size."""
@@ -49,7 +52,7 @@ class Decoded:
 
     @property
     def num_rows(self) -> int:
-        """Return the number of pairs in all blocks."""
+        """Number of pairs, or crops, in all blocks."""
         return sum(self.block_rows)
 
 
@@ -200,7 +203,7 @@ def _collect(
 
 
 def row_bytes(image_size: tuple[int, int]) -> int:
-    """Return the bytes of a decoded pair: RGB and a class id for each pixel."""
+    """Return the bytes of a row: RGB and a class id for each pixel of a pair, or of a crop."""
     return image_size[0] * image_size[1] * 4
 
 
@@ -214,7 +217,10 @@ def _count_block(block: pa.Table) -> _BlockCounts:
         raise UnavailableError(reason)
     masks = block["mask"].drop_null()
     class_ids = from_column(masks, (masks.type.byte_width,))
-    errors, class_pixels = block["error"].drop_null().to_pylist(), np.bincount(class_ids.ravel(), minlength=256)
+    errors = block["error"].drop_null().to_pylist()
+    class_pixels = np.zeros(256, np.int64)
+    for of_row in class_ids:  # one at a time, because bincount makes 8 bytes of each
+        class_pixels += np.bincount(of_row.ravel(), minlength=256)
     if "drawn" not in block.column_names:  # a prepared set
         return _BlockCounts(block.num_rows, errors, class_pixels, Counter(), "", {})
     ids, drawn = block["id"].to_pylist(), block["drawn"].to_pylist()

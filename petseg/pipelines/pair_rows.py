@@ -72,18 +72,18 @@ def _decode_pair(
         if tiling is None:
             decoded = decode_pair(photo, mask, image_size, label_map, MAX_PIXELS, resize, masks_upright)
             size_hw, notes = (decoded.photo.height, decoded.photo.width), decoded.photo.notes
-            found = [Tile(decoded.photo.pixels, decoded.class_ids)]
+            pair_tiles = iter([Tile(decoded.photo.pixels, decoded.class_ids)])
         else:
             decoded = decode_whole_pair(photo, mask, label_map, MAX_PIXELS, masks_upright)
             size_hw, notes = decoded.class_ids.shape, decoded.notes
-            cut = (decoded.picture, decoded.class_ids, tiling, image_size, resize)
+            whole = (decoded.picture, decoded.class_ids, tiling, image_size, resize)
             seeds = (seed, *row["id"].encode())
-            found = tiles.training_tiles(*cut, seed=seeds) if row["random"] else tiles.validation_tiles(*cut)
+            pair_tiles = tiles.training_tiles(*whole, seed=seeds) if row["random"] else tiles.validation_tiles(*whole)
     except UnclearMaskError:
         return [{"id": row["id"], "drawn": "unclear"}]
     except DecodeError as error:
         return [{"id": row["id"], "error": f"{row['mask' if error.in_mask else 'image']}: {error}"}]
     common: dict[str, object] = {"id": row["id"], "height": size_hw[0], "width": size_hw[1]}
-    rows = [common | {"image": tile.pixels.tobytes(), "mask": tile.class_ids.tobytes()} for tile in found]
-    rows[0] |= {"drawn": decoded.drawn, "notes": list(notes)}  # they count pairs, not tiles
+    rows = [common | {"image": tile.pixels.tobytes(), "mask": tile.class_ids.tobytes()} for tile in pair_tiles]
+    rows[0] |= {"drawn": decoded.drawn, "notes": list(notes)}  # once per pair, because the driver counts pairs
     return rows

@@ -96,7 +96,7 @@ def _input_size(model: ModelConfig) -> tuple[str, str]:
     if model.scale is None:
         return f"at {height} × {width}, with photos {resized}", f"({width}, {height})"
     words = f"on crops of {height} × {width} of photos {resized}, to {model.scale:g} times their height and width"
-    return words, f"(round(photo.width * {model.scale:g}), round(photo.height * {model.scale:g}))"
+    return words, f"(max(1, round(photo.width * {model.scale:g})), max(1, round(photo.height * {model.scale:g})))"
 
 
 def _class_rows(model: ModelConfig) -> list[tuple[int, str, str]]:

@@ -25,8 +25,8 @@ class TrainingReport:
     """Samples by the title of their sheet, as `sections.sample_sheet` takes them."""
     confusion: Sequence[Sequence[int]] | None
     """Pixels by true and predicted class over some validation pairs; None if they were not predicted."""
-    confusion_pairs: int
-    """Number of validation pairs counted in `confusion`."""
+    confusion_of: str
+    """What `confusion` counts, such as "48 validation pairs"."""
     seconds: Mapping[str, float]
     """Seconds of each phase of this start of the job."""
     commands: Sequence[str]
@@ -95,8 +95,7 @@ def _class_iou_curves(report: TrainingReport) -> Curves | None:
 def _confusion_matrix(report: TrainingReport) -> Confusion | None:
     if report.confusion is None:
         return None
-    pairs = f"{report.confusion_pairs} validation pairs"
-    return sections.confusion_matrix(list(report.best["val_iou"]), report.confusion, pairs)
+    return sections.confusion_matrix(list(report.best["val_iou"]), report.confusion, report.confusion_of)
 
 
 def _throughput_curve(report: TrainingReport) -> Curves:

@@ -1,8 +1,8 @@
 """Augment pairs at random, photo and mask together, on any device. Tensors in, tensors out.
 
-Each pair is flipped, rotated, zoomed, stretched, shifted and recoloured with its own random numbers, drawn uniformly
-from the ranges below. The area outside a photo is filled with its mirror image, and the mask's area likewise, so that
-every pixel keeps its true class.
+Each pair is flipped and recoloured, and all or some are rotated, zoomed, stretched and shifted, with random numbers of
+their own, drawn uniformly from the ranges below. The area outside a photo is filled with its mirror image, and the
+mask's area likewise, so that every pixel keeps its true class.
 """
 
 import math
@@ -29,11 +29,13 @@ COLOUR = 0.3
 _DRAWS = 13
 
 
-def augment(photos: Tensor, masks: Tensor, generator: torch.Generator, warped: float = 1.0) -> tuple[Tensor, Tensor]:
+def augment(
+    photos: Tensor, masks: Tensor, generator: torch.Generator, warp_fraction: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Return augmented copies of `photos`, uint8 (n, 3, H, W), and `masks`, uint8 (n, H, W).
 
-    `warped` is the probability that a pair is rotated, zoomed, stretched and shifted. Otherwise it is only mirrored,
-    and keeps its sharp pixels, as those of validation are. Each pair is recoloured.
+    `warp_fraction` is the probability that a pair is rotated, zoomed, stretched and shifted. Otherwise it is only
+    mirrored, and keeps its sharp pixels, as those of validation are. Each pair is recoloured.
 
     The returned photos are float32 in 0..255. The returned masks are uint8 and contain no new values.
 
@@ -42,11 +44,11 @@ def augment(photos: Tensor, masks: Tensor, generator: torch.Generator, warped: f
     draws = torch.rand(_DRAWS, len(photos), generator=generator, device=photos.device) * 2 - 1
     mirrored = torch.zeros(len(photos), 2, 3, device=photos.device)
     mirrored[:, 0, 0], mirrored[:, 1, 1] = _flip(draws), 1
-    matrices = torch.where((draws[12] < 2 * warped - 1)[:, None, None], _affine(draws), mirrored)
+    matrices = torch.where((draws[12] < 2 * warp_fraction - 1)[:, None, None], _affine(draws), mirrored)
     grid = F.affine_grid(matrices, list(photos.shape), align_corners=False)
-    moved = F.grid_sample(photos.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    sampled = F.grid_sample(photos.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     ids = F.grid_sample(masks[:, None].float(), grid, mode="nearest", padding_mode="reflection", align_corners=False)
-    recoloured = _recolour(moved, draws[6:12]).contiguous(memory_format=torch.channels_last)
+    recoloured = _recolour(sampled, draws[6:12]).contiguous(memory_format=torch.channels_last)
     return recoloured, ids[:, 0].to(torch.uint8)
 
 

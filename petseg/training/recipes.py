@@ -17,7 +17,7 @@ class Recipe:
     batch_size: int
     learning_rate: float
     augment: bool
-    warped: float = 1.0
+    warp_fraction: float = 1.0
     """Fraction of the pairs that augmentation rotates, zooms, stretches and shifts. The others are only mirrored."""
     val_count: int | None = None
     resize: Resize = "antialias"
@@ -59,7 +59,7 @@ RECIPES: dict[RecipeName, Recipe] = {
         batch_size=8,
         learning_rate=2e-3,
         augment=True,
-        warped=0.5,
+        warp_fraction=0.5,
         network="tf_efficientnet_lite0",
         encoder_rate=0.25,
         average_epochs=1.0,

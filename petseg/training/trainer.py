@@ -94,7 +94,7 @@ class Trainer:
         optim.set_learning_rate(self._optimizer, self._learning_rate * factor)
         if self._config.augment == "on":
             self._generator.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]))
-            photos, masks = augment(photos, masks, self._generator, self._recipe.warped)
+            photos, masks = augment(photos, masks, self._generator, self._recipe.warp_fraction)
         self.model.train()
         self._optimizer.zero_grad()
         self._sums += self._backward(photos, masks)

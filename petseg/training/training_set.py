@@ -55,8 +55,8 @@ def find_pairs(config: TrainConfig) -> TrainingSet:
     parts = _split(config, pairs, images)
     count = parts["train"].num_rows + parts["val"].num_rows
     height, width = config.crop_hw or config.image_size
-    what = f"in crops of height {height}, width {width}" if config.crop else f"to height {height}, width {width}"
-    print(f"decoding {count} training and validation pairs {what}", flush=True)
+    unit = "in crops of" if config.crop else "to"
+    print(f"decoding {count} training and validation pairs {unit} height {height}, width {width}", flush=True)
     scale = config.scale if config.crop else None
     return TrainingSet(images, parts, classes, (height, width), RECIPES[config.recipe].resize, scale)
 

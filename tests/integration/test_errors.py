@@ -30,7 +30,7 @@ CATALOGUE = re.findall(r"^\| `(\S.*? .*?)` \| ", (ROOT / "docs" / "errors.md").r
 ELSEWHERE = {
     "unknown command …": "cli/__init__",
     "out of memory": "cli/__init__",
-    "--crop …: no training photo": "jobs/train",
+    "--crop …: a crop covers": "jobs/train",
     "note: out of memory": "cluster/connect",
     "no Ray answers at …": "cluster/connect",
     "RAY_ADDRESS …": "cluster/connect",

@@ -90,7 +90,7 @@ def test_evaluate_job_writes_scores_rows_and_pictures(
     }
 
     found: dict[str, Any] = json.loads((output / "metrics.json").read_text())
-    assert set(found) == SCORES | {"pairs", "failed", "original_size", "worst", "checkpoint", "settings"}
+    assert set(found) == SCORES | {"size", "pairs", "failed", "original_size", "worst", "checkpoint", "settings"}
     assert set(found["original_size"]) == SCORES
     for of_size in (found, found["original_size"]):
         assert set(of_size["excluding_class"]) == SCORES - {"excluding_class"}

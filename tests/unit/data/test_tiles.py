@@ -65,7 +65,9 @@ def test_cut_beyond_the_photo_is_its_mirror_image() -> None:
 @pytest.mark.parametrize("size", [(32, 48), (33, 48), (100, 170), (10, 20), (20, 100)])
 def test_validation_tiles_have_each_pixel_of_the_mask_once(size: tuple[int, int]) -> None:
     class_ids = np.arange(size[0] * size[1]).reshape(size) % 7
-    found = tiles.validation_tiles(picture(*size), class_ids.astype(np.uint8), Tiling(SIZE, 8, keeps_scale=True), SIZE)
+    found = list(
+        tiles.validation_tiles(picture(*size), class_ids.astype(np.uint8), Tiling(SIZE, 8, keeps_scale=True), SIZE)
+    )
     counts = sum(np.bincount(tile.class_ids.ravel(), minlength=256) for tile in found)
     assert isinstance(counts, np.ndarray)
     assert counts[:7].tolist() == np.bincount(class_ids.ravel(), minlength=7).tolist()
@@ -77,7 +79,7 @@ def test_training_tiles_are_parts_of_the_photo_and_of_its_mask() -> None:
     """The photo's red channel is the mask, so that each tile shows whether the two belong together."""
     class_ids = np.random.default_rng(3).integers(0, 5, (100, 90)).astype(np.uint8)
     photo = Image.fromarray(np.stack([class_ids] * 3, 2))
-    found = tiles.training_tiles(photo, class_ids, Tiling(SIZE, 8), SIZE, seed=(1, 2))
+    found = list(tiles.training_tiles(photo, class_ids, Tiling(SIZE, 8), SIZE, seed=(1, 2)))
     assert len(found) == 4 * 2
     assert all(np.array_equal(tile.pixels[:, :, 0], tile.class_ids) for tile in found)
     again, other = (
@@ -92,7 +94,7 @@ def test_training_tiles_show_a_rare_class_in_a_quarter_of_them() -> None:
     class_ids = np.zeros((640, 960), np.uint8)
     class_ids[300:304, 500:504] = 1
     class_ids[:, -5:] = IGNORE_ID
-    found = tiles.training_tiles(picture(640, 960), class_ids, Tiling(SIZE, 8), SIZE, seed=(1,))
+    found = list(tiles.training_tiles(picture(640, 960), class_ids, Tiling(SIZE, 8), SIZE, seed=(1,)))
     assert len(found) == 400
     assert 80 <= sum((tile.class_ids == 1).any() for tile in found) <= 125
 

@@ -17,4 +17,4 @@ def test_model_card_of_crops_resizes_by_the_scale() -> None:
     crops = dataclasses.replace(CARD, model=dataclasses.replace(CONFIG, scale=0.5), differences={"model.onnx": 0.0})
     text = model_card.render(crops)
     assert "trained on crops of 32 × 32 of photos resized bilinearly with antialiasing, as Pillow does, to 0.5" in text
-    assert "photo.resize((round(photo.width * 0.5), round(photo.height * 0.5)), Image" in text
+    assert "photo.resize((max(1, round(photo.width * 0.5)), max(1, round(photo.height * 0.5))), Image" in text

@@ -83,7 +83,7 @@ def run_page(**changes: Any) -> bytes:
         "history": [epoch(1, 0.9), epoch(2, 0.4), epoch(3, 0.5)],
         "samples": {"Worst predictions": [sample("a/<b>", 1.25)]},
         "confusion": [[8, 1, 1], [0, 9, 1], [0, 0, 0]],
-        "confusion_pairs": 20,
+        "confusion_of": "20 validation pairs",
         "seconds": {"decoding": 2.0, "training": 30.0},
         "commands": ["python jobs/predict.py --checkpoint runs/first"],
     }
@@ -110,7 +110,7 @@ def test_training_page_shows_scores_settings_and_samples() -> None:
 
 
 def test_training_page_stopped_run_has_no_samples() -> None:
-    text = text_of(run_page(samples={}, confusion=None, confusion_pairs=0, history=[epoch(1, None)]))
+    text = text_of(run_page(samples={}, confusion=None, confusion_of="", history=[epoch(1, None)]))
     assert "best epoch 1 of 1 validation loss –" in text
     assert "Confusion" not in text and "predictions" not in text
 

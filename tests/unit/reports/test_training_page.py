@@ -21,7 +21,7 @@ def report(**changes: Any) -> TrainingReport:
         "history": [epoch(1, None), epoch(2, 0.4, pet=0.12345), epoch(3, 0.5, pet=None)],
         "samples": {},
         "confusion": [[8, 2], [1, 9]],
-        "confusion_pairs": 20,
+        "confusion_of": "20 validation pairs",
         "seconds": {},
         "commands": ["next"],
     }

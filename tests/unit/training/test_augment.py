@@ -52,11 +52,11 @@ def test_augment_pairs_that_are_not_warped_are_only_mirrored() -> None:
     masks = torch.arange(32 * 48, dtype=torch.int64).reshape(32, 48).remainder(251).to(torch.uint8).repeat(64, 1, 1)
     photos = masks[:, None].repeat(1, 3, 1, 1).contiguous(memory_format=torch.channels_last)
     mirror = masks[0].flip(1)
-    _, none = augment(photos, masks, generator(3), warped=0.0)
+    _, none = augment(photos, masks, generator(3), warp_fraction=0.0)
     mirrored = [torch.equal(ids, mirror) for ids in none]
     assert all(torch.equal(ids, mirror if flipped else masks[0]) for ids, flipped in zip(none, mirrored, strict=True))
     assert 16 < sum(mirrored) < 48
-    _, half = augment(photos, masks, generator(3), warped=0.5)
+    _, half = augment(photos, masks, generator(3), warp_fraction=0.5)
     kept = [torch.equal(ids, mirror) or torch.equal(ids, masks[0]) for ids in half]
     assert 16 < sum(kept) < 48
     _, all_warped = augment(photos, masks, generator(3))
