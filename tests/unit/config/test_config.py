@@ -90,7 +90,7 @@ def test_from_json_truncated_or_incomplete_is_refused() -> None:
         ({"scale": 0.5}, "--scale needs --crop"),
         ({"crop": (64,), "data": "set"}, "--crop, --data: a prepared set has whole photos"),
         ({"crop": (64,), "recipe": "keras"}, "--crop, --recipe keras: this recipe trains on whole photos"),
-        ({"crop": (16,), "batch_size": 1}, "--crop 16, --batch-size 1: at this size"),
+        ({"crop": (16,), "batch_size": 1}, "--crop 16 16, --batch-size 1: at this size"),
         ({"val_fraction": 1.0}, "--val-fraction"),
         ({"val_count": 0}, "--val-count 0"),
         ({"epochs": 0}, "--epochs 0"),
