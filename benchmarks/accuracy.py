@@ -24,6 +24,9 @@ from petseg.data import manifest, splits
 PASSES = {50: 60, 100: 60, 200: 40, 400: 25, 800: 18}
 """Epochs by the number of pairs. From few pairs, 15 epochs are too few steps."""
 
+PATIENCE = (3, 10)
+"""Epochs without a lower validation loss after which a run would have been stopped."""
+
 
 class Way(NamedTuple):
     """One row of a table."""
@@ -48,21 +51,25 @@ def main() -> None:
     pairs = manifest.discover(str(given.images.absolute()), str(given.masks.absolute()))
     train, val = splits.split(pairs, seed=TrainConfig.seed, val_count=given.val_count)
     held_out = _link(given.output / "held-out", val.to_pylist())
-    rows = []
+    rows, stops = [], []
     for way in TABLES[given.table](train.num_rows):
         if given.only not in way.title:
             continue
         listed = given.output / f"train-{way.pairs or train.num_rows}.txt"
         listed.write_text("".join(f"{name}\n" for name in train["id"].to_pylist()[: way.pairs]))
         (given.output / "val.txt").write_text("".join(f"{name}\n" for name in val["id"].to_pylist()))
-        source = ["--images", str(given.images), "--masks", str(given.masks)]
+        source = ["--images", str(given.images), "--masks", str(given.masks), "--classes", "pet,background,border"]
         lists = ["--split-file", f"train={listed}", f"val={given.output / 'val.txt'}"]
         found = score(given.output, way.title.replace(" ", "-"), [*source, *lists, *way.flags], held_out)
         rows.append([way.title, *_cells(found)])
+        stops.append([way.title, *_stops(found["history"])])
         print(beside.line(rows[-1]), flush=True)
     heads = ["", "epochs", "best epoch", "cross-entropy", "accuracy", "mIoU", "pet", "background", "border"]
     heads += ["pet with border", "at the photos' size: mIoU", "boundary mIoU"]
     print(f"\n{beside.about()}\n\n{beside.table(heads, rows)}")
+    heads = ["epoch: its mIoU", "of the lowest loss", "of the highest mIoU"]
+    heads += [f"of the lowest loss, stopped after {patience} epochs without a lower one" for patience in PATIENCE]
+    print(f"\n{beside.table(heads, stops)}")
 
 
 def score(output: Path, name: str, flags: list[str], held_out: tuple[Path, Path]) -> dict[str, Any]:
@@ -90,6 +97,20 @@ def _cells(found: dict[str, Any]) -> list[str]:
     scores += [original["miou"], original["boundary_miou"]]
     epochs = [str(len(found["history"])), str(found["checkpoint"]["epoch"])]
     return [*epochs, *(f"{value:.3f}" for value in scores)]
+
+
+def _stops(history: list[dict[str, Any]]) -> list[str]:
+    """Return the epoch and the mIoU that other rules to choose a checkpoint, or to stop, would have given."""
+    chosen = [min(history, key=lambda epoch: epoch["val_loss"]), max(history, key=lambda epoch: epoch["val_miou"])]
+    for patience in PATIENCE:
+        best = history[0]
+        for epoch in history:
+            if epoch["val_loss"] < best["val_loss"]:
+                best = epoch
+            elif epoch["epoch"] >= best["epoch"] + patience:
+                break
+        chosen.append(best)
+    return [f"{epoch['epoch']}: {epoch['val_miou']:.3f}" for epoch in chosen]
 
 
 def _link(folder: Path, pairs: list[dict[str, str]]) -> tuple[Path, Path]:

@@ -31,17 +31,21 @@ def focal_sum(
 
 
 def dice_loss(logits_nchw: Tensor, target_nhw: Tensor) -> Tensor:
-    """Return 1 - the soft Dice coefficient, averaged over the classes that occur in the batch.
+    """Return 1 - the soft Dice coefficient, averaged over the classes that occur in these pixels.
 
-    The Dice coefficient is 2 Σ p·t / (Σ p + Σ t), summed over the pixels that are not ignored.
+    The Dice coefficient of a class is 2 Σ p·t / (Σ p + Σ t) over the pixels that are not ignored, where p is its
+    probability, and t is 1 where it is the true class, else 0.
     """
-    counted = (target_nhw != IGNORE_ID)[:, None]
-    probabilities = logits_nchw.float().softmax(1) * counted
-    ids = torch.where(counted[:, 0], target_nhw, 0).long()
-    truth = F.one_hot(ids, logits_nchw.shape[1]).permute(0, 3, 1, 2) * counted
-    both, sums = (probabilities * truth).sum((0, 2, 3)), (probabilities + truth).sum((0, 2, 3))
-    occurs = truth.sum((0, 2, 3)) > 0
-    return torch.where(occurs, 1 - 2 * both / sums.clamp(min=1e-6), 0).sum() / occurs.sum().clamp(min=1)
+    probabilities = logits_nchw.float().softmax(1)
+    counted = target_nhw != IGNORE_ID
+    losses, occurring = [], []
+    for class_id in range(logits_nchw.shape[1]):
+        of_class, is_class = probabilities[:, class_id], target_nhw == class_id
+        count = is_class.sum()
+        losses.append(1 - 2 * (of_class * is_class).sum() / ((of_class * counted).sum() + count).clamp(min=1e-6))
+        occurring.append(count > 0)
+    occurs = torch.stack(occurring)
+    return (torch.stack(losses) * occurs).sum() / occurs.sum().clamp(min=1)
 
 
 def total_weight(target_nhw: Tensor, class_weights: Tensor | None = None) -> Tensor:
