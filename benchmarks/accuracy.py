@@ -6,7 +6,8 @@ python benchmarks/accuracy.py --images FOLDER --masks FOLDER pairs       two rec
 
 Each way is a run of `petseg train` and one of `petseg evaluate` with its best checkpoint, as a user starts them. The
 held-out pairs are those of `petseg train --val-count 330` with the default seed. Some of them choose the epoch, all of
-them are scored. Fewer pairs to train on are the first ones of the others. Finished runs in --output are kept, so a second start continues.
+them are scored. Fewer pairs to train on are the first ones of the others. Finished runs in --output are kept, so a
+second start continues.
 """
 
 import argparse
