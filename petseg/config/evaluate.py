@@ -13,10 +13,10 @@ class EvaluateConfig:
     """Path or URI of a run (its best checkpoint is used), or of one checkpoint in it."""
 
     images: str
-    """Folder or URI of the photos."""
+    """Folder or URI of the photos, or a table: .csv or .parquet with the columns id and uri."""
 
     masks: str
-    """Folder or URI of the masks, which have the same names and subfolders as the photos."""
+    """Folder or URI of the masks, which have the same names and subfolders as the photos; or a table of them."""
 
     output: str
     """Folder or URI for the scores and the pictures. Created if missing."""

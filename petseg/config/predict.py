@@ -13,7 +13,7 @@ class PredictConfig:
     """Path or URI of a run (its best checkpoint is used), or of one checkpoint in it."""
 
     images: str
-    """Folder or URI of the photos, or one photo."""
+    """Folder or URI of the photos, one photo, or a table: .csv or .parquet with the columns id and uri."""
 
     output: str
     """Folder or URI for the masks. Created if missing."""

@@ -32,10 +32,10 @@ class ShardsConfig:
     """Decode photos and their masks once and for all, into Parquet files that training reads."""
 
     images: str
-    """Folder or URI of the photos."""
+    """Folder or URI of the photos, or a table: .csv or .parquet with the columns id and uri."""
 
     masks: str
-    """Folder or URI of the masks, which have the same names and subfolders as the photos."""
+    """Folder or URI of the masks, which have the same names and subfolders as the photos; or a table of them."""
 
     output: str
     """Folder or URI for the prepared set. Created if missing."""
@@ -96,10 +96,10 @@ class CheckConfig:
     duplicates."""
 
     images: str
-    """Folder or URI of the photos."""
+    """Folder or URI of the photos, or a table: .csv or .parquet with the columns id and uri."""
 
     masks: str
-    """Folder or URI of the masks, which have the same names and subfolders as the photos."""
+    """Folder or URI of the masks, which have the same names and subfolders as the photos; or a table of them."""
 
     output: str
     """Folder or URI for the report. Created if missing."""

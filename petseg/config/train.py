@@ -23,10 +23,11 @@ class TrainConfig:
     ImageNet; it needs far fewer pairs."""
 
     images: str | None = None
-    """Folder or URI (s3://bucket/prefix) of the photos. Default: synthetic pets, generated under --storage."""
+    """Folder or URI (s3://bucket/prefix) of the photos, or a table: .csv or .parquet with the columns id and uri.
+    Default: synthetic pets, generated under --storage."""
 
     masks: str | None = None
-    """Folder or URI of the masks, which have the same names and subfolders as the photos."""
+    """Folder or URI of the masks, which have the same names and subfolders as the photos; or a table of them."""
 
     image_suffix: str = ""
     """Ending of photos' names that masks lack, such as _0000. Photos without it are skipped. Default: an ending of all

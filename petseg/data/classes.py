@@ -11,6 +11,7 @@ from petseg.config.classes import ClassesConfig
 from petseg.data import labels
 from petseg.data.labels import IGNORE_ID, LabelMap
 from petseg.data.mask_values import first_value, scan_masks
+from petseg.data.photo_table import is_table
 from petseg.errors import InputError
 
 
@@ -86,10 +87,12 @@ def _number_from_masks(
 
 
 def read_classes(masks: str) -> ClassesConfig | None:
-    """Return the content of `classes.json` in a folder of masks; None if there is no such file.
+    """Return the content of `classes.json` in a folder of masks, or beside a table of them; None if there is none.
 
     Raises `InputError` if it cannot be read or is invalid.
     """
+    if is_table(masks):
+        masks = masks.rpartition("/")[0]
     location = storage.join(masks, files.CLASSES)
     try:
         content = storage.read(location)

@@ -1,7 +1,8 @@
 """Find photos and masks, pair them by name, and check the names. A manifest is a small Arrow table; no pixels here.
 
 Its columns are strings: `id` (path below the folder without extension, "/" between its parts; it names every output),
-`image` (absolute path or URI) and `mask` (the same; null when predicting). Rows are sorted by `id`.
+`image` (absolute path or URI) and `mask` (the same; null when predicting). Rows are sorted by `id`, or as in the table
+that --images names.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from petseg.data.ids import (
     require_unique_ids,
     safe_id,
 )
+from petseg.data.photo_table import is_table, read_table
 from petseg.data.suffixes import find_suffixes, keys_of
 from petseg.errors import InputError
 from petseg.files import CLASSES
@@ -45,7 +47,7 @@ Skipped = dict[str, dict[str, int]]
 def discover(
     images: str, masks: str | None = None, *, suffixes: tuple[str, str] = ("", ""), skipped: Skipped | None = None
 ) -> pa.Table:
-    """Return the manifest of a folder of photos, or of two folders, whose files are paired by id.
+    """Return the manifest of a folder (or table) of photos, or of two, whose files are paired by id.
 
     `suffixes` are --image-suffix and --mask-suffix: what the names of photos and masks end with, beside the common
     part. Without them, suffixes that all names have are found. Skipped files are added to `skipped`. Without it, a line
@@ -71,7 +73,7 @@ def match(
     The last two have the columns `id` and `image`. `suffixes` and `skipped` are those of `discover`. Raises
     `InputError` as `discover` does, except for files without a partner.
     """
-    if images == masks:
+    if images == masks and not is_table(images):
         raise InputError(f"--images and --masks are the same folder, {images}; give a separate folder for each")
     photos = _images_by_id(images, "--images", masks, skipped)
     mask_files = _images_by_id(masks, "--masks", images, skipped)
@@ -162,11 +164,18 @@ def _images_by_id(folder: str, flag: str, excluded: str | None, skipped: Skipped
     """Return `id` and `image` of every image below `folder`, sorted by id, except those in the folder `excluded`.
 
     An id is in Unicode's form NFC, because some systems store "é" as "e" and an accent (NFD). Characters that are not
-    safe in the name of an output are escaped; see `ids.safe_id`. `folder` may also be a single image.
+    safe in the name of an output are escaped; see `ids.safe_id`. `folder` may also be a single image; or a table
+    (`photo_table`), whose order is kept.
 
     Names are put into Arrow as they are listed: two million of them as Python strings would take a gigabyte.
     """
     require_safe_folder(folder, flag)
+    if is_table(folder):
+        if skipped is not None:
+            skipped[flag] = {}
+        files = read_table(folder, flag)
+        checks.require_readable(files["image"].slice(0, 3).to_pylist(), f"{flag} {folder}")
+        return files
     if _is_single_image(folder):
         if skipped is not None:
             skipped[flag] = {}

@@ -15,6 +15,7 @@ from petseg.config.model import ModelConfig
 from petseg.config.predict import PredictConfig
 from petseg.data import manifest
 from petseg.data.notes import note_lines
+from petseg.data.photo_table import place_to_share
 from petseg.data.tiles import tiling_of
 from petseg.errors import JobError
 from petseg.inference import output_folder
@@ -110,7 +111,8 @@ def _run(
     from petseg.pipelines.shards import run_shards
 
     connect.connect(debug=cli.is_debugging())
-    locations = {"--images": storage.absolute(config.images), "--output": plan.target.output}
+    images = place_to_share(storage.absolute(config.images), plan.manifest["image"])
+    locations = {"--images": images, "--output": plan.target.output}
     resources.require_shared(locations)
     # Wait for the nodes first: the work is divided over those present when the prediction starts.
     bundle = ({"GPU": 1} if config.use_gpu else {}) | {"CPU": 1}

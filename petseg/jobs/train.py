@@ -15,6 +15,7 @@ from petseg.config.base import spaced
 from petseg.config.model import ModelConfig
 from petseg.config.train import TrainConfig
 from petseg.data import labels
+from petseg.data.photo_table import place_to_share
 from petseg.data.tiles import tiling_of
 from petseg.errors import InputError
 from petseg.progress import Clock
@@ -102,7 +103,11 @@ def _set_up(config: TrainConfig, run: str, pairs: TrainingSet, clock: Clock) -> 
     model, weights = _resolve_model(config, run, pairs)
     clock.lap("listing files, importing")
     connect.connect(debug=cli.is_debugging())
-    locations = {"--storage": run, "--data": config.data, "--images": config.images, "--masks": config.masks}
+    locations = {"--storage": run, "--data": config.data}
+    if config.images and config.masks:
+        rows = pairs.parts["train"]
+        locations["--images"] = place_to_share(config.images, rows["image"])
+        locations["--masks"] = place_to_share(config.masks, rows["mask"])
     locations = {flag: location for flag, location in locations.items() if location}
     resources.require_shared(locations)
     # The cores per CPU worker depend on the nodes, so wait until enough nodes have joined.

@@ -19,6 +19,7 @@ from petseg import storage
 from petseg.cluster import resources
 from petseg.config.model import ModelConfig
 from petseg.config.predict import PredictConfig
+from petseg.data.photo_table import place_to_share
 from petseg.data.tiles import tiling_of
 from petseg.errors import JobError, UnavailableError
 from petseg.inference import crash_guard
@@ -46,7 +47,7 @@ def predict_shards(
     read = partial(
         _read,
         missing=missing,
-        images=storage.absolute(config.images),
+        images=place_to_share(storage.absolute(config.images), plan.manifest["image"]),
         manifest=ray.put(plan.manifest),
         shard_size=plan.shard_size,
         target=plan.target,

@@ -307,6 +307,39 @@ def test_predict_single_photo_is_taken(
 
 
 @pytest.mark.ray
+def test_predict_table_gives_ids_and_order(
+    storage: Path, drawn: tuple[Path, Path], tmp_path: Path, call_job: RunJob
+) -> None:
+    first, second = sorted(drawn[0].iterdir())[:2]
+    (tmp_path / "photos.csv").write_text(f"id,uri,why\nlast/z,{second},x\ngone,missing.jpg,y\na,{first},z\n")
+    done = call_job("predict", "--checkpoint", storage / "first", "--images", "photos.csv", "--output", "out")
+    assert done.returncode == 0, done.stderr
+    rows = pq.read_table(tmp_path / "out" / "part-00000-of-00001.parquet").to_pylist()
+    assert [(row["id"], row["image"]) for row in rows] == [
+        ("last/z", str(second)),
+        ("gone", str(tmp_path / "missing.jpg")),
+        ("a", str(first)),
+    ]
+    assert [row["error"] is None for row in rows] == [True, False, True] and "No such file" in rows[1]["error"]
+    assert {path.stem for path in (tmp_path / "out" / "masks").rglob("*.png")} == {"z", "a"}
+
+
+@pytest.mark.ray
+def test_train_table_of_an_earlier_run_trains_on_its_pairs(storage: Path, tmp_path: Path, call_job: RunJob) -> None:
+    table = storage / "first" / "manifest.parquet"
+    chosen = pq.read_table(table).slice(100, 12)
+    pq.write_table(chosen, tmp_path / "pairs.parquet")
+    shutil.copy(storage / "petseg-demo" / "trimaps" / "classes.json", tmp_path)
+    pairs = ("--images", "pairs.parquet", "--masks", "pairs.parquet", "--val-count", 4, "--epochs", 1)
+    done = call_job("train", *pairs, "--image-size", 64, 64, "--name", "again", "--batch-size", 4)
+    assert done.returncode == 0, done.stderr
+    assert "training on 8 pairs, validating on 4" in done.stdout
+    found = pq.read_table(tmp_path / "runs" / "again" / "manifest.parquet")
+    assert sorted(found["id"].to_pylist()) == sorted(chosen["id"].to_pylist())
+    assert checkpoint.find(str(tmp_path / "runs" / "again")).model.class_names == ("pet", "background", "border")
+
+
+@pytest.mark.ray
 @pytest.mark.own_ray
 def test_predict_files_in_the_working_folder_and_a_long_tmpdir_do_no_harm(
     storage: Path, drawn: tuple[Path, Path], tmp_path: Path, run_job: RunJob, monkeypatch: pytest.MonkeyPatch

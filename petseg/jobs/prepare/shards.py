@@ -8,6 +8,7 @@ from petseg.data import manifest, prepared_writer
 from petseg.data.classes import Classes, resolve_classes
 from petseg.data.labels import LabelMap
 from petseg.data.notes import add_notes, note_lines
+from petseg.data.photo_table import place_to_share
 from petseg.data.prepared import Prepared, Target
 from petseg.data.prepared_writer import Summary
 from petseg.storage import checks
@@ -56,7 +57,8 @@ def _run_shards(target: Target, pairs: pa.Table, done: dict[int, Summary], label
 
     connect.connect(debug=cli.is_debugging())
     settings = target.settings
-    resources.require_shared({"--images": settings.images, "--masks": settings.masks, "--output": target.output})
+    images, masks = place_to_share(settings.images, pairs["image"]), place_to_share(settings.masks, pairs["mask"])
+    resources.require_shared({"--images": images, "--masks": masks, "--output": target.output})
     resources.require({"CPU": 1}, 1, "prepare shards")
     storage.remove_leftovers(target.output)
     shards = prepare_shards(target, pairs, done, label_map, skip_bad)

@@ -92,7 +92,8 @@ def test_help_has_units_defaults_and_required_flags(monkeypatch: pytest.MonkeyPa
     )
     assert max(map(len, text.splitlines())) < 80
     words = " ".join(text.split())
-    assert "--images PATH Folder or URI of the photos, or one photo. Required." in words
+    about_table = "a table: .csv or .parquet with the columns id and uri. Required."
+    assert f"--images PATH Folder or URI of the photos, one photo, or {about_table}" in words
     assert (
         "--wait-min X Minutes to wait for an autoscaling cluster to reach the requested size. Default: 30.0." in words
     )
