@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=24, help="number of photos to train on")
     parser.add_argument("--test", type=int, default=12, help="number of other photos to evaluate on")
     parser.add_argument("--epochs", type=int, default=4, help="passes over all pixels of the photos")
+    parser.add_argument("--only", default="", help="train only the ways whose title contains this")
     parser.add_argument("--flags", default="", help="flags for all runs, in quotes")
     given = parser.parse_args()
     beside.quiet_ray()
@@ -50,6 +51,8 @@ def main() -> None:
         classes = ["--classes", ",".join(names), "--label-map", ",".join(f"{i}:{i}" for i in range(len(names)))]
         rows = []
         for title, (flags, epochs) in ways.items():
+            if given.only not in title:
+                continue
             repeat = max(1, round(given.epochs * epochs))
             settings = [*flags, "--epochs", str(repeat), *classes, *given.flags.split()]
             miou, iou, by_epoch, seconds = score(place, title.replace(" ", "-"), settings)
@@ -235,6 +238,7 @@ SETS: dict[str, tuple[Callable[[np.random.Generator], Pair], tuple[str, ...], di
             "pretrained": ([], 10),
             "pretrained, balanced": (["--class-weights", "balanced"], 10),
             "pretrained, cross-entropy and Dice": (["--loss", "ce+dice"], 10),
+            "pretrained, both balanced": (["--loss", "ce+dice", "--class-weights", "balanced"], 10),
             "pretrained, focal": (["--loss", "focal"], 10),
             "pretrained at 180 × 240": (["--image-size", "180", "240"], 10),
         },
