@@ -227,7 +227,7 @@ SETS: dict[str, tuple[Callable[[np.random.Generator], Pair], tuple[str, ...], di
             "cross-entropy": (["--batch-size", "4"], 10),
             "cross-entropy, balanced": (["--batch-size", "4", "--class-weights", "balanced"], 10),
             "cross-entropy and Dice": (["--batch-size", "4", "--loss", "ce+dice"], 10),
-            "focal": (["--batch-size", "4", "--loss", "focal"], 10),
+            "both balanced": (["--batch-size", "4", "--loss", "ce+dice", "--class-weights", "balanced"], 10),
         },
     ),
     "classes": (
@@ -239,7 +239,6 @@ SETS: dict[str, tuple[Callable[[np.random.Generator], Pair], tuple[str, ...], di
             "pretrained, balanced": (["--class-weights", "balanced"], 10),
             "pretrained, cross-entropy and Dice": (["--loss", "ce+dice"], 10),
             "pretrained, both balanced": (["--loss", "ce+dice", "--class-weights", "balanced"], 10),
-            "pretrained, focal": (["--loss", "focal"], 10),
             "pretrained at 180 × 240": (["--image-size", "180", "240"], 10),
         },
     ),

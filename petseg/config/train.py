@@ -7,8 +7,7 @@ from petseg.config.base import MasksUpright, Precision, require, require_classes
 
 Switch = Literal["auto", "on", "off"]
 
-
-Loss = Literal["ce", "ce+dice", "focal"]
+Loss = Literal["ce", "ce+dice"]
 
 RecipeName = Literal["best", "keras", "pretrained"]
 
@@ -65,7 +64,8 @@ class TrainConfig:
     pixels have the same weight."""
 
     loss: Loss = "ce"
-    """Loss: cross-entropy, cross-entropy and Dice in equal parts, or focal."""
+    """ce: cross-entropy. ce+dice: the sum of cross-entropy and Dice loss, in which each class counts alike, for rare
+    classes."""
 
     image_size: tuple[int, int] = (160, 160)
     """Height and width in pixels to which photos and masks are resized."""

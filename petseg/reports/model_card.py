@@ -112,6 +112,7 @@ def _recipe_rows(model: ModelConfig, settings: TrainConfig) -> list[tuple[str, o
         ("batch size", settings.batch_size),
         ("learning rate", settings.learning_rate),
         ("augmented", settings.augment),
+        ("loss", settings.loss),
         ("class weights", settings.class_weights or "none"),
         ("seed", settings.seed),
     ]

@@ -18,20 +18,8 @@ def cross_entropy_sum(logits_nchw: Tensor, target_nhw: Tensor, class_weights: Te
     )
 
 
-def focal_sum(
-    logits_nchw: Tensor, target_nhw: Tensor, class_weights: Tensor | None = None, gamma: float = 2.0
-) -> Tensor:
-    """Return the focal loss (Lin et al., 2017), summed like `cross_entropy_sum`: easy pixels count less.
-
-    Each pixel's cross-entropy is multiplied by (1 - p)^gamma, where p is the probability of its true class.
-    """
-    log_p = -F.cross_entropy(logits_nchw.float(), target_nhw.long(), ignore_index=IGNORE_ID, reduction="none")
-    loss = -log_p * (1 - log_p.exp()) ** gamma
-    return loss.sum() if class_weights is None else (loss * pixel_weights(target_nhw, class_weights)).sum()
-
-
 def dice_loss(logits_nchw: Tensor, target_nhw: Tensor) -> Tensor:
-    """Return 1 - the soft Dice coefficient, averaged over the classes that occur in these pixels.
+    """Return 1 - the soft Dice coefficient (Milletari et al., 2016), averaged over the classes that occur.
 
     The Dice coefficient of a class is 2 Σ p·t / (Σ p + Σ t) over the pixels that are not ignored, where p is its
     probability, and t is 1 where it is the true class, else 0.
@@ -53,13 +41,7 @@ def total_weight(target_nhw: Tensor, class_weights: Tensor | None = None) -> Ten
     counted = target_nhw != IGNORE_ID
     if class_weights is None:
         return counted.sum().float()
-    return pixel_weights(target_nhw, class_weights).sum()
-
-
-def pixel_weights(target_nhw: Tensor, class_weights: Tensor) -> Tensor:
-    """Return the weight of each pixel, float32 (N, H, W): that of its class, or 0 if it is ignored."""
-    counted = target_nhw != IGNORE_ID
-    return class_weights[torch.where(counted, target_nhw, 0).long()] * counted
+    return (class_weights[torch.where(counted, target_nhw, 0).long()] * counted).sum()
 
 
 def class_weights(text: str, class_pixels: tuple[int, ...]) -> Tensor | None:

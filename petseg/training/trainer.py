@@ -147,8 +147,6 @@ class Trainer:
 
     def _loss(self, logits_nchw: Tensor, masks: Tensor) -> Tensor:
         """Return the loss of --loss, summed over the pixels."""
-        if self._config.loss == "focal":
-            return losses.focal_sum(logits_nchw, masks, self._class_weights)
         cross_entropy = losses.cross_entropy_sum(logits_nchw, masks, self._class_weights)
         if self._config.loss == "ce":
             return cross_entropy

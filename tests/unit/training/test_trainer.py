@@ -96,6 +96,21 @@ def test_train_step_gradient_norm_is_clipped() -> None:
     assert torch.stack(norms).norm().item() == pytest.approx(0.01, rel=1e-3)
 
 
+def test_train_step_dice_is_added_to_the_cross_entropy() -> None:
+    from petseg.training import losses
+
+    photos, masks = batch()
+    alone, both = make_trainer(augment="off"), make_trainer(augment="off", loss="ce+dice")
+    with torch.no_grad():
+        dice = losses.dice_loss(both.model.train()(photos), masks).item()
+    for one in (alone, both):
+        one.train_step(photos, masks, 0, 10, (1,))
+    assert both.mean_loss() == pytest.approx(alone.mean_loss() + dice, rel=1e-4)
+    assert any(
+        not torch.equal(weight, alone.model.state_dict()[name]) for name, weight in both.model.state_dict().items()
+    )
+
+
 def test_mean_loss_pixels_are_weighted_by_class() -> None:
     weights = torch.tensor([1.0, 0.0, 0.0])
     photos, _ = batch(2)
