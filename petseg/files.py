@@ -9,6 +9,9 @@ REPORT = "report.html"
 CLASSES = "classes.json"
 """File name of the description of the classes in a folder of masks."""
 
+PHOTOS = "photos.csv"
+"""File name of the table of the photos that a folder of masks belongs to."""
+
 LOCK = ".petseg-lock"
 """File name of the lock on a local folder that a job writes to."""
 

@@ -19,8 +19,10 @@ from petseg.storage.locations import LOCATIONS
 GROUPS: Mapping[str, Sequence[str]] = {
     "data": (
         *(
+            "from_",
             "images",
             "masks",
+            "labels",
             "data",
             "image_suffix",
             "mask_suffix",
@@ -29,6 +31,10 @@ GROUPS: Mapping[str, Sequence[str]] = {
             "label_map",
             "ignore_label",
             "masks_upright",
+            "unlabelled",
+            "order",
+            "annotator",
+            "all_photos",
             "exclude_class",
             "image_size",
             "crop",
@@ -102,8 +108,8 @@ def required(cls: type[Config]) -> list[str]:
 
 
 def flag(name: str) -> str:
-    """Return the flag of a setting, such as --batch-size for batch_size."""
-    return f"--{name.replace('_', '-')}"
+    """Return the flag of a setting, such as --batch-size for batch_size, or --from for from_, a word of Python."""
+    return f"--{name.rstrip('_').replace('_', '-')}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -125,12 +131,14 @@ def _layout(prog: str) -> argparse.HelpFormatter:
 
 def _add(group: Any, name: str, hint: Any, text: str) -> None:
     if hint is bool:
-        group.add_argument(flag(name), action=argparse.BooleanOptionalAction, help=text)
+        group.add_argument(flag(name), dest=name, action=argparse.BooleanOptionalAction, help=text)
         return
     several = typing.get_origin(hint) is tuple
     kinds = typing.get_args(hint) if several else (hint,)
     nargs = None if not several else "*" if Ellipsis in kinds else len(kinds)
-    group.add_argument(flag(name), nargs=nargs, type=_reader(kinds[0]), metavar=_metavar(name, hint), help=text)
+    group.add_argument(
+        flag(name), dest=name, nargs=nargs, type=_reader(kinds[0]), metavar=_metavar(name, hint), help=text
+    )
 
 
 def _reader(kind: Any) -> Callable[[str], Any]:

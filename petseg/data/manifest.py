@@ -25,7 +25,7 @@ from petseg.data.ids import (
 from petseg.data.photo_table import is_table, read_table
 from petseg.data.suffixes import find_suffixes, keys_of
 from petseg.errors import InputError
-from petseg.files import CLASSES
+from petseg.files import CLASSES, PHOTOS
 from petseg.storage import checks
 
 IMAGE_EXTENSIONS = {
@@ -189,7 +189,7 @@ def _images_by_id(folder: str, flag: str, excluded: str | None, skipped: Skipped
             continue
         stem, dot, ending = name.rpartition(".")
         if dot + ending.lower() not in IMAGE_EXTENSIONS or not stem or stem.endswith("/"):
-            if (flag, name) != ("--masks", CLASSES):
+            if flag != "--masks" or name not in (CLASSES, PHOTOS):
                 others[(dot + ending.lower()) if stem and "/" not in ending else "without extension"] += 1
             continue
         if not is_utf8(name):

@@ -152,7 +152,7 @@ def read_json(location: str) -> Any:
     content = read_input(location)
     try:
         return json.loads(content)
-    except ValueError as error:  # also bytes that are not UTF-8
+    except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8, and brackets in brackets without end
         raise InputError(f"{location}: not JSON ({error}); was it edited, or cut short?") from error
 
 

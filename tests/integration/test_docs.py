@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, Store, run_in
 from PIL import Image
+from test_prepare_masks import coco_of
 
 from petseg import cli, storage
 from petseg.config import predict as predict_config
@@ -31,6 +32,7 @@ JOBS: dict[str, dict[str, type]] = {
         "oxford-pets": prepare_config.OxfordConfig,
         "shards": prepare_config.ShardsConfig,
         "check": prepare_config.CheckConfig,
+        "masks": prepare_config.MasksConfig,
     },
 }
 
@@ -128,7 +130,8 @@ def test_docs_flags_of_each_benchmark_exist(line: str) -> None:
 @pytest.fixture
 def desk(tmp_path: Path, drawn: tuple[Path, Path]) -> Path:
     """Folder with the files that the commands of a page expect on the reader's machine."""
-    photos, _ = drawn
+    photos, trimaps = drawn
+    (tmp_path / "labels.json").write_text(coco_of(sorted(trimaps.glob("*.png"))))
     for name in ("photos", "pets/images", "data/all", "data/test/photos"):
         shutil.copytree(photos, tmp_path / name)
     (tmp_path / "lists").mkdir()

@@ -74,7 +74,6 @@ def test_handover_hugging_face_example_loads_the_masks(example: Example) -> None
     assert not np.asarray(found["mask"]).any()
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # raised by pycocotools
 def test_handover_coco_example_reads_the_annotations(example: Example) -> None:
     found = example("import json")
     assert len(found["photos"]) == len(found["annotations"]) == 3

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from petseg.cli.options import flag
 from petseg.config.evaluate import EvaluateConfig
 from petseg.config.export import ExportConfig
 from petseg.config.predict import PredictConfig
-from petseg.config.prepare import CheckConfig, OxfordConfig, ShardsConfig
+from petseg.config.prepare import CheckConfig, MasksConfig, OxfordConfig, ShardsConfig
 from petseg.config.train import TrainConfig
 
 README = (ROOT / "README.md").read_text()
@@ -36,6 +37,7 @@ def test_docs_tree_names_every_file_once() -> None:
         ("prepare oxford-pets", OxfordConfig),
         ("prepare shards", ShardsConfig),
         ("prepare check", CheckConfig),
+        ("prepare masks", MasksConfig),
         ("export", ExportConfig),
     ],
 )
@@ -44,9 +46,10 @@ def test_docs_commands_have_only_known_flags(job: str, settings: type, page: Pat
     program = rf"(?:python jobs/{name}\.py|\bpetseg {name}){f' {subcommand}' if subcommand else ''}\b"
     commands = re.findall(rf"{program}((?:[^\n\\`]|\\\n)*)", page.read_text())
     given = set(re.findall(r"--[a-z-]+", " ".join(commands))) - {"--help", "--config", "--debug"}
-    known = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(settings)}
+    known = {flag(field.name) for field in dataclasses.fields(settings)}
     assert given <= known
-    assert given or page.name != ("data.md" if job.startswith("prepare") else "README.md")
+    pages = {"prepare masks": "labelling.md", **dict.fromkeys(("prepare check", "prepare shards"), "data.md")}
+    assert given or page.name != pages.get(job, "data.md" if job.startswith("prepare") else "README.md")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -61,13 +64,14 @@ def test_docs_relative_links_exist(page: Path) -> None:
         ("predicting", {PredictConfig}),
         ("evaluating", {EvaluateConfig}),
         ("data", {CheckConfig, OxfordConfig, ShardsConfig, TrainConfig}),
+        ("labelling", {MasksConfig, TrainConfig}),
     ],
 )
 def test_docs_each_named_flag_exists(page: str, settings: set[type]) -> None:
     text = (ROOT / "docs" / f"{page}.md").read_text()
-    flags = {flag.removeprefix("--no-").removeprefix("--") for flag in re.findall(r"--[a-z][a-z-]+", text)}
-    named = flags - {"kills", "config", "debug"}
-    assert named <= {field.name.replace("_", "-") for job in settings for field in dataclasses.fields(job)}
+    named = {word.replace("--no-", "--") for word in re.findall(r"--[a-z][a-z-]+", text)}
+    named -= {"--kills", "--config", "--debug"}
+    assert named <= {flag(field.name) for job in settings for field in dataclasses.fields(job)}
 
 
 def test_readme_has_the_two_first_commands() -> None:

@@ -17,7 +17,6 @@ def masks() -> list[np.ndarray]:
     return [noise, blocks, one, two, wide, np.ascontiguousarray(blocks.T)]
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # raised by pycocotools
 @pytest.mark.parametrize("ids", masks(), ids=lambda ids: f"{ids.shape[0]}x{ids.shape[1]}")
 def test_encode_pycocotools_writes_and_reads_the_same_counts(ids: np.ndarray) -> None:
     for class_id, counts in enumerate(coco_rle.encode(ids, 3)):

@@ -1,0 +1,114 @@
+"""Read COCO annotations: one JSON file with images, categories and annotations. https://cocodataset.org/#format-data"""
+
+from collections import Counter
+from typing import Any
+
+from petseg import storage
+from petseg.data.annotations.labels import (
+    Labels,
+    PhotoLabels,
+    Region,
+    class_name,
+    entry,
+    listed,
+    polygon,
+    rle_of,
+    size_of,
+)
+from petseg.errors import InputError
+
+
+def read(location: str) -> Labels:
+    """Return the labels of a file. Raises `InputError`, naming the file and the entry, if they are invalid."""
+    images, annotations, categories = entry(
+        storage.read_json(location), ("images", "annotations", "categories"), location
+    )
+    names = _names(categories, location)
+    photos: dict[Any, tuple[str, tuple[int, int], list[Region], str]] = {}
+    for image in listed(images, "images", location):
+        image_id, file_name, height, width = entry(image, ("id", "file_name", "height", "width"), location)
+        source = f"{location}, image {image_id}"
+        if image_id in photos:
+            raise InputError(f"{source}: two images have this id; give each its own")
+        photos[image_id] = str(file_name), size_of(height, width, source), [], source
+    left_out: Counter[str] = Counter()
+    for number, annotation in enumerate(listed(annotations, "annotations", location)):
+        source = f"{location}, annotation {annotation.get('id', number)}" if isinstance(annotation, dict) else location
+        image_id, category_id = entry(annotation, ("image_id", "category_id"), source)
+        if image_id not in photos or category_id not in names:
+            kind, value = ("category", category_id) if image_id in photos else ("image", image_id)
+            raise InputError(f"{source}: there is no {kind} {value}; export the labels again")
+        _, size_hw, regions, _ = photos[image_id]
+        regions += _regions(annotation.get("segmentation"), names[category_id], size_hw, left_out, source)
+    found = [PhotoLabels(name, size_hw, tuple(regions), source) for name, size_hw, regions, source in photos.values()]
+    return Labels(found, tuple(names.values()), left_out=left_out)
+
+
+def _names(categories: Any, location: str) -> dict[Any, str]:
+    names = {}
+    for category in listed(categories, "categories", location):
+        category_id, name = entry(category, ("id", "name"), f"{location}, categories")
+        source = f"{location}, category {category_id}"
+        if category_id in names or name in names.values():
+            raise InputError(f"{source}: two categories have this id or the name {name!r}; give each its own")
+        names[category_id] = class_name(name, source)
+    return dict(sorted(names.items())) if all(isinstance(key, int) for key in names) else names
+
+
+def _regions(
+    segmentation: Any, name: str, size_hw: tuple[int, int], left_out: Counter[str], source: str
+) -> list[Region]:
+    if not segmentation:
+        left_out["boxes without an outline"] += 1
+        return []
+    if isinstance(segmentation, dict):
+        return [Region(name, rle=_rle(segmentation, size_hw, source))]
+    parts = [polygon(part, source) for part in listed(segmentation, "polygons", source)]
+    polygons = tuple(part for part in parts if len(part) > 2)
+    left_out["polygons with fewer than three corners"] += len(parts) - len(polygons)
+    return [Region(name, polygons)] if polygons else []
+
+
+def _rle(segmentation: dict[str, Any], size_hw: tuple[int, int], source: str) -> Any:
+    """Return a checked mask in run-length encoding, as pycocotools takes it: it reads beyond a wrong one's memory."""
+    size, counts = entry(segmentation, ("size", "counts"), source)
+    if tuple(size) != size_hw:
+        raise InputError(
+            f"{source}: its mask has the size {size}, its image {list(size_hw)} (height, width); export the labels "
+            "again"
+        )
+    lengths = counts if isinstance(counts, list) else _lengths(counts)
+    if lengths is None or any(not isinstance(length, int) or length < 0 for length in lengths):
+        raise InputError(f"{source}: the counts of its mask are not lengths of runs; export the labels again")
+    if sum(lengths) != size_hw[0] * size_hw[1]:
+        raise InputError(
+            f"{source}: its mask has {sum(lengths)} pixels, its image {size_hw[0] * size_hw[1]}; export the labels "
+            "again"
+        )
+    return rle_of({"size": list(size_hw), "counts": lengths}, size_hw)
+
+
+def _lengths(counts: Any) -> list[int] | None:
+    """Return the lengths of the runs of a compressed mask, or None if it is not one.
+
+    A length is written in digits of 5 bits, the lowest first, and from the fourth on as the difference to the one
+    before the last.
+    """
+    if not isinstance(counts, str | bytes):
+        return None
+    text = counts.encode() if isinstance(counts, str) else counts
+    lengths: list[int] = []
+    value, shift = 0, 0
+    for byte in text:
+        digit = byte - 48
+        if not 0 <= digit < 64 or shift > 60:
+            return None
+        value |= (digit & 31) << shift
+        shift += 5
+        if digit & 32:
+            continue
+        if digit & 16:
+            value -= 1 << shift
+        lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+        value, shift = 0, 0
+    return None if shift else lengths

@@ -1,0 +1,92 @@
+"""Read labelme's files: one JSON file per photo. https://github.com/wkentaro/labelme"""
+
+import base64
+import binascii
+import math
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from petseg import storage
+from petseg.data.annotations.labels import (
+    Labels,
+    PhotoLabels,
+    Region,
+    class_name,
+    ellipse,
+    entry,
+    listed,
+    mask_region,
+    polygon,
+    rectangle,
+    size_of,
+)
+from petseg.data.image_file import open_image
+from petseg.errors import InputError
+
+_WITHOUT_AREA = {"line", "linestrip", "point", "points"}
+
+
+def read(location: str) -> Labels:
+    """Return the labels of a folder. Raises `InputError`, naming the file, if one is invalid."""
+    names = sorted(name for name in storage.list_files(location) if name.lower().endswith(".json"))
+    if not names:
+        raise InputError(f"--labels {location}: no .json file in it; give the folder that labelme saves in")
+    left_out: Counter[str] = Counter()
+    photos = [_read_file(storage.join(location, name), name, left_out) for name in names]
+    classes = sorted({region.name for photo in photos for region in photo.regions})
+    return Labels(photos, tuple(classes), left_out=left_out)
+
+
+def _read_file(location: str, name: str, left_out: Counter[str]) -> PhotoLabels:
+    shapes, height, width = entry(storage.read_json(location), ("shapes", "imageHeight", "imageWidth"), location)
+    size_hw = size_of(height, width, location)
+    regions = []
+    for number, shape in enumerate(listed(shapes, "shapes", location)):
+        source = f"{location}, shape {number}"
+        label, points = entry(shape, ("label", "points"), source)
+        regions += _region(shape, class_name(label, source), polygon(points, source), size_hw, left_out, source)
+    # The file has the name of its photo, whose path in the file may be that of another machine.
+    return PhotoLabels(name, size_hw, tuple(regions), location)
+
+
+def _region(
+    shape: dict[str, Any],
+    name: str,
+    points: np.ndarray,
+    size_hw: tuple[int, int],
+    left_out: Counter[str],
+    source: str,
+) -> list[Region]:
+    kind = shape.get("shape_type") or "polygon"
+    if kind in _WITHOUT_AREA or (kind == "polygon" and len(points) < 3):
+        left_out["lines and points"] += 1
+        return []
+    if kind in ("polygon", "oriented_rectangle"):
+        return [Region(name, (points,))]
+    if kind in ("rectangle", "mask", "circle") and len(points) >= 2:
+        (x, y), (other_x, other_y) = points[:2].tolist()
+        if kind == "circle":  # its centre, and a point on it
+            radius = math.hypot(other_x - x, other_y - y)
+            return [Region(name, (ellipse(x, y, radius, radius),))]
+        if kind == "rectangle":
+            corners = points if len(points) == 4 else rectangle(x, y, other_x, other_y)
+            return [Region(name, (corners,))]
+        return [mask_region(name, _brush(shape.get("mask"), (int(y), int(x)), size_hw, source))]
+    raise InputError(f"{source}: petseg does not know the shape {kind!r}; draw it as a polygon")
+
+
+def _brush(content: Any, start: tuple[int, int], size_hw: tuple[int, int], source: str) -> np.ndarray:
+    """Return a brushed mask, a PNG in base64 of its box that begins at `start`, as bool (H, W)."""
+    try:
+        opened = open_image(base64.b64decode(content, validate=True), size_hw[0] * size_hw[1])
+        opened.load()
+    except (TypeError, ValueError, binascii.Error) as error:  # a DecodeError is a ValueError
+        raise InputError(f"{source}: its mask is not a picture; save it again in labelme") from error
+    box = np.asarray(opened.image.convert("L")) > 0
+    whole = np.zeros(size_hw, bool)
+    top, left = max(0, start[0]), max(0, start[1])
+    inside = whole[top : top + box.shape[0], left : left + box.shape[1]]
+    inside[:] = box[: inside.shape[0], : inside.shape[1]]
+    return whole

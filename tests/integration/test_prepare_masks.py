@@ -1,0 +1,140 @@
+"""`jobs/prepare.py masks` from its command line: labels of a tool to masks that the other commands take as they are."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import RunJob, Store, assert_refused
+from PIL import Image
+from pycocotools import mask as coco_masks
+
+from petseg import storage
+from petseg.data.classes import read_classes
+
+LABELLED = 10
+
+
+def runs_of(inside: np.ndarray) -> dict[str, Any]:
+    """Return a mask as COCO has it in JSON."""
+    rle: Any = coco_masks.encode(np.asfortranarray(inside.astype(np.uint8)))
+    return {"size": rle["size"], "counts": rle["counts"].decode()}
+
+
+def coco_of(trimaps: list[Path]) -> str:
+    """Return a COCO file with the pets and borders of these trimaps."""
+    images, annotations = [], []
+    for number, path in enumerate(trimaps):
+        trimap = np.asarray(Image.open(path))
+        images.append({"id": number, "file_name": f"{path.stem}.jpg", "height": len(trimap), "width": trimap.shape[1]})
+        for category, value in ((1, 1), (2, 3)):
+            annotation = {"id": len(annotations), "image_id": number, "category_id": category}
+            annotations.append(annotation | {"segmentation": runs_of(trimap == value)})
+    categories = [{"id": 2, "name": "border"}, {"id": 1, "name": "pet"}]
+    return json.dumps({"images": images, "annotations": annotations, "categories": categories})
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory, drawn: tuple[Path, Path]) -> Path:
+    """COCO file with the labels of ten of the 24 drawn photos."""
+    file = tmp_path_factory.mktemp("export") / "labels.json"
+    file.write_text(coco_of(sorted(drawn[1].glob("*.png"))[:LABELLED]))
+    return file
+
+
+def test_masks_of_a_coco_file_are_taken_by_check_without_a_flag(
+    export: Path, drawn: tuple[Path, Path], tmp_path: Path, call_job: RunJob
+) -> None:
+    flags = ("--from", "coco", "--images", drawn[0], "--labels", export, "--output", "masks")
+    done = call_job("prepare", "masks", *flags, "--unlabelled", "background")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert f"{LABELLED} masks of 3 classes (background, pet, border): {tmp_path / 'masks'}" in lines
+    table = tmp_path / "masks" / "photos.csv"
+    assert f"note: 14 of 24 photos have no labels and no mask; {table} lists the others" in lines
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == [path.stem for path in sorted(drawn[1].glob("*.png"))[:LABELLED]]
+    for row in rows:
+        with Image.open(tmp_path / "masks" / f"{row['id']}.png") as mask:
+            trimap = np.asarray(Image.open(drawn[1] / f"{row['id']}.png"))
+            assert mask.mode == "P" and np.array_equal(np.asarray(mask), np.array([9, 1, 0, 2])[trimap])
+    classes = read_classes(str(tmp_path / "masks"))
+    assert classes is not None and classes.classes == ("background", "pet", "border")
+    next_command = lines[-1].removeprefix("next: ").split()
+    assert next_command[-6:] == ["--images", str(table), "--masks", str(tmp_path / "masks"), "--recipe", "pretrained"]
+    checked = call_job("prepare", "check", "--images", table, "--masks", "masks", "--output", "checked")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert f"{LABELLED} pairs: " in checked.stdout and "--label-map" not in checked.stdout
+
+
+def test_masks_all_photos_chosen_classes_and_a_second_time(
+    export: Path, drawn: tuple[Path, Path], tmp_path: Path, call_job: RunJob
+) -> None:
+    flags = ("--from", "coco", "--images", drawn[0], "--labels", export, "--output", "masks", "--unlabelled", "rest")
+    every = call_job("prepare", "masks", *flags, "--all-photos", "--classes", "pet,rest")
+    assert every.returncode == 0, every.stderr
+    assert f"note: {LABELLED} objects of the class border, which is not in --classes: left out" in every.stdout
+    assert len(list((tmp_path / "masks").glob("*.png"))) == 24
+    found = [
+        set(np.unique(np.asarray(Image.open(path))).tolist()) for path in sorted((tmp_path / "masks").glob("*.png"))
+    ]
+    assert found[:LABELLED] == [{0, 1}] * LABELLED and found[LABELLED:] == [{1}] * 14
+    assert_refused(
+        call_job("prepare", "masks", *flags), "classes.json already exists; choose another folder, or pass --over"
+    )
+    again = call_job("prepare", "masks", *flags, "--overwrite")
+    assert again.returncode == 0, again.stderr
+    assert len(list((tmp_path / "masks").glob("*.png"))) == LABELLED
+
+
+def test_masks_in_a_bucket_equal_those_on_disk(
+    export: Path, drawn: tuple[Path, Path], prefix: str, store: Store, tmp_path: Path, call_job: RunJob
+) -> None:
+    for path in sorted(drawn[0].iterdir())[:LABELLED]:
+        storage.write(f"{prefix}/photos/{path.name}", path.read_bytes())
+    storage.write(f"{prefix}/labels.json", export.read_bytes())
+    flags = ("--from", "coco", "--unlabelled", "background")
+    places = ("--images", f"{prefix}/photos", "--labels", f"{prefix}/labels.json", "--output", f"{prefix}/masks")
+    remote = call_job("prepare", "masks", *flags, *places)
+    assert remote.returncode == 0, remote.stderr
+    local = call_job("prepare", "masks", *flags, "--images", drawn[0], "--labels", export, "--output", "masks")
+    assert local.returncode == 0, local.stderr
+    for path in (tmp_path / "masks").glob("*.png"):
+        assert storage.read(f"{prefix}/masks/{path.name}") == path.read_bytes()
+    assert f"--images {prefix}/photos --masks {prefix}/masks" in remote.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--from coco --labels LABELS", "--unlabelled is required: give the class of the pixels without a label"),
+        ("--from voc --labels LABELS --unlabelled ignore", "--unlabelled: the masks of voc label each pixel"),
+        ("--from coco --labels LABELS --unlabelled x --annotator 3", "--annotator: only the labels of label-studio"),
+        ("--from cococo --labels LABELS --unlabelled x", "--from: 'cococo' is not one of coco, cvat, label-studio"),
+        ("--from coco --labels nowhere.json --unlabelled x", "nowhere.json: cannot be read: No such file"),
+        (
+            "--from coco --labels LABELS --unlabelled x --classes pet",
+            "--unlabelled x: not one of --classes pet; add it",
+        ),
+        (
+            "--from coco --labels LABELS --unlabelled ignore --classes pet",
+            "the only class is pet, but a network needs two",
+        ),
+        ("--from coco --labels LABELS --unlabelled pet --classes pet,dog", "--classes: the labels have no class dog"),
+        ("--from coco --labels OTHERS --unlabelled x", "none of its photos (such as z.jpg) is in --images"),
+        ("--from coco --labels LARGER --unlabelled x", "its labels are for a photo of 7 × 9, but pet_0000.jpg has"),
+    ],
+)
+def test_masks_invalid_input_is_refused_and_nothing_is_written(
+    flags: str, message: str, export: Path, drawn: tuple[Path, Path], tmp_path: Path, call_job: RunJob
+) -> None:
+    content = json.loads(export.read_text()) | {"annotations": []}
+    for name, change in (("OTHERS", {"file_name": "z.jpg"}), ("LARGER", {"height": 9, "width": 7})):
+        (tmp_path / name).write_text(json.dumps(content | {"images": [content["images"][0] | change]}))
+    (tmp_path / "LABELS").symlink_to(export)
+    done = call_job("prepare", "masks", "--images", drawn[0], "--output", "masks", *flags.split())
+    assert_refused(done, message)
+    assert not (tmp_path / "masks").exists() or not list((tmp_path / "masks").iterdir())
