@@ -192,12 +192,17 @@ class MasksConfig:
     task, the annotation that was submitted last."""
 
     all_photos: bool = False
-    """Write a mask without an object for each photo without labels. Default: such photos are left out."""
+    """Write a mask without an object for each photo without one. Default: such photos are left out. Only for labelme,
+    label-studio and yolo, a photo whose file or task has no objects counts as labelled."""
 
     overwrite: bool = False
     """Replace the masks in --output."""
 
     def __post_init__(self) -> None:
+        require(
+            self.unlabelled == self.unlabelled.strip(),
+            f"--unlabelled {self.unlabelled!r}: give the name without outer spaces",
+        )
         require(
             bool(self.unlabelled) or self.from_ == "voc",
             "--unlabelled is required: give the class of the pixels without a label, such as background, or ignore",
@@ -212,5 +217,5 @@ class MasksConfig:
         )
         require(
             not (self.all_photos and self.from_ == "voc"),
-            "--all-photos: the masks of voc label each pixel, so nothing says what a photo without one shows",
+            "--all-photos: voc has no class for photos without a mask; leave it out",
         )

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -73,8 +74,11 @@ def read_table(location: str, flag: str) -> pa.Table:
 
 def _read_csv(location: str, flag: str) -> pa.Table:
     content = storage.read(location)
-    first = content.split(b"\n", 1)[0].decode("utf-8-sig", "replace").strip()
-    names = next(csv.reader([first]), [])
+    first = re.split(rb"\r\n|\r|\n", content, maxsplit=1)[0].decode("utf-8-sig", "replace").strip()
+    try:
+        names = next(csv.reader([first]), [])
+    except csv.Error as error:
+        raise InputError(f"{flag} {location}: its first line is not a list of columns: {error}") from error
     chosen = _chosen(names, location, flag)
     read_options = pyarrow.csv.ReadOptions(column_names=names, skip_rows=1)
     convert_options = pyarrow.csv.ConvertOptions(
@@ -94,9 +98,11 @@ def _read_parquet(location: str, flag: str) -> pa.Table:
 def _chosen(names: list[str], location: str, flag: str) -> tuple[str, str]:
     """Return the names of the two columns."""
     of_locations = next((name for name in ("uri", _OWN_COLUMNS[flag]) if name in names), None)
-    if "id" not in names or of_locations is None:
+    if of_locations is None or names.count("id") != 1 or names.count(of_locations) != 1:
         shown = ", ".join(map(repr, names[:8])) + (", …" if len(names) > 8 else "")
-        raise InputError(f"{flag} {location}: its columns are {shown}; id and uri are needed, separated by a comma")
+        raise InputError(
+            f"{flag} {location}: its columns are {shown}; id and uri are needed once, with a comma between"
+        )
     return "id", of_locations
 
 
@@ -109,7 +115,7 @@ def _absolute(uris: pa.ChunkedArray, location: str, flag: str) -> pa.ChunkedArra
         for row, uri in enumerate(uris.slice(start, _CHUNK).to_pylist(), start + 1):
             try:
                 places.append(storage.absolute(uri if uri.startswith("/") or "://" in uri else f"{folder}/{uri}"))
-            except InputError as error:
+            except ValueError as error:  # an InputError, or a URI that Python cannot split
                 raise InputError(f"{flag} {location}: row {row}: {error}") from error
         chunks.append(pa.array(places, pa.string()))
     return pa.chunked_array(chunks)

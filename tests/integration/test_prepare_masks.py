@@ -12,7 +12,9 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 
 from petseg import storage
-from petseg.data.classes import read_classes
+from petseg.config.train import TrainConfig
+from petseg.data.classes import read_classes, resolve_classes
+from petseg.data.pairs import decode_pair
 
 LABELLED = 10
 
@@ -51,9 +53,12 @@ def test_masks_of_a_coco_file_are_taken_by_check_without_a_flag(
     done = call_job("prepare", "masks", *flags, "--unlabelled", "background")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert f"{LABELLED} masks of 3 classes (background, pet, border): {tmp_path / 'masks'}" in lines
+    assert (
+        f"{LABELLED} masks: {tmp_path / 'masks'}" in lines
+        and "objects by class: background 0, pet 10, border 10" in lines
+    )
     table = tmp_path / "masks" / "photos.csv"
-    assert f"note: 14 of 24 photos have no labels and no mask; {table} lists the others" in lines
+    assert f"note: 14 of 24 photos have no objects and no mask; {table} lists the others" in lines
     with table.open() as file:
         rows = list(csv.DictReader(file))
     assert [row["id"] for row in rows] == [path.stem for path in sorted(drawn[1].glob("*.png"))[:LABELLED]]
@@ -82,9 +87,7 @@ def test_masks_all_photos_chosen_classes_and_a_second_time(
         set(np.unique(np.asarray(Image.open(path))).tolist()) for path in sorted((tmp_path / "masks").glob("*.png"))
     ]
     assert found[:LABELLED] == [{0, 1}] * LABELLED and found[LABELLED:] == [{1}] * 14
-    assert_refused(
-        call_job("prepare", "masks", *flags), "classes.json already exists; choose another folder, or pass --over"
-    )
+    assert_refused(call_job("prepare", "masks", *flags), "it is not empty; choose another folder, or pass --over")
     again = call_job("prepare", "masks", *flags, "--overwrite")
     assert again.returncode == 0, again.stderr
     assert len(list((tmp_path / "masks").glob("*.png"))) == LABELLED
@@ -105,6 +108,44 @@ def test_masks_in_a_bucket_equal_those_on_disk(
     for path in (tmp_path / "masks").glob("*.png"):
         assert storage.read(f"{prefix}/masks/{path.name}") == path.read_bytes()
     assert f"--images {prefix}/photos --masks {prefix}/masks" in remote.stdout
+
+
+def test_masks_ignored_pixels_and_classes_named_by_numbers(
+    drawn: tuple[Path, Path], tmp_path: Path, call_job: RunJob
+) -> None:
+    """Two classes need one bit, and ignored pixels have the value 255. The name of a class is the id of another."""
+    photo = min(drawn[0].iterdir())
+    with Image.open(photo) as opened:
+        width, height = opened.size
+    image = {"id": 1, "file_name": photo.name, "height": height, "width": width}
+    categories = [{"id": 0, "name": "1"}, {"id": 1, "name": "0"}]
+    boxes = [[[0, 0, 9, 0, 9, 9, 0, 9]], [[20, 20, 30, 20, 30, 30, 20, 30]]]
+    annotations = [{"image_id": 1, "category_id": i, "segmentation": box} for i, box in enumerate(boxes)]
+    content = {"images": [image], "categories": categories, "annotations": annotations}
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    flags = ("--images", photo, "--labels", "labels.json", "--output", "masks", "--unlabelled", "ignore")
+    done = call_job("prepare", "masks", "--from", "coco", *flags)
+    assert done.returncode == 0, done.stderr
+    content = (tmp_path / "masks" / f"{photo.stem}.png").read_bytes()
+    classes = resolve_classes(TrainConfig(), str(tmp_path / "masks"))
+    assert classes.names == ("1", "0")
+    ids = decode_pair(photo.read_bytes(), content, (height, width), classes.label_map, 10**6).class_ids
+    assert (ids[:9, :9] == 0).all() and (ids[20:30, 20:30] == 1).all() and (ids == 255).sum() == width * height - 181
+
+
+def test_masks_never_replace_photos_or_other_files(
+    export: Path, drawn: tuple[Path, Path], tmp_path: Path, call_job: RunJob
+) -> None:
+    (tmp_path / "both").mkdir()
+    Image.open(min(drawn[0].iterdir())).save(tmp_path / "both" / "pet_0000.png")
+    (tmp_path / "both" / "photos.csv").write_text("id,uri\npet_0000,pet_0000.png\nother,other.png\n")
+    (tmp_path / "both" / "other.png").write_bytes(b"mine")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "both").iterdir()}
+    for images in ("both/photos.csv", "both/pet_0000.png"):
+        flags = ("--from", "coco", "--images", images, "--labels", export, "--unlabelled", "rest", "--output", "both")
+        for more in ((), ("--overwrite",)):
+            assert call_job("prepare", "masks", *flags, *more).returncode == 2
+    assert {path.name: path.read_bytes() for path in (tmp_path / "both").iterdir()} == before
 
 
 @pytest.mark.parametrize(
@@ -131,7 +172,8 @@ def test_masks_in_a_bucket_equal_those_on_disk(
 def test_masks_invalid_input_is_refused_and_nothing_is_written(
     flags: str, message: str, export: Path, drawn: tuple[Path, Path], tmp_path: Path, call_job: RunJob
 ) -> None:
-    content = json.loads(export.read_text()) | {"annotations": []}
+    content = json.loads(export.read_text())
+    content["annotations"] = [one | {"segmentation": [[0, 0, 5, 0, 5, 5]]} for one in content["annotations"][:1]]
     for name, change in (("OTHERS", {"file_name": "z.jpg"}), ("LARGER", {"height": 9, "width": 7})):
         (tmp_path / name).write_text(json.dumps(content | {"images": [content["images"][0] | change]}))
     (tmp_path / "LABELS").symlink_to(export)

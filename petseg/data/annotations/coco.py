@@ -8,10 +8,12 @@ from petseg.data.annotations.labels import (
     Labels,
     PhotoLabels,
     Region,
+    box_regions,
     class_name,
     entry,
     listed,
     polygon,
+    rectangle,
     rle_of,
     size_of,
 )
@@ -23,7 +25,9 @@ def read(location: str) -> Labels:
     images, annotations, categories = entry(
         storage.read_json(location), ("images", "annotations", "categories"), location
     )
-    names = _names(categories, location)
+    listed(annotations, "annotations", location)
+    used = {str(one.get("category_id")) for one in annotations if isinstance(one, dict)}
+    names = _names(categories, used, location)
     photos: dict[Any, tuple[str, tuple[int, int], list[Region], str]] = {}
     for image in listed(images, "images", location):
         image_id, file_name, height, width = entry(image, ("id", "file_name", "height", "width"), location)
@@ -31,48 +35,55 @@ def read(location: str) -> Labels:
         if image_id in photos:
             raise InputError(f"{source}: two images have this id; give each its own")
         photos[image_id] = str(file_name), size_of(height, width, source), [], source
-    left_out: Counter[str] = Counter()
-    for number, annotation in enumerate(listed(annotations, "annotations", location)):
+    skipped: Counter[str] = Counter()
+    for number, annotation in enumerate(annotations):
         source = f"{location}, annotation {annotation.get('id', number)}" if isinstance(annotation, dict) else location
         image_id, category_id = entry(annotation, ("image_id", "category_id"), source)
         if image_id not in photos or category_id not in names:
             kind, value = ("category", category_id) if image_id in photos else ("image", image_id)
             raise InputError(f"{source}: there is no {kind} {value}; export the labels again")
         _, size_hw, regions, _ = photos[image_id]
-        regions += _regions(annotation.get("segmentation"), names[category_id], size_hw, left_out, source)
+        outline, bbox = annotation.get("segmentation"), annotation.get("bbox")
+        regions += _regions(outline, bbox, names[category_id], size_hw, skipped, source)
     found = [PhotoLabels(name, size_hw, tuple(regions), source) for name, size_hw, regions, source in photos.values()]
-    return Labels(found, tuple(names.values()), left_out=left_out)
+    return Labels(found, tuple(names.values()), skipped=skipped)
 
 
-def _names(categories: Any, location: str) -> dict[Any, str]:
-    names = {}
-    for category in listed(categories, "categories", location):
-        category_id, name = entry(category, ("id", "name"), f"{location}, categories")
+def _names(categories: Any, used: set[str], location: str) -> dict[Any, str]:
+    """Return the name of each category by its id. `used` are the ids that annotations have, as texts."""
+    listed(categories, "categories", location)
+    entries = [entry(one, ("id", "name"), f"{location}, categories") for one in categories]
+    groups = [one.get("supercategory") for one in categories]
+    names: dict[Any, str] = {}
+    for category_id, text in entries:
         source = f"{location}, category {category_id}"
+        name = class_name(text, source)
+        if name in groups and str(category_id) not in used:
+            continue  # Roboflow adds the name of the project, as the group of all classes
         if category_id in names or name in names.values():
             raise InputError(f"{source}: two categories have this id or the name {name!r}; give each its own")
-        names[category_id] = class_name(name, source)
+        names[category_id] = name
     return dict(sorted(names.items())) if all(isinstance(key, int) for key in names) else names
 
 
 def _regions(
-    segmentation: Any, name: str, size_hw: tuple[int, int], left_out: Counter[str], source: str
+    segmentation: Any, bbox: Any, name: str, size_hw: tuple[int, int], skipped: Counter[str], source: str
 ) -> list[Region]:
     if not segmentation:
-        left_out["boxes without an outline"] += 1
-        return []
+        left, top, width, height = polygon(bbox or (0, 0, 0, 0), source).ravel()
+        return box_regions(rectangle(left, top, left + width, top + height), skipped)
     if isinstance(segmentation, dict):
         return [Region(name, rle=_rle(segmentation, size_hw, source))]
     parts = [polygon(part, source) for part in listed(segmentation, "polygons", source)]
     polygons = tuple(part for part in parts if len(part) > 2)
-    left_out["polygons with fewer than three corners"] += len(parts) - len(polygons)
+    skipped["polygons with fewer than three corners: left out"] += len(parts) - len(polygons)
     return [Region(name, polygons)] if polygons else []
 
 
 def _rle(segmentation: dict[str, Any], size_hw: tuple[int, int], source: str) -> Any:
-    """Return a checked mask in run-length encoding, as pycocotools takes it: it reads beyond a wrong one's memory."""
+    """Return a checked mask in run-length encoding. pycocotools does not check it, and would read out of bounds."""
     size, counts = entry(segmentation, ("size", "counts"), source)
-    if tuple(size) != size_hw:
+    if not isinstance(size, list) or tuple(size) != size_hw:
         raise InputError(
             f"{source}: its mask has the size {size}, its image {list(size_hw)} (height, width); export the labels "
             "again"

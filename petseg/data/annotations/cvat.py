@@ -1,5 +1,6 @@
 """Read CVAT's format "CVAT for images 1.1": one XML file. https://docs.cvat.ai/docs/dataset_management/formats/"""
 
+import re
 from collections import Counter
 from xml.etree import ElementTree
 
@@ -9,10 +10,10 @@ from petseg import storage
 from petseg.data.annotations.labels import (
     Labels,
     PhotoLabels,
-    Region,
     class_name,
     ellipse,
     mask_region,
+    outline_regions,
     polygon,
     rectangle,
     size_of,
@@ -20,6 +21,7 @@ from petseg.data.annotations.labels import (
 from petseg.errors import InputError
 
 _WITHOUT_AREA = {"polyline", "points", "skeleton", "cuboid", "tag"}
+_COLOUR = re.compile(r"#([0-9A-Fa-f]{6})")
 
 
 def read(location: str) -> Labels:
@@ -30,42 +32,48 @@ def read(location: str) -> Labels:
     if not location.lower().endswith(".xml"):
         location = storage.join(location, "annotations.xml")
     content = storage.read_input(location)
-    if b"<!DOCTYPE" in content or b"<!ENTITY" in content:  # CVAT writes none; they can make a small file endless
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{location}: not UTF-8, in which CVAT writes; export the labels again") from error
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:  # CVAT writes none; they can make a small file endless
         raise InputError(f"{location}: it declares a document type, which CVAT does not; export the labels again")
     try:
-        root = ElementTree.fromstring(content)  # noqa: S314 - without a document type there are no entities
+        root = ElementTree.fromstring(text)  # noqa: S314 - without a document type there are no entities
     except ElementTree.ParseError as error:
         raise InputError(f"{location}: not XML ({error}); was it edited, or cut short?") from error
     names, colours = [], {}
     for label in root.findall("./meta//label"):
+        if label.find("parent") is not None or label.findtext("type") in _WITHOUT_AREA:
+            continue
         name = class_name(label.findtext("name"), f"{location}, labels")
         if name not in names:
             names.append(name)
-            colour = (label.findtext("color") or "").lstrip("#")
-            if len(colour) == 6:
-                colours[name] = tuple(bytes.fromhex(colour))
-    left_out: Counter[str] = Counter()
-    photos = [_photo(image, location, left_out) for image in root.iter("image")]
+            colour = _COLOUR.fullmatch(label.findtext("color") or "")
+            if colour:
+                colours[name] = tuple(bytes.fromhex(colour[1]))
+    skipped: Counter[str] = Counter()
+    photos = [_photo(image, location, skipped) for image in root.iter("image")]
     if not photos:
         raise InputError(f'{location}: it has no images; export the format "CVAT for images 1.1"')
     for photo in photos:
         names += [region.name for region in photo.regions if region.name not in names]
-    return Labels(photos, tuple(dict.fromkeys(names)), colours, left_out)
+    return Labels(photos, tuple(dict.fromkeys(names)), colours, skipped)
 
 
-def _photo(image: ElementTree.Element, location: str, left_out: Counter[str]) -> PhotoLabels:
+def _photo(image: ElementTree.Element, location: str, skipped: Counter[str]) -> PhotoLabels:
     source = f"{location}, image {image.get('id')} ({image.get('name')})"
     size_hw = size_of(image.get("height"), image.get("width"), source)
     regions = []
     for shape in image:
         if shape.tag in _WITHOUT_AREA:
-            left_out[f"shapes of the kind {shape.tag}"] += 1
+            skipped[f"shapes of the kind {shape.tag}, which have no area: left out"] += 1
             continue
         name, layer = class_name(shape.get("label"), source), int(_number(shape, "z_order", source, 0))
         if shape.tag == "mask":
             regions.append(mask_region(name, _mask(shape, size_hw, source), layer))
         else:
-            regions.append(Region(name, (_corners(shape, source),), layer=layer))
+            regions += outline_regions(name, _corners(shape, source), skipped, layer)
     return PhotoLabels(image.get("name") or "", size_hw, tuple(regions), source)
 
 
@@ -86,11 +94,11 @@ def _mask(shape: ElementTree.Element, size_hw: tuple[int, int], source: str) -> 
     """Return a mask, bool (H, W), from the lengths of its runs in its box, row by row, of which the first is 0."""
     left, top, width, height = (int(_number(shape, side, source)) for side in ("left", "top", "width", "height"))
     try:
-        lengths = np.array([int(length) for length in (shape.get("rle") or "").split(",")])
+        lengths = [int(length) for length in (shape.get("rle") or "").split(",")]
     except ValueError:
-        lengths = np.array([-1])
+        lengths = [-1]
     inside = 0 <= left <= left + width <= size_hw[1] and 0 <= top <= top + height <= size_hw[0]
-    if not inside or (lengths < 0).any() or lengths.sum() != width * height:
+    if not inside or min(lengths) < 0 or sum(lengths) != width * height:
         raise InputError(f"{source}: a mask does not fit its box, or the box the image; export the labels again")
     box = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(height, width)
     whole = np.zeros(size_hw, bool)

@@ -14,6 +14,9 @@ from petseg.errors import InputError
 
 Order = Literal["file", "area", "classes"]
 
+_REACH = 10
+"""How far an outline may reach outside, in sides of the photo. pycocotools has 32 bits, and crashes far outside."""
+
 
 def draw(labels: PhotoLabels, photo: Header, ids: Mapping[str, int], unlabelled: int, order: Order) -> np.ndarray:
     """Return the mask of a photo, upright: uint8 (H, W) of class ids, with `unlabelled` where no region is.
@@ -31,13 +34,14 @@ def draw(labels: PhotoLabels, photo: Header, ids: Mapping[str, int], unlabelled:
     for region in sorted(labels.regions, key=lambda region: region.layer):
         if region.name == IGNORED or region.name in ids:
             class_id = IGNORE_ID if region.name == IGNORED else ids[region.name]
-            drawn.append((class_id, _encoded(region, labels, (height, width))))
+            drawn.append((class_id, *_encoded(region, labels, (height, width))))
     if order == "area":
-        drawn.sort(key=lambda item: -int(coco_masks.area(item[1])))
+        drawn.sort(key=lambda item: -int(coco_masks.area(item[2])))
     elif order == "classes":
         drawn.sort(key=lambda item: item[0])
-    for class_id, rle in drawn:  # decoded one at a time: a photo may have hundreds
-        mask[coco_masks.decode(rle).astype(bool)] = class_id
+    for class_id, (top, left), rle in drawn:  # decoded one at a time: a photo may have hundreds
+        inside = coco_masks.decode(rle).astype(bool)
+        mask[top : top + inside.shape[0], left : left + inside.shape[1]][inside] = class_id
     return np.asarray(upright(Image.fromarray(mask), photo.orientation)) if turn else mask
 
 
@@ -66,21 +70,25 @@ def _has_shape(size: tuple[int, int], width: int, height: int) -> bool:
     return abs(large[0] * down - small[0]) <= 1 or abs(large[1] * across - small[1]) <= 1
 
 
-def _encoded(region: Region, labels: PhotoLabels, size_hw: tuple[int, int]) -> Any:
-    """Return a region at `size_hw` in run-length encoding."""
+def _encoded(region: Region, labels: PhotoLabels, size_hw: tuple[int, int]) -> tuple[tuple[int, int], Any]:
+    """Return a part of the mask, at `size_hw`, that contains a region: (its top and left, its run-length encoding)."""
     height, width = size_hw
     if region.rle is not None:
         if tuple(region.rle["size"]) == size_hw:
-            return region.rle
+            return (0, 0), region.rle
         inside = Image.fromarray(coco_masks.decode(region.rle)).resize((width, height), Image.Resampling.NEAREST)
-        return coco_masks.encode(np.asfortranarray(inside))
+        return (0, 0), coco_masks.encode(np.asfortranarray(inside))
     high, wide = labels.size_hw or (1, 1)
     polygons = [corners * (width / wide, height / high) for corners in region.polygons]
-    for corners in polygons:
-        (left, top), (right, bottom) = corners.min(0), corners.max(0)
-        if right <= 0 or bottom <= 0 or left >= width or top >= height:
-            raise InputError(
-                f"{labels.source}: a polygon of {region.name} lies outside the photo; correct it in the tool"
-            )
-    parts = rle_of([corners.ravel().tolist() for corners in polygons], (height, width))
-    return coco_masks.merge(parts)
+    every = np.concatenate(polygons)
+    size, reach = np.array([width, height]), _REACH * np.array([width, height])
+    first, last = every.min(0), every.max(0)
+    is_outside = (last < 0).any() or (first > size).any() or (first < -reach).any() or (last > reach).any()
+    if is_outside or not np.isfinite(every).all():
+        name = region.name or "an object"
+        raise InputError(f"{labels.source}: the outline of {name} lies outside the photo; correct it in the tool")
+    (first_x, first_y), (last_x, last_y) = first.tolist(), last.tolist()
+    left, top = max(0, int(first_x)), max(0, int(first_y))
+    part = min(height, int(last_y) + 2) - top, min(width, int(last_x) + 2) - left
+    rle = rle_of([(corners - (left, top)).ravel().tolist() for corners in polygons], (max(1, part[0]), max(1, part[1])))
+    return (min(top, height - 1), min(left, width - 1)), coco_masks.merge(rle)

@@ -1,5 +1,7 @@
 """Read Label Studio's export in the format JSON: one file with a list of tasks. https://labelstud.io/guide/export"""
 
+import re
+import urllib.parse
 from collections import Counter
 from typing import Any
 
@@ -15,6 +17,7 @@ from petseg.data.annotations.labels import (
     entry,
     listed,
     mask_region,
+    outline_regions,
     polygon,
     rectangle,
     size_of,
@@ -22,7 +25,10 @@ from petseg.data.annotations.labels import (
 )
 from petseg.errors import InputError
 
-_KINDS = {"polygonlabels", "brushlabels", "rectanglelabels", "ellipselabels"}
+_UPLOAD = re.compile(r"^[0-9a-f]{8}-")
+"""Prefix that Label Studio adds to the name of an uploaded file."""
+
+_KINDS = ("polygonlabels", "brushlabels", "rectanglelabels", "ellipselabels")
 """Types of results that have an area. Their classes are under a key of the same name."""
 
 
@@ -35,16 +41,16 @@ def read(location: str, annotator: str = "") -> Labels:
     tasks = storage.read_json(location)
     if not isinstance(tasks, list):
         raise InputError(f"{location}: not a list of tasks; export the format JSON, not another one")
-    left_out: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     photos = []
-    for task in tasks:
-        source = f"{location}, task {task.get('id') if isinstance(task, dict) else task!r}"
+    for number, task in enumerate(tasks):
+        source = f"{location}, task {task.get('id') if isinstance(task, dict) else number}"
         data, annotations = entry(task, ("data", "annotations"), source)
         chosen = _last(annotations, annotator, source)
         if chosen is not None:
-            photos.append(_photo(_path(data, source), chosen["result"], source, left_out))
+            photos.append(_photo(_path(data, source), chosen["result"], source, skipped))
     names = sorted({region.name for photo in photos for region in photo.regions})
-    return Labels(photos, tuple(names), left_out=left_out)
+    return Labels(photos, tuple(names), skipped=skipped)
 
 
 def _last(annotations: Any, annotator: str, source: str) -> dict[str, Any] | None:
@@ -65,50 +71,53 @@ def _people(completed_by: Any) -> list[str]:
 
 
 def _path(data: Any, source: str) -> str:
-    """Return the path of a task's photo: the only text that ends like a file, or that of the key "image"."""
+    """Return the path of a task's photo: the text of the key "image", or the only text."""
     texts = {key: value for key, value in data.items() if isinstance(value, str)} if isinstance(data, dict) else {}
     if "image" not in texts and len(texts) != 1:
         raise InputError(f'{source}: its data have no text "image"; name the photo\'s variable so')
-    path = texts.get("image", next(iter(texts.values())))
-    return path.partition("?d=")[2] or path.partition("?")[0]
+    url = texts.get("image", next(iter(texts.values())))
+    path = urllib.parse.unquote(url.partition("?d=")[2] or url.partition("?")[0])
+    folder, _, name = path.rpartition("/")
+    return f"{folder}/{_UPLOAD.sub('', name)}" if "/upload/" in path else path
 
 
-def _photo(path: str, results: Any, source: str, left_out: Counter[str]) -> PhotoLabels:
+def _photo(path: str, results: Any, source: str, skipped: Counter[str]) -> PhotoLabels:
     regions, size_hw = [], None
     for result in listed(results, "results", source):
         (kind,) = entry(result, ("type",), source)
         if kind not in _KINDS:
-            left_out[f"results of the type {kind}"] += 1
+            skipped[f"results of the type {kind}, which petseg does not draw: left out"] += 1
             continue
         value, height, width = entry(result, ("value", "original_height", "original_width"), source)
         size_hw = size_of(height, width, source)
         labels = value.get(kind) if isinstance(value, dict) else None
         if not labels:
-            left_out["regions without a class"] += 1
+            skipped["regions without a class: left out"] += 1
             continue
-        if len(labels) > 1:
+        if len(listed(labels, "classes", source)) > 1:
             raise InputError(f"{source}: a region has the classes {', '.join(map(str, labels))}; give it one of them")
-        regions.append(_region(kind, class_name(labels[0], source), value, size_hw, source))
+        regions += _regions(kind, class_name(labels[0], source), value, size_hw, skipped, source)
     return PhotoLabels(path, size_hw, tuple(regions), source)
 
 
-def _region(kind: str, name: str, value: dict[str, Any], size_hw: tuple[int, int], source: str) -> Region:
+def _regions(
+    kind: str, name: str, value: dict[str, Any], size_hw: tuple[int, int], skipped: Counter[str], source: str
+) -> list[Region]:
     height, width = size_hw
     percent = np.array([width, height]) / 100
     if kind == "polygonlabels":
         (points,) = entry(value, ("points",), source)
-        return Region(name, (polygon(points, source) * percent,))
+        return outline_regions(name, polygon(points, source) * percent, skipped)
     if kind == "brushlabels":
         (runs,) = entry(value, ("rle",), source)
-        return mask_region(name, _brush(runs, size_hw, source))
-    x, y, degrees = *(float(value.get(key, 0)) for key in ("x", "y")), float(value.get("rotation", 0))
-    x, y = x * width / 100, y * height / 100
+        return [mask_region(name, _brush(runs, size_hw, source))]
+    sides = ("radiusX", "radiusY") if kind == "ellipselabels" else ("width", "height")
+    (x, y), (across, down) = polygon(entry(value, ("x", "y", *sides), source), source) * percent
+    degrees = float(value.get("rotation") or 0)
     if kind == "ellipselabels":
-        radius_x, radius_y = entry(value, ("radiusX", "radiusY"), source)
-        return Region(name, (ellipse(x, y, radius_x * width / 100, radius_y * height / 100, degrees),))
-    wide, high = entry(value, ("width", "height"), source)
-    corners = rectangle(x, y, x + wide * width / 100, y + high * height / 100)
-    return Region(name, (turned(corners, (x, y), degrees),))  # Label Studio turns about the top left corner
+        return [Region(name, (ellipse(x, y, across, down, degrees),))]
+    # Label Studio turns a rectangle about its top left corner.
+    return [Region(name, (turned(rectangle(x, y, x + across, y + down), (x, y), degrees),))]
 
 
 def _brush(runs: Any, size_hw: tuple[int, int], source: str) -> np.ndarray:

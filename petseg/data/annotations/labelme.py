@@ -18,6 +18,7 @@ from petseg.data.annotations.labels import (
     entry,
     listed,
     mask_region,
+    outline_regions,
     polygon,
     rectangle,
     size_of,
@@ -25,7 +26,7 @@ from petseg.data.annotations.labels import (
 from petseg.data.image_file import open_image
 from petseg.errors import InputError
 
-_WITHOUT_AREA = {"line", "linestrip", "point", "points"}
+_WITHOUT_AREA = ("line", "linestrip", "point", "points")
 
 
 def read(location: str) -> Labels:
@@ -33,20 +34,20 @@ def read(location: str) -> Labels:
     names = sorted(name for name in storage.list_files(location) if name.lower().endswith(".json"))
     if not names:
         raise InputError(f"--labels {location}: no .json file in it; give the folder that labelme saves in")
-    left_out: Counter[str] = Counter()
-    photos = [_read_file(storage.join(location, name), name, left_out) for name in names]
+    skipped: Counter[str] = Counter()
+    photos = [_read_file(storage.join(location, name), name, skipped) for name in names]
     classes = sorted({region.name for photo in photos for region in photo.regions})
-    return Labels(photos, tuple(classes), left_out=left_out)
+    return Labels(photos, tuple(classes), skipped=skipped)
 
 
-def _read_file(location: str, name: str, left_out: Counter[str]) -> PhotoLabels:
+def _read_file(location: str, name: str, skipped: Counter[str]) -> PhotoLabels:
     shapes, height, width = entry(storage.read_json(location), ("shapes", "imageHeight", "imageWidth"), location)
     size_hw = size_of(height, width, location)
     regions = []
     for number, shape in enumerate(listed(shapes, "shapes", location)):
         source = f"{location}, shape {number}"
         label, points = entry(shape, ("label", "points"), source)
-        regions += _region(shape, class_name(label, source), polygon(points, source), size_hw, left_out, source)
+        regions += _region(shape, class_name(label, source), polygon(points, source), size_hw, skipped, source)
     # The file has the name of its photo, whose path in the file may be that of another machine.
     return PhotoLabels(name, size_hw, tuple(regions), location)
 
@@ -56,15 +57,15 @@ def _region(
     name: str,
     points: np.ndarray,
     size_hw: tuple[int, int],
-    left_out: Counter[str],
+    skipped: Counter[str],
     source: str,
 ) -> list[Region]:
     kind = shape.get("shape_type") or "polygon"
-    if kind in _WITHOUT_AREA or (kind == "polygon" and len(points) < 3):
-        left_out["lines and points"] += 1
+    if kind in _WITHOUT_AREA:
+        skipped["lines and points, which have no area: left out"] += 1
         return []
     if kind in ("polygon", "oriented_rectangle"):
-        return [Region(name, (points,))]
+        return outline_regions(name, points, skipped)
     if kind in ("rectangle", "mask", "circle") and len(points) >= 2:
         (x, y), (other_x, other_y) = points[:2].tolist()
         if kind == "circle":  # its centre, and a point on it
@@ -74,7 +75,7 @@ def _region(
             corners = points if len(points) == 4 else rectangle(x, y, other_x, other_y)
             return [Region(name, (corners,))]
         return [mask_region(name, _brush(shape.get("mask"), (int(y), int(x)), size_hw, source))]
-    raise InputError(f"{source}: petseg does not know the shape {kind!r}; draw it as a polygon")
+    raise InputError(f"{source}: petseg cannot draw a shape {kind!r} of {len(points)} points; draw it as a polygon")
 
 
 def _brush(content: Any, start: tuple[int, int], size_hw: tuple[int, int], source: str) -> np.ndarray:

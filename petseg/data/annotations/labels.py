@@ -1,6 +1,7 @@
 """Labels of photos, in a form that does not depend on the annotation tool, and the checks that all readers share."""
 
 import math
+import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,9 @@ from petseg.errors import InputError
 
 IGNORED = ""
 """Name of regions whose pixels are to be ignored."""
+
+BEHIND = -(10**9)
+"""Layer of regions that all others cover."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +56,27 @@ class Labels:
     """Names of the classes, in the tool's order."""
     colours: Mapping[str, tuple[int, int, int]] = field(default_factory=dict[str, tuple[int, int, int]])
     """RGB colours of classes, if the tool has them."""
-    left_out: Counter[str] = field(default_factory=Counter[str])
-    """Numbers of labels that have no area, by kind."""
+    skipped: Counter[str] = field(default_factory=Counter[str])
+    """Counts of labels that are not drawn as objects, by reason."""
 
 
 def mask_region(name: str, mask: np.ndarray, layer: int = 0) -> Region:
     """Return a region that is a mask, bool (H, W)."""
     return Region(name, rle=coco_masks.encode(np.asfortranarray(mask, np.uint8)), layer=layer)
+
+
+def outline_regions(name: str, corners: np.ndarray, skipped: Counter[str], layer: int = 0) -> list[Region]:
+    """Return the region of one polygon, or none if it has fewer than three corners; then it is counted."""
+    if len(corners) < 3:
+        skipped["polygons with fewer than three corners: left out"] += 1
+        return []
+    return [Region(name, (corners,), layer=layer)]
+
+
+def box_regions(corners: np.ndarray, skipped: Counter[str]) -> list[Region]:
+    """Return a region to ignore for an object of which only the box is known, and count it."""
+    skipped["boxes without an outline: their pixels are ignored"] += 1
+    return [Region(IGNORED, (corners,), layer=BEHIND)]
 
 
 def rle_of(shape: Any, size_hw: tuple[int, int]) -> Any:
@@ -74,7 +92,7 @@ def polygon(values: Iterable[Any], source: str) -> np.ndarray:
     """
     try:
         corners = np.asarray(list(values), np.float64).reshape(-1, 2)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{source}: a polygon is not a list of pairs of numbers; export the labels again") from error
     if not np.isfinite(corners).all():
         raise InputError(f"{source}: a polygon has a coordinate that is not finite; export the labels again")
@@ -107,7 +125,7 @@ def entry(values: Any, keys: Iterable[str], source: str) -> list[Any]:
     Raises `InputError`, naming `source` and the key, if one is missing.
     """
     if not isinstance(values, dict):
-        raise InputError(f"{source}: an entry is a {type(values).__name__}, not an object; export the labels again")
+        raise InputError(f"{source}: expected an object, got {type(values).__name__}; export the labels again")
     for key in keys:
         if key not in values:
             raise InputError(f"{source}: {key} is missing; export the labels again")
@@ -117,7 +135,7 @@ def entry(values: Any, keys: Iterable[str], source: str) -> list[Any]:
 def listed(values: Any, name: str, source: str) -> list[Any]:
     """Return a list of entries. Raises `InputError`, naming `source`, if it is not a list."""
     if not isinstance(values, list):
-        raise InputError(f"{source}: its {name} are not a list; export the labels again")
+        raise InputError(f"{source}: its {name} must be a list; export the labels again")
     return values
 
 
@@ -128,15 +146,17 @@ def size_of(height: Any, width: Any, source: str) -> tuple[int, int]:
     """
     try:
         size_hw = int(height), int(width)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         size_hw = (0, 0)
     if min(size_hw) < 1 or size_hw[0] * size_hw[1] > MAX_PIXELS:  # masks of this size are made
-        raise InputError(f"{source}: {width!r} × {height!r} is not the size of a photo; export the labels again")
+        shown = f"{reprlib.repr(width)} × {reprlib.repr(height)}"
+        raise InputError(f"{source}: {shown} is not the size of a photo of at most {MAX_PIXELS:,} pixels; correct it")
     return size_hw
 
 
 def class_name(value: Any, source: str) -> str:
     """Return the name of a class. Raises `InputError`, naming `source`, if it is not a text of one line."""
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        raise InputError(f"{source}: {value!r} is not the name of a class; name it in the tool, and export again")
+        shown = reprlib.repr(value)  # short: an alias in YAML may stand for lists of lists of lists …
+        raise InputError(f"{source}: {shown} is not the name of a class; name it in the tool, and export again")
     return value.strip()

@@ -1,16 +1,14 @@
 """Find the photo of each entry of labels, by its path."""
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 
 from petseg.data.annotations.labels import PhotoLabels
 from petseg.data.ids import safe_id
+from petseg.data.manifest import IMAGE_EXTENSIONS
 from petseg.errors import InputError
 
-_UPLOAD = re.compile(r"[0-9a-f]{8}-")
-"""What Label Studio puts before the name of an uploaded file."""
+_ENDINGS = {*IMAGE_EXTENSIONS, ".json", ".txt"}
 
 
 def find_photos(ids: Sequence[str], labels: Sequence[PhotoLabels]) -> tuple[dict[str, PhotoLabels], list[PhotoLabels]]:
@@ -43,18 +41,20 @@ def find_photos(ids: Sequence[str], labels: Sequence[PhotoLabels]) -> tuple[dict
 def _stem(path: str) -> str:
     """Return the id that a path would have, without drive letters and schemes."""
     path = path.replace("\\", "/").partition("://")[2] or path.replace("\\", "/")
-    stem = PurePosixPath(path.lstrip("/"))
-    return safe_id(str(stem.with_suffix("")) if stem.suffix else str(stem))
+    path = path.lstrip("/")
+    stem, dot, ending = path.rpartition(".")
+    return safe_id(stem if dot + ending.lower() in _ENDINGS else path)
 
 
 def _find(path: str, by_name: dict[str, list[str]], entry: PhotoLabels) -> str | None:
     folders, _, name = path.rpartition("/")
-    candidates = by_name.get(name) or by_name.get(_UPLOAD.sub("", name, count=1), [])
+    candidates = by_name.get(name, [])
     if len(candidates) <= 1:
         return candidates[0] if candidates else None
     parts = folders.split("/") if folders else []
     scores = {row_id: _common(row_id.split("/")[:-1], parts) for row_id in candidates}
-    best = [row_id for row_id in candidates if scores[row_id] == max(scores.values())]
+    most = max(scores.values())
+    best = [row_id for row_id in candidates if scores[row_id] == most]
     exact = [row_id for row_id in best if row_id == path or path.endswith(f"/{row_id}")]
     if len(exact or best) > 1:
         raise InputError(

@@ -1,5 +1,6 @@
 """Read Pascal VOC's segmentation masks: colour PNGs in SegmentationClass/, and labelmap.txt as CVAT writes it."""
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -31,7 +32,7 @@ def read(location: str) -> Labels:
     if not names:
         raise InputError(f"--labels {location}: no .png file in it; give the folder that contains {_FOLDER}")
     colours = _colours(location)
-    by_colour = {colour: name for name, colour in colours.items()} | {_VOID: IGNORED}
+    by_colour = {_VOID: IGNORED} | {colour: name for name, colour in colours.items()}
     photos = []
     locations = [storage.join(folder, name) for name in names]
     for name, place, content in zip(names, locations, storage.read_each(locations, max_bytes(MAX_PIXELS)), strict=True):
@@ -76,9 +77,12 @@ def _parse(location: str) -> dict[str, tuple[int, int, int]]:
             continue
         name, _, rest = line.partition(":")
         parts = rest.partition(":")[0].split(",")
-        if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) < 256 for part in parts):
+        if len(parts) != 3 or not all(re.fullmatch(r" *\d{1,3} *", part) and int(part) < 256 for part in parts):
             raise InputError(f"{location}, line {number}: not NAME:RED,GREEN,BLUE; correct it")
-        colours[class_name(name, f"{location}, line {number}")] = (int(parts[0]), int(parts[1]), int(parts[2]))
+        name, colour = class_name(name, f"{location}, line {number}"), (int(parts[0]), int(parts[1]), int(parts[2]))
+        if name in colours or colour in colours.values():
+            raise InputError(f"{location}, line {number}: this name or colour is in an earlier line; give each its own")
+        colours[name] = colour
     return colours
 
 

@@ -5,7 +5,7 @@ import io
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -25,7 +25,7 @@ from petseg.data.decode import max_bytes
 from petseg.data.encode import encode_mask
 from petseg.data.image_file import DecodeError, open_image
 from petseg.data.labels import IGNORE_ID
-from petseg.data.photo_table import is_table, read_table
+from petseg.data.photo_table import read_table
 from petseg.errors import InputError
 from petseg.lookahead import map_ahead
 from petseg.progress import Progress
@@ -42,56 +42,104 @@ _READERS: dict[LabelFormat, Callable[[str], Labels]] = {
     "yolo": yolo.read,
 }
 
+_LISTING_ALL = ("coco", "cvat")
+"""Formats that list all photos of a task, also those that nobody has looked at yet."""
+
+_WRITERS = 16
+"""Files that are written at the same time: storage takes long to answer."""
+
 _SHOWN = 5
 """Number of names that a printed line shows."""
 
 
-@cli.on_interrupt("nothing was written; run the same command again")
+@cli.on_interrupt("masks may be incomplete: run the same command again, with --overwrite")
 def draw_masks(config: MasksConfig) -> None:
     """Read all labels, draw a mask for each photo that has some, and write them once all are drawn."""
     config = absolute_locations(config)
     checks.require_no_overlap(config.output, {"--images": config.images, "--labels": config.labels})
     checks.require_writable(config.output, "--output")
-    if files.CLASSES in storage.list_names(config.output) and not config.overwrite:
-        raise InputError(
-            f"--output {config.output}: {files.CLASSES} already exists; choose another folder, or pass --overwrite"
-        )
     photos = manifest.discover(config.images)
     image_of = dict(zip(photos["id"].to_pylist(), photos["image"].to_pylist(), strict=True))
-    read = partial(label_studio.read, annotator=config.annotator) if config.annotator else _READERS[config.from_]
-    found = read(config.labels)
-    labels_of, without_photo = find_photos(list(image_of), found.photos)
+    old = _old_masks(config, image_of)
+    labels = _read(config)
+    labels_of, without_photo = find_photos(list(image_of), labels.photos)
     if not labels_of:
-        example = f"such as {found.photos[0].photo}" if found.photos else "there are none"
+        example = f"such as {labels.photos[0].photo}" if labels.photos else "there are none"
         raise InputError(
             f"--labels {config.labels}: none of its photos ({example}) is in --images {config.images}, such as "
             f"{next(iter(image_of))}; give the folder of these photos"
         )
-    names = _class_names(config, found)
-    classes = _describe(names, found.colours)
-    masks = _draw_all(config, image_of, labels_of, names, classes)
+    if config.from_ in _LISTING_ALL and not config.all_photos:
+        labels_of = {row_id: one for row_id, one in labels_of.items() if one.regions}
+        if not labels_of:
+            raise InputError(f"--labels {config.labels}: no photo has an object; label some, or pass --all-photos")
+    names = _class_names(config, labels)
+    classes = _describe(names, labels.colours)
     with hold(config.output, "--output"):
-        _write(config, masks, classes, image_of)
-    _print_summary(config, found, masks, without_photo, names, len(image_of))
+        masks = _draw_all(config, image_of, labels_of, names, classes)
+        _write(config, masks, classes, image_of, old)
+    _print_summary(config, labels, masks, without_photo, names, len(image_of))
 
 
-def _class_names(config: MasksConfig, found: Labels) -> tuple[str, ...]:
+def _old_masks(config: MasksConfig, image_of: Mapping[str, str]) -> list[str]:
+    """Return the ids of the masks that an earlier start has written to the output, and that may be removed.
+
+    Raises `InputError` if the output has other files, or files of an earlier start without --overwrite, or if a mask or
+    the table would replace a photo or the table that --images names.
+    """
+    own = storage.join(config.output, files.PHOTOS)
+    replaced = {storage.join(config.output, f"{row_id}.png") for row_id in image_of} & set(image_of.values())
+    if replaced or own == config.images:
+        raise InputError(
+            f"--output {config.output}: {min(replaced, default=own)} would be replaced, which --images needs; choose "
+            "another folder"
+        )
+    there = [name for name in storage.list_names(config.output) if name != files.LOCK]
+    if there and not config.overwrite:
+        raise InputError(f"--output {config.output}: it is not empty; choose another folder, or pass --overwrite")
+    if files.CLASSES not in there or files.PHOTOS not in there:
+        return []
+    return read_table(own, "--images")["id"].to_pylist()
+
+
+def _read(config: MasksConfig) -> Labels:
+    """Return the labels. Raises `InputError` if they are invalid, also in a way that no check has foreseen."""
+    read = partial(label_studio.read, annotator=config.annotator) if config.annotator else _READERS[config.from_]
+    try:
+        labels = read(config.labels)
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"--labels {config.labels}: not as {config.from_} writes them ({type(error).__name__}: {reason}); look at "
+            "--from, or export them again"
+        ) from error
+    if config.annotator and not labels.photos:
+        raise InputError(
+            f"--annotator {config.annotator}: no annotation is by this person; give the number or the e-mail"
+        )
+    return labels
+
+
+def _class_names(config: MasksConfig, labels: Labels) -> tuple[str, ...]:
     """Return the names of the classes, in order of their ids."""
-    names = found.names
+    names = labels.names
+    if config.unlabelled == "ignore" and "ignore" in names:
+        raise InputError("--unlabelled ignore: the labels have a class of this name, too; rename it in the tool")
     if config.unlabelled not in ("", "ignore", *names):
         names = (config.unlabelled, *names)
     if config.classes:
         names = tuple(name.strip() for name in config.classes.split(","))
         if config.unlabelled not in ("", "ignore", *names):
             raise InputError(f"--unlabelled {config.unlabelled}: not one of --classes {config.classes}; add it there")
-        unknown = [name for name in names if name not in (config.unlabelled, *found.names)]
+        unknown = [name for name in names if name not in (config.unlabelled, *labels.names)]
         if unknown:
             raise InputError(
-                f"--classes: the labels have no class {', '.join(unknown)}; they have {', '.join(found.names)}"
+                f"--classes: the labels have no class {', '.join(unknown)}; they have {', '.join(labels.names)}"
             )
     if len(names) < 2:
         raise InputError(
-            f"the only class is {', '.join(names) or 'none'}, but a network needs two; pass --unlabelled background"
+            f"--labels {config.labels}: the only class is {', '.join(names) or 'none'}, but a network needs two; label "
+            "objects of another class, or pass --unlabelled background"
         )
     for name in names:
         if "," in name:
@@ -103,7 +151,8 @@ def _describe(names: tuple[str, ...], colours: Mapping[str, tuple[int, int, int]
     palette = class_labels.palette(len(names))
     return ClassesConfig(
         classes=names,
-        label_map=",".join(f"{class_id}:{class_id}" for class_id in range(len(names))),
+        # A name that is a number is given as such: in a label map, names come before ids.
+        label_map=",".join(f"{i}:{name if name.isdecimal() else i}" for i, name in enumerate(names)),
         ignore_label=str(IGNORE_ID),
         palette=tuple(colours.get(name, colour) for name, colour in zip(names, palette, strict=True)),
     )
@@ -118,7 +167,7 @@ def _draw_all(
 ) -> dict[str, bytes]:
     """Return the mask of each photo, as PNG. They are kept in memory, so that an error leaves nothing half-written."""
     ids = {name: class_id for class_id, name in enumerate(names)}
-    unlabelled = ids.get(config.unlabelled, IGNORE_ID)
+    unlabelled = IGNORE_ID if config.unlabelled in ("", "ignore") else ids[config.unlabelled]
     chosen = list(image_of) if config.all_photos else [row_id for row_id in image_of if row_id in labels_of]
 
     def draw_one(item: tuple[str, bytes | OSError]) -> tuple[str, bytes]:
@@ -149,49 +198,58 @@ def _draw_all(
 
 
 def _write(
-    config: MasksConfig, masks: Mapping[str, bytes], classes: ClassesConfig, image_of: Mapping[str, str]
+    config: MasksConfig,
+    masks: Mapping[str, bytes],
+    classes: ClassesConfig,
+    image_of: Mapping[str, str],
+    old: Iterable[str],
 ) -> None:
     """Write the masks, the table of their photos, and last `classes.json`: if it exists, all masks are there."""
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(("id", "uri"))
     rows.writerows((row_id, image_of[row_id]) for row_id in masks)
-    photos = storage.join(config.output, files.PHOTOS)
-    with checks.translate_write_errors(config.output, remedy="fix this and run the same command again"):
+
+    def write_one(row_id: str) -> None:
+        storage.write(storage.join(config.output, f"{row_id}.png"), masks[row_id], scratch=config.output)
+
+    with checks.translate_write_errors(
+        config.output, remedy="fix this and run the same command again, with --overwrite"
+    ):
         storage.remove_file(storage.join(config.output, files.CLASSES))
-        if is_table(photos):
-            for row_id in read_table(photos, "--images")["id"].to_pylist():
-                if row_id not in masks:
-                    storage.remove_file(storage.join(config.output, f"{row_id}.png"))
-        for row_id, content in masks.items():
-            storage.write(storage.join(config.output, f"{row_id}.png"), content, scratch=config.output)
-        storage.write(photos, table.getvalue().encode())
+        for row_id in set(old).difference(masks):
+            storage.remove_file(storage.join(config.output, f"{row_id}.png"))
+        with ThreadPoolExecutor(_WRITERS) as pool:
+            for _ in map_ahead(pool, write_one, masks, _WRITERS):
+                pass
+        storage.write(storage.join(config.output, files.PHOTOS), table.getvalue().encode())
         write_classes(config.output, classes)
 
 
 def _print_summary(
     config: MasksConfig,
-    found: Labels,
+    labels: Labels,
     masks: Mapping[str, bytes],
     without_photo: list[PhotoLabels],
     names: tuple[str, ...],
     num_photos: int,
 ) -> None:
-    print(f"{len(masks)} masks of {len(names)} classes ({', '.join(names)}): {config.output}")
-    for reason, count in sorted(found.left_out.items()):
+    objects = Counter(region.name for photo in labels.photos for region in photo.regions)
+    print(f"{len(masks)} masks: {config.output}")
+    print(f"objects by class: {', '.join(f'{name} {objects[name]}' for name in names)}")
+    for reason, count in sorted(labels.skipped.items()):
         if count:
-            print(f"note: {count} {reason}: left out, because they have no area")
-    others = Counter(region.name for photo in found.photos for region in photo.regions)
-    for name, count in sorted(others.items()):
+            print(f"note: {count} {reason}")
+    for name, count in sorted(objects.items()):
         if name not in (*names, IGNORED):
             print(f"note: {count} objects of the class {name}, which is not in --classes: left out")
     if without_photo:
         print(f"note: labels of {_some([one.photo for one in without_photo])} are left out: --images has no such photo")
-    left = num_photos - len(masks)
+    missing = num_photos - len(masks)
     table = storage.join(config.output, files.PHOTOS)
-    if left:
-        print(f"note: {left} of {num_photos} photos have no labels and no mask; {table} lists the others")
-    images = table if left else config.images
+    if missing:
+        print(f"note: {missing} of {num_photos} photos have no objects and no mask; {table} lists the others")
+    images = table if missing else config.images
     print(f"next: {command_line('train', ['--images', images, '--masks', config.output, '--recipe', 'pretrained'])}")
 
 

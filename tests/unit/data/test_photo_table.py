@@ -81,9 +81,11 @@ def test_is_table_only_if_it_is_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "its columns are ; id and uri are needed, separated by a comma"),
-        ("id;uri\na;b\n", "its columns are 'id;uri'; id and uri are needed"),
-        ("id,mask\na,b\n", "its columns are 'id', 'mask'; id and uri are needed"),
+        ("", "its columns are ; id and uri are needed once, with a comma between"),
+        ("id;uri\na;b\n", "its columns are 'id;uri'; id and uri are needed once"),
+        ("id,mask\na,b\n", "its columns are 'id', 'mask'; id and uri are needed once"),
+        ("id,uri,uri\na,b,c\n", "id and uri are needed once"),
+        ("id,uri\na,s3://[x/y.jpg\n", "row 1: Invalid IPv6 URL"),
         ("id,uri\n", "it has no rows; give a table with a row for each file"),
         ("id,uri\na,x.jpg\n,y.jpg\n", "row 2 has no id; fill it, or remove the row"),
         ("id,uri\na,\n", "row 1 has no uri; fill it"),
@@ -103,6 +105,12 @@ def test_read_table_invalid_content_is_refused_in_one_line(text: str, message: s
     ) as caught:
         read_table(location, "--images")
     assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
+
+
+def test_read_table_with_line_ends_of_old_macs(tmp_path: Path) -> None:
+    location = tmp_path / "photos.csv"
+    location.write_bytes(b"id,uri\ra,x.jpg\rb,y.jpg\r")
+    assert read_table(str(location), "--images")["id"].to_pylist() == ["a", "b"]
 
 
 def test_read_table_escapes_ids_that_would_leave_the_output(tmp_path: Path) -> None:

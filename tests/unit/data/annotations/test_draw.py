@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_masks
 
 from petseg.data.annotations.draw import Order, draw
-from petseg.data.annotations.labels import IGNORED, PhotoLabels, Region, mask_region, rectangle
+from petseg.data.annotations.labels import IGNORED, PhotoLabels, Region, mask_region, rectangle, rle_of
 from petseg.data.image_file import Header, upright
 from petseg.errors import InputError
 
@@ -70,8 +71,37 @@ def test_draw_fractions_are_of_the_upright_photo() -> None:
     assert mask.shape == (20, 10) and mask[:10, :5].all() and mask.sum() == 50
 
 
-def test_draw_polygon_outside_the_photo_is_refused() -> None:
+@pytest.mark.parametrize(
+    "corners",
+    [
+        [(25, 5), (30, 5), (30, 9)],
+        [(0, 0), (1e8, 0), (10, 10)],
+        [(0, 0), (5, -1e300), (10, 10)],
+        [(0, 0), (float("nan"), 5), (10, 10)],
+    ],
+)
+def test_draw_outline_outside_the_photo_is_refused(corners: list[tuple[float, float]]) -> None:
+    photo = Header(1, (20, 10), (20, 10), 1)
+    region = Region("a", (np.array(corners),))
+    with pytest.raises(InputError, match=r"image 3: the outline of a lies outside the photo"):
+        draw(labels((10, 20), region), photo, IDS, 0, "file")
+
+
+def test_draw_outline_that_reaches_over_an_edge_is_cut_there() -> None:
     photo = Header(1, (20, 10), (20, 10), 1)
     assert draw(labels((10, 20), box("a", 15, 5, 30, 30)), photo, IDS, 0, "file").sum() == 25
-    with pytest.raises(InputError, match=r"image 3: a polygon of a lies outside the photo"):
-        draw(labels((10, 20), box("a", 25, 5, 30, 9)), photo, IDS, 0, "file")
+    assert draw(labels((10, 20), box("a", -15, -5, 5, 5)), photo, IDS, 0, "file").sum() == 25
+    on_edge = Region("a", (np.array([(20, 1), (20, 5), (20, 9)]),))
+    assert not draw(labels((10, 20), on_edge), photo, IDS, 0, "file").any()
+
+
+def test_draw_in_a_part_of_the_mask_equals_pycocotools_on_the_whole() -> None:
+    photo = Header(1, (97, 71), (97, 71), 1)
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        corners = rng.uniform(-20, 110, (int(rng.integers(3, 8)), 2))
+        expected = coco_masks.decode(coco_masks.merge(rle_of([corners.ravel().tolist()], (71, 97))))
+        if (corners.max(0) < 0).any() or (corners.min(0) > (97, 71)).any():
+            continue
+        found = draw(labels((71, 97), Region("a", (corners,))), photo, IDS, 0, "file")
+        assert np.array_equal(found, expected)

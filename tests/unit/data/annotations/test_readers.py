@@ -66,7 +66,7 @@ def test_coco_equals_pycocotools(tmp_path: Path) -> None:
         ],
         "categories": [{"id": 7, "name": "cat"}, {"id": 2, "name": "dog"}],
         "annotations": [
-            {"id": number, "image_id": number, "category_id": 7, "segmentation": segmentation, "area": 1, "iscrowd": 0}
+            {"id": number, "image_id": number, "category_id": 7, "segmentation": segmentation, "bbox": [5, 10, 40, 20]}
             for number, segmentation in enumerate(segmentations)
         ],
     }
@@ -79,8 +79,12 @@ def test_coco_equals_pycocotools(tmp_path: Path) -> None:
     for number in range(3):
         expected = oracle.annToMask(oracle.loadAnns([number])[0]).astype(bool)
         assert expected.any() and np.array_equal(drawn(labels, number), np.where(expected, 1, NONE))
-    assert (drawn(labels, 3) == NONE).all() and (drawn(labels, 4) == NONE).all()
-    assert labels.left_out == {"polygons with fewer than three corners": 1, "boxes without an outline": 1}
+    assert (drawn(labels, 3) == NONE).all()
+    assert (drawn(labels, 4)[10:30, 5:45] == 255).all() and (drawn(labels, 4) == 255).sum() == 20 * 40
+    assert labels.skipped == {
+        "polygons with fewer than three corners: left out": 1,
+        "boxes without an outline: their pixels are ignored": 1,
+    }
 
 
 def test_labelme_shapes_equal_its_own_drawing_up_to_the_outline(tmp_path: Path) -> None:
@@ -105,7 +109,7 @@ def test_labelme_shapes_equal_its_own_drawing_up_to_the_outline(tmp_path: Path) 
     (tmp_path / "a" / "1.json").write_text(json.dumps(content))
     labels = labelme.read(str(tmp_path))
     assert labels.names == ("cat", "dog", "sun") and labels.photos[0].photo == "a/1.json"
-    assert labels.left_out == {"lines and points": 1}
+    assert labels.skipped == {"lines and points, which have no area: left out": 1}
     picture = Image.new("L", (WIDTH, HEIGHT), NONE)
     pencil = ImageDraw.Draw(picture)
     pencil.polygon([tuple(point) for point in shapes[0]["points"]], fill=0, outline=0)  # pyright: ignore
@@ -158,14 +162,16 @@ def test_label_studio_takes_the_last_submitted_annotation(tmp_path: Path) -> Non
     painted = {"original_height": 5, "original_width": 7, "type": "brushlabels"}
     painted["value"] = {"format": "rle", "rle": runs, "brushlabels": ["sun"]}
     content = [
-        {"id": 1, "data": {"image": "/data/upload/1/0a1b2c3d-cat.jpg"}, "annotations": [old, new, skipped]},
+        {"id": 1, "data": {"image": "/data/upload/1/0a1b2c3d-cat%20%C3%A9.jpg"}, "annotations": [old, new, skipped]},
         {"id": 2, "data": {"image": "s3://b/x/dog.jpg?sig=1"}, "annotations": [{"id": 9, "result": [painted]}]},
         {"id": 3, "data": {"image": "/data/local-files/?d=photos/none.jpg"}, "annotations": []},
     ]
     (tmp_path / "export.json").write_text(json.dumps(content))
     labels = label_studio.read(str(tmp_path / "export.json"))
-    assert [photo.photo for photo in labels.photos] == ["/data/upload/1/0a1b2c3d-cat.jpg", "s3://b/x/dog.jpg"]
-    assert labels.names == ("cat", "dog", "sun") and labels.left_out == {"results of the type choices": 1}
+    assert [photo.photo for photo in labels.photos] == ["/data/upload/1/cat é.jpg", "s3://b/x/dog.jpg"]
+    assert labels.names == ("cat", "dog", "sun") and labels.skipped == {
+        "results of the type choices, which petseg does not draw: left out": 1
+    }
     expected = np.where(triangle(), 0, NONE)
     expected[30:42, 40:60] = 1
     assert np.array_equal(drawn(labels), expected)
@@ -207,7 +213,7 @@ def test_cvat_draws_by_layer(tmp_path: Path) -> None:
     (tmp_path / "annotations.xml").write_text(CVAT)
     labels = cvat.read(str(tmp_path))
     assert labels.names == ("dog", "cat") and labels.colours == {"dog": (0, 0, 255)}
-    assert labels.left_out == {"shapes of the kind polyline": 1}
+    assert labels.skipped == {"shapes of the kind polyline, which have no area: left out": 1}
     expected = np.full((HEIGHT, WIDTH), NONE)
     expected[:30] = 0
     expected[triangle()] = 1
@@ -218,27 +224,40 @@ def test_cvat_draws_by_layer(tmp_path: Path) -> None:
 
 
 def test_yolo_scales_to_the_photo(tmp_path: Path) -> None:
+    """The layouts of Ultralytics and Roboflow. A box gives pixels to ignore, which objects cover."""
     corners = " ".join(str(value) for value in (np.reshape(TRIANGLE, (3, 2)) / [WIDTH, HEIGHT]).ravel())
-    (tmp_path / "labels" / "train").mkdir(parents=True)
-    (tmp_path / "labels" / "train" / "1.txt").write_text(
-        f"1 {corners}\n\n0 0 0 0.5 0 0.5 0.1 0 0.1\n0 0.1 0.1 0.2 0.2\n"
-    )
-    (tmp_path / "data.yaml").write_text("train: images/train\nnames:\n  0: dog\n  1: cat\n")
-    with pytest.raises(Exception, match=r"1.txt, line 4: a box, not a polygon"):
-        yolo.read(str(tmp_path))
-    (tmp_path / "labels" / "train" / "1.txt").write_text(f"1 {corners}\n\n0 0 0 0.5 0 0.5 0.1 0 0.1\n")
-    (tmp_path / "labels" / "train" / "2.txt").write_text("")
-    for place in (tmp_path, tmp_path / "labels"):
-        labels = yolo.read(str(place))
-        assert labels.names == ("dog", "cat") and [photo.photo for photo in labels.photos] == [
-            "train/1.txt",
-            "train/2.txt",
-        ]
-        expected = np.where(triangle(), 1, NONE)
-        expected[:6, :40] = 0
-        assert np.array_equal(drawn(labels), expected)
-    (tmp_path / "data.yaml").write_text("names: [dog, cat]\n")
-    assert yolo.read(str(tmp_path)).names == ("dog", "cat")
+    text = f"1 {corners}\n\n0 0 0 0.5 0 0.5 0.1 0 0.1\n0 0.75 0.75 0.5 0.5\n"
+    expected = np.full((HEIGHT, WIDTH), NONE)
+    expected[30:, 40:] = 255
+    expected[triangle()] = 1
+    expected[:6, :40] = 0
+    for root, folder, photo in (
+        ("ultralytics", "labels/train", "images/train"),
+        ("roboflow", "train/labels", "train/images"),
+        ("flat", "", ""),
+    ):
+        place = tmp_path / root / folder
+        place.mkdir(parents=True)
+        (place / "test.txt").write_text(text) if folder else (place / "photo.txt").write_text(text)
+        (place / "2.txt").write_text("")
+        (tmp_path / root / "README.roboflow.txt").write_text("# exported")
+        (tmp_path / root / "validation.txt").write_text("./images/a.jpg")
+        (tmp_path / root / "data.yaml").write_text("train: images/train\nnames:\n  0: dog\n  1: cat\n")
+        for given, prefix in ((tmp_path / root, f"{photo}/" if photo else ""), (place, "")):
+            labels = yolo.read(str(given))
+            photos = [labelled.photo for labelled in labels.photos]
+            assert labels.names == ("dog", "cat")
+            assert photos == [f"{prefix}2.txt", f"{prefix}{'test' if folder else 'photo'}.txt"]
+            assert np.array_equal(drawn(labels, 1), expected) and (drawn(labels, 0) == NONE).all()
+    (tmp_path / "flat" / "data.yaml").write_text("names: [dog, cat]\n")
+    assert yolo.read(str(tmp_path / "flat")).names == ("dog", "cat")
+
+
+def test_coco_group_of_all_classes_is_no_class(tmp_path: Path) -> None:
+    """Roboflow lists the project as a category without annotations."""
+    categories = [{"id": 0, "name": "pets", "supercategory": "none"}, CATEGORY | {"supercategory": "pets"}]
+    (tmp_path / "labels.json").write_text(coco_file(categories=categories))
+    assert coco.read(str(tmp_path / "labels.json")).names == ("cat",)
 
 
 def test_voc_colours_are_those_of_the_label_map_or_its_own(tmp_path: Path) -> None:
@@ -279,9 +298,9 @@ def annotated(segmentation: Any, **changes: Any) -> str:
     ("content", "message"),
     [
         (coco_file()[:50], r"labels.json: not JSON .*cut short"),
-        ("[]", r"labels.json: an entry is a list, not an object"),
+        ("[]", r"labels.json: expected an object, got list"),
         ("[" * 200_000, r"labels.json: not JSON"),
-        (coco_file(images=5), r"labels.json: its images are not a list"),
+        (coco_file(images=5), r"labels.json: its images must be a list"),
         (
             coco_file(images=[IMAGE | {"height": 10**6, "width": 10**6}]),
             r"1000000 × 1000000 is not the size of a photo",
@@ -329,7 +348,7 @@ POLYGON = {"type": "polygonlabels"}
     ("content", "message"),
     [
         ("{}", "export.json: not a list of tasks; export the format JSON"),
-        (task(annotations=None), "task 3: its annotations are not a list"),
+        (task(annotations=None), "task 3: its annotations must be a list"),
         (task(data={"a": "x", "b": "y"}), 'task 3: its data have no text "image"'),
         (task(POLYGON), "task 3: value is missing"),
         (
@@ -363,6 +382,7 @@ def test_label_studio_invalid_file_is_refused_with_its_task(content: str, messag
         ('left="70"', 'left="78"', "image 0 (a/1.jpg): a mask does not fit its box, or the box the image"),
         ("<ellipse", "<hexagon", "image 1 (2.jpg): petseg does not know the shape 'hexagon'"),
         ('height="60"', 'height=""', "image 0 (a/1.jpg): '80' × '' is not the size of a photo"),
+        ('rle="2, 3, 1, 4"', f'rle="{2**63 - 1}, {2**63 - 1}, 3"', "image 0 (a/1.jpg): a mask does not fit its box"),
         ('<box label="dog"', "<box", "image 0 (a/1.jpg): None is not the name of a class"),
     ],
 )
@@ -385,6 +405,11 @@ def test_cvat_invalid_file_is_refused_with_its_image(old: str, new: str, message
         ),
         ("names: {1: a}", "", "data.yaml: the numbers of its names are not 0, 1, 2"),
         ("names: [a, a]", "", "data.yaml: two classes have one name"),
+        ("names: [yes, no]", "", "data.yaml: True is not the name of a class"),
+        ("names: {0: a, b: c}", "", "data.yaml: the numbers of its names are not 0, 1, 2"),
+        ("[" * 5000, "", "data.yaml: not YAML"),
+        ("d: 2024-13-45", "", "data.yaml: not YAML"),
+        ("names: [a]", "9" * 5000 + " 1 1", "is not the number of one of the 1 classes"),
         ("names: [a]", "1 0 0 1 0 1 1", "1.txt, line 1: '1' is not the number of one of the 1 classes"),
         ("names: [a]", "x 0 0 1 0 1 1", "1.txt, line 1: 'x' is not the number of one of the 1 classes"),
         ("names: [a]", "\n0 0 0 1 0 1 y", "1.txt, line 2: a polygon is not a list of pairs"),
@@ -408,7 +433,7 @@ def test_yolo_invalid_file_is_refused_with_its_line(yaml: str, text: str, messag
         ),
         (
             {"label": "a", "points": [[1, 2]], "shape_type": "circle"},
-            "shape 0: petseg does not know the shape 'circle'",
+            "shape 0: petseg cannot draw a shape 'circle' of 1 points",
         ),
     ],
 )
