@@ -44,7 +44,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
         *("split_file", "val_fraction", "val_count", "skip_bad", "limit", "max_pixels", "max_errors", "url", "cache"),
     ),
     "network": ("checkpoint", "recipe", "network", "encoder_weights", "init_from", "tile", "tile_overlap"),
-    "training": ("epochs", "learning_rate", "clip_norm", "augment", "loss", "class_weights", "seed"),
+    "training": ("epochs", "learning_rate", "clip_norm", "augment", "loss", "class_weights", "keep_best_by", "seed"),
     "speed and memory": ("batch_size", "accumulate", "precision", "compile", "feed_budget_gb"),
     "cluster": ("num_workers", "use_gpu", "cpus_per_worker", "max_failures", "wait_min"),
     "output": ("storage", "name", "resume", "output", "overwrite"),

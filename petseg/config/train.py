@@ -1,5 +1,6 @@
 """Settings of a training run."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -115,6 +116,9 @@ class TrainConfig:
     """File (path or URI) of weights for the encoder, in timm's names; or none, for random ones. Default: the ImageNet
     weights of tf_efficientnet_lite0 that are installed with petseg."""
 
+    keep_best_by: str = "val_loss"
+    """Value that chooses the best checkpoint, of the validation pairs: val_loss, miou, or iou:NAME for a class."""
+
     init_from: str = ""
     """Run or checkpoint whose weights to start from, instead of random weights."""
 
@@ -189,6 +193,10 @@ class TrainConfig:
         require(
             self.name == self.name.strip() and not set(self.name) & set("/\\\0") and self.name not in (".", ".."),
             f"--name {self.name!r}: it names one folder below --storage, so no slashes, '..' or outer spaces",
+        )
+        require(
+            bool(re.fullmatch(r"val_loss|miou|iou:.+", self.keep_best_by)),
+            f"--keep-best-by {self.keep_best_by}: give val_loss, miou, or iou:NAME with the name of a class",
         )
         require(
             not (self.init_from and self.encoder_weights),

@@ -171,6 +171,10 @@ def _resolve_model(config: TrainConfig, run: str, pairs: TrainingSet) -> tuple[M
     """Return (settings of the network, weights to start from or None). Checks the last checkpoint of a resumed run."""
     from petseg.models import checkpoint, encoder_weights
 
+    kept = config.keep_best_by.removeprefix("iou:")
+    if config.keep_best_by.startswith("iou:") and kept not in pairs.classes.names:
+        names = ", ".join(pairs.classes.names)
+        raise InputError(f"--keep-best-by {config.keep_best_by}: no such class; the classes are {names}")
     recipe = RECIPES[config.recipe]
     network = config.network or recipe.network
     model = ModelConfig(

@@ -27,6 +27,7 @@ from petseg import files, storage
 from petseg.config.base import from_json, to_json
 from petseg.config.model import ModelConfig
 from petseg.errors import InputError
+from petseg.models.best import order
 from petseg.models.build import build
 from petseg.models.network import Network
 
@@ -56,10 +57,9 @@ class Checkpoint:
         return len(self.history)
 
     @property
-    def val_loss(self) -> float:
-        """Validation loss of the last finished epoch; infinite if undefined, so that any defined loss is better."""
-        loss = self.history[-1]["val_loss"] if self.history else None
-        return math.inf if loss is None else loss
+    def order(self) -> float:
+        """Result of `best.order` for the last finished epoch; infinite if there is none."""
+        return order(self.history[-1]) if self.history else math.inf
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def last(run: str) -> Checkpoint | None:
 
 
 def best(run: str) -> Checkpoint | None:
-    """Return the complete checkpoint with the lowest validation loss, or None; of equal ones, the earlier.
+    """Return the best complete checkpoint by `best.order`, or None; of equal ones, the earlier.
 
     Only checkpoints written at the end of an epoch count.
     """
@@ -115,7 +115,7 @@ def best(run: str) -> Checkpoint | None:
 
 def _best(checkpoints: list[Checkpoint]) -> Checkpoint | None:
     validated = [checkpoint for checkpoint in checkpoints if not checkpoint.step]
-    return min(validated, key=lambda checkpoint: (checkpoint.val_loss, checkpoint.epoch), default=None)
+    return min(validated, key=lambda checkpoint: (checkpoint.order, checkpoint.epoch), default=None)
 
 
 def _list_complete(run: str) -> list[Checkpoint]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from petseg.models.best import order
 from petseg.reports import html, sections
 from petseg.reports.html import Bars, Command, Confusion, Curves
 from petseg.training.run_folder import format_score
@@ -34,8 +35,8 @@ class TrainingReport:
 
     @property
     def best(self) -> Mapping[str, Any]:
-        """Epoch with the lowest validation loss."""
-        return min(self.history, key=lambda epoch: _loss_or_infinity(epoch["val_loss"]))
+        """Best epoch, by the value of --keep-best-by."""
+        return min(self.history, key=order)
 
 
 def training_page(report: TrainingReport) -> bytes:
@@ -105,7 +106,3 @@ def _throughput_curve(report: TrainingReport) -> Curves:
 
 def _commands(report: TrainingReport) -> Command:
     return Command(title="Repeat this job, and next steps", lines=[*html.rerun("train").lines, *report.commands])
-
-
-def _loss_or_infinity(value: float | None) -> float:
-    return float("inf") if value is None else value

@@ -22,7 +22,7 @@ from petseg.config.base import Precision
 from petseg.config.model import ModelConfig
 from petseg.config.train import TrainConfig
 from petseg.errors import InputError
-from petseg.models import checkpoint, precision
+from petseg.models import best, checkpoint, precision
 from petseg.models.checkpoint import TrainState
 from petseg.pipelines.decode import Decoded
 from petseg.storage import checks
@@ -136,6 +136,8 @@ class _Worker:
 
     def save_epoch(self, metrics: dict[str, Any]) -> None:
         """Add an epoch to the history and, on rank 0, to the trackers, the checkpoints and `metrics.jsonl`."""
+        if self._setup.config.keep_best_by != best.DEFAULT:
+            metrics[best.KEY] = self._setup.config.keep_best_by
         self._history.append(metrics)
         if self.logs is not None:
             with _translate_write_errors(self._run):

@@ -87,6 +87,7 @@ def test_from_json_truncated_or_incomplete_is_refused() -> None:
         ({"crop": (8,)}, "--crop 8: give one number or two"),
         ({"crop": (64,), "image_size": (64, 64)}, "--crop, --image-size: both give the size"),
         ({"crop": (64,), "scale": 0.0}, "--scale 0: give 0.05 to 8"),
+        ({"keep_best_by": "iou:"}, "--keep-best-by iou:: give val_loss, miou, or iou:NAME"),
         ({"scale": 0.5}, "--scale needs --crop"),
         ({"crop": (64,), "data": "set"}, "--crop, --data: a prepared set has whole photos"),
         ({"crop": (64,), "recipe": "keras"}, "--crop, --recipe keras: this recipe trains on whole photos"),

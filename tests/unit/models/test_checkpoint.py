@@ -14,7 +14,7 @@ from checkpoints import CONFIG, history, save, trained
 from petseg import storage
 from petseg.data import labels
 from petseg.errors import InputError
-from petseg.models import checkpoint
+from petseg.models import best, checkpoint
 from petseg.models.checkpoint import TrainState
 
 
@@ -25,7 +25,7 @@ def test_save_weights_and_optimizer_round_trip(tmp_path: Path) -> None:
     checkpoint.save(str(tmp_path), model, state, CONFIG, history(0.5))
     found = checkpoint.last(str(tmp_path))
     assert found is not None
-    assert (found.epoch, found.val_loss, found.model) == (1, 0.5, CONFIG)
+    assert (found.epoch, found.order, found.model) == (1, 0.5, CONFIG)
 
     loaded = checkpoint.load_model(found)
     for name, tensor in model.state_dict().items():
@@ -55,6 +55,20 @@ def test_best_nan_loss_is_never_the_best(tmp_path: Path) -> None:
     save(tmp_path, 5.0, None)
     best = checkpoint.best(str(tmp_path))
     assert best is not None and best.epoch == 1
+
+
+@pytest.mark.parametrize(("by", "expected"), [("val_loss", 2), ("miou", 1), ("iou:cat", 3), ("iou:dog", 1)])
+def test_best_is_chosen_by_the_value_that_the_run_names(by: str, expected: int, tmp_path: Path) -> None:
+    """An undefined value, here the IoU of dog in epochs 2 and 3, is never the best."""
+    values = [(0.5, 0.9, 0.2, 0.1), (0.3, 0.8, 0.5, None), (0.4, 0.7, 0.6, None)]
+    epochs: checkpoint.History = []
+    for number, (loss, miou, cat, dog) in enumerate(values, 1):
+        epoch = {"epoch": number, "val_loss": loss, "val_miou": miou, "val_iou": {"cat": cat, "dog": dog}}
+        epochs.append(epoch if by == "val_loss" else epoch | {best.KEY: by})
+        model, optimizer = trained(0)
+        checkpoint.save(str(tmp_path), model, TrainState(optimizer.state_dict()), CONFIG, list(epochs))
+    assert checkpoint.find(str(tmp_path)).epoch == expected
+    assert storage.list_names(str(tmp_path / "checkpoints")) == sorted({f"epoch-000{expected}", "epoch-0003"})
 
 
 def test_save_full_disk_previous_checkpoint_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
