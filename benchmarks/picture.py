@@ -93,7 +93,7 @@ def draw(results: str) -> str:
 def draw_curve(results: str) -> str:
     """Return the SVG of mIoU over the number of labelled pairs, on a logarithmic axis, a line for each recipe."""
     counts = sorted(int(count) for count in re.findall(r"^\| pretrained, (\d+) pairs \|", results, re.MULTILINE))
-    left, right, top, bottom, low, high = 60, _WIDTH - 140, 52, 300, 0.3, 0.8
+    left, right, top, bottom, low, high = 60, _WIDTH - 170, 52, 300, 0.3, 0.8
 
     def place(count: int, miou: float) -> tuple[int, int]:
         across = math.log(count / counts[0]) / math.log(counts[-1] / counts[0])
