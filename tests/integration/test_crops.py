@@ -93,7 +93,7 @@ def test_predict_and_load_cut_photos_as_in_training(folder: Path, call_job: RunJ
     [
         (
             ("--crop", 512),
-            "--crop 512 --scale 1: no training photo is larger than a crop; lower --crop, or leave it out",
+            "--crop 512 --scale 1: a crop covers 512 × 512 pixels of a photo, and no training photo is larger",
         ),
         (("--crop", 32, 48, "--batch-size", 512), "crops do not fill one batch of 512; add pairs"),
     ],
