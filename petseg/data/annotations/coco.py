@@ -53,7 +53,7 @@ def _names(categories: Any, used: set[str], location: str) -> dict[Any, str]:
     """Return the name of each category by its id. `used` are the ids that annotations have, as texts."""
     listed(categories, "categories", location)
     entries = [entry(one, ("id", "name"), f"{location}, categories") for one in categories]
-    groups = [one.get("supercategory") for one in categories]
+    groups = [one.get("supercategory") for one in categories if one.get("supercategory") != one["name"]]
     names: dict[Any, str] = {}
     for category_id, text in entries:
         source = f"{location}, category {category_id}"
@@ -70,7 +70,10 @@ def _regions(
     segmentation: Any, bbox: Any, name: str, size_hw: tuple[int, int], skipped: Counter[str], source: str
 ) -> list[Region]:
     if not segmentation:
-        left, top, width, height = polygon(bbox or (0, 0, 0, 0), source).ravel()
+        if not bbox:
+            skipped["objects without an outline and without a box: left out"] += 1
+            return []
+        left, top, width, height = polygon(bbox, source).ravel()
         return box_regions(rectangle(left, top, left + width, top + height), skipped)
     if isinstance(segmentation, dict):
         return [Region(name, rle=_rle(segmentation, size_hw, source))]

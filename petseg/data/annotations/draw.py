@@ -15,7 +15,9 @@ from petseg.errors import InputError
 Order = Literal["file", "area", "classes"]
 
 _REACH = 10
-"""How far an outline may reach outside, in sides of the photo. pycocotools has 32 bits, and crashes far outside."""
+"""Largest distance of an outline from the photo, in sides of the photo. pycocotools crashes on coordinates far outside,
+because it computes with integers of 32 bits.
+"""
 
 
 def draw(labels: PhotoLabels, photo: Header, ids: Mapping[str, int], unlabelled: int, order: Order) -> np.ndarray:

@@ -258,6 +258,16 @@ def test_coco_group_of_all_classes_is_no_class(tmp_path: Path) -> None:
     categories = [{"id": 0, "name": "pets", "supercategory": "none"}, CATEGORY | {"supercategory": "pets"}]
     (tmp_path / "labels.json").write_text(coco_file(categories=categories))
     assert coco.read(str(tmp_path / "labels.json")).names == ("cat",)
+    own_group = [CATEGORY | {"supercategory": "cat"}, {"id": 2, "name": "dog", "supercategory": "dog"}]
+    (tmp_path / "labels.json").write_text(coco_file(categories=own_group))
+    assert coco.read(str(tmp_path / "labels.json")).names == ("cat", "dog")
+
+
+def test_coco_object_without_outline_and_box_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "labels.json").write_text(annotated([]))
+    labels = coco.read(str(tmp_path / "labels.json"))
+    assert labels.skipped == {"objects without an outline and without a box: left out": 1}
+    assert labels.photos[0].regions == ()
 
 
 def test_voc_colours_are_those_of_the_label_map_or_its_own(tmp_path: Path) -> None:
