@@ -85,6 +85,8 @@ def test_predict_and_load_cut_photos_as_in_training(folder: Path, call_job: RunJ
         assert np.array_equal(ids, segmenter.predict(folder / "photos" / f"{number}.png").class_ids)
     other = call_job("predict", *flags, "--output", "out", "--tile", 200)
     assert_refused(other, "tile (was [64, 96], now [200, 200])")
+    same_size = call_job("predict", *flags, "--output", "out", "--tile", 64, 96)  # resizes small photos as a whole
+    assert_refused(same_size, "keeps_scale (was True, now None)")
 
 
 @pytest.mark.ray
