@@ -40,7 +40,6 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=12, help="number of other photos to evaluate on")
     parser.add_argument("--epochs", type=int, default=4, help="passes over all pixels of the photos")
     parser.add_argument("--only", default="", help="train only the ways whose title contains this")
-    parser.add_argument("--flags", default="", help="flags for all runs, in quotes")
     given = parser.parse_args()
     beside.quiet_ray()
     draw, names, ways = SETS[given.set]
@@ -54,7 +53,7 @@ def main() -> None:
             if given.only not in title:
                 continue
             repeat = max(1, round(given.epochs * epochs))
-            settings = [*flags, "--epochs", str(repeat), *classes, *given.flags.split()]
+            settings = [*flags, "--epochs", str(repeat), *classes]
             miou, iou, by_epoch, seconds = score(place, title.replace(" ", "-"), settings)
             worst = min(iou, key=lambda name: iou[name] or 0)
             kept = [f"{epoch}: {value:.3f}" for epoch, value in by_epoch]
@@ -252,7 +251,10 @@ SETS: dict[str, tuple[Callable[[np.random.Generator], Pair], tuple[str, ...], di
         },
     ),
 }
-"""How each set is drawn, its classes, and the ways to train: flags, and epochs for one pass over all pixels."""
+"""Sets by name: the function that draws a pair, the names of the classes, and the ways to train.
+
+A way has flags, and the number of epochs that show the network as many pixels as the set has.
+"""
 
 
 if __name__ == "__main__":
