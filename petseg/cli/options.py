@@ -108,7 +108,7 @@ def required(cls: type[Config]) -> list[str]:
 
 
 def flag(name: str) -> str:
-    """Return the flag of a setting, such as --batch-size for batch_size, or --from for from_, a word of Python."""
+    """Return the flag of a setting, such as --batch-size for batch_size, or --from for from_: `from` is a keyword."""
     return f"--{name.rstrip('_').replace('_', '-')}"
 
 

@@ -192,8 +192,8 @@ class MasksConfig:
     task, the annotation that was submitted last."""
 
     all_photos: bool = False
-    """Write a mask without an object for each photo without one. Default: such photos are left out. Only for labelme,
-    label-studio and yolo, a photo whose file or task has no objects counts as labelled."""
+    """Write a mask, all of it unlabelled, for each photo without an object. Default: such photos are left out, unless a
+    file of labelme or yolo, or a task of label-studio, says that somebody found no object in them."""
 
     overwrite: bool = False
     """Replace the masks in --output."""

@@ -16,7 +16,7 @@ from petseg.data.labels import IGNORE_ID
 
 @dataclass(frozen=True)
 class Tiling:
-    """How photos are cut into tiles, which are resized to the network's input."""
+    """Size and overlap of the tiles that photos are cut into. Each tile is resized to the network's input."""
 
     tile_hw: tuple[int, int]
     """Height and width of a tile, in pixels of the photo."""

@@ -27,7 +27,7 @@ class TrainingReport:
     confusion: Sequence[Sequence[int]] | None
     """Pixels by true and predicted class over some validation pairs; None if they were not predicted."""
     confusion_of: str
-    """What `confusion` counts, such as "48 validation pairs"."""
+    """Number and kind of the samples that `confusion` counts, such as "48 validation pairs"."""
     seconds: Mapping[str, float]
     """Seconds of each phase of this start of the job."""
     commands: Sequence[str]
