@@ -96,6 +96,21 @@ def test_train_step_gradient_norm_is_clipped() -> None:
     assert torch.stack(norms).norm().item() == pytest.approx(0.01, rel=1e-3)
 
 
+@pytest.mark.parametrize(("recipe", "expected"), [("best", 1.0), ("pretrained", 0.5)])
+def test_train_step_warps_the_fraction_of_its_recipe(
+    recipe: RecipeName, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fractions = []
+
+    def augment(photos: torch.Tensor, masks: torch.Tensor, _: object, fraction: float) -> tuple[Any, Any]:
+        fractions.append(fraction)
+        return photos, masks
+
+    monkeypatch.setattr(trainer, "augment", augment)
+    train_steps(make_trainer(recipe), range(1))
+    assert fractions == [expected]
+
+
 def test_train_step_dice_is_added_to_the_cross_entropy() -> None:
     from petseg.training import losses
 

@@ -182,6 +182,21 @@ def test_label_studio_takes_the_last_submitted_annotation(tmp_path: Path) -> Non
     assert len(label_studio.read(str(tmp_path / "export.json"), annotator="b@x.org").photos[0].regions) == 2
 
 
+def test_label_studio_brush_is_the_alpha_of_its_pixels(tmp_path: Path) -> None:
+    """Two pixels in one run of eight values: red and opaque, then white and transparent."""
+    numbers = [(8, 32), (7, 5), *((2, 4),) * 4, (0, 1), (0, 2), (7, 3)]
+    numbers += [(value, 8) for value in (255, 0, 0, 255, 255, 255, 255, 0)]
+    bits = "".join(f"{number:0{size}b}" for number, size in numbers)
+    bits += "0" * (-len(bits) % 8)
+    runs = [int(bits[start : start + 8], 2) for start in range(0, len(bits), 8)]
+    value = {"format": "rle", "rle": runs, "brushlabels": ["sun"]}
+    result = {"original_height": 1, "original_width": 2, "type": "brushlabels", "value": value}
+    content = [{"id": 1, "data": {"image": "a"}, "annotations": [{"result": [result]}]}]
+    (tmp_path / "export.json").write_text(json.dumps(content))
+    labels = label_studio.read(str(tmp_path / "export.json"))
+    assert draw(labels.photos[0], Header(1, (2, 1), (2, 1), 1), {"sun": 1}, 0, "file").tolist() == [[1, 0]]
+
+
 def test_label_studio_turned_box_equals_its_corners(tmp_path: Path) -> None:
     """A box turned by 90 degrees about its top left corner lies to the left of it."""
     box = {"x": 50, "y": 50, "width": 25, "height": 20, "rotation": 90, "rectanglelabels": ["dog"]}
