@@ -10,7 +10,7 @@ from torch import Tensor
 
 from petseg.data.labels import IGNORE_ID
 from petseg.evaluation import metrics
-from petseg.inference.predictor import most_probable
+from petseg.inference.probabilities import most_probable
 
 
 class View(NamedTuple):

@@ -14,7 +14,7 @@ from petseg.files import MASK_FOLDER, OVERLAY_FOLDER
 from petseg.storage import sharded_output
 from petseg.storage.sharded_output import ShardedOutput
 
-_FORMAT = 5
+_FORMAT = 6
 """Version of the output format. Increase it when the same settings would give different bytes than before.
 
 It is part of the plan, so a job does not continue the output of an incompatible version.
@@ -52,6 +52,7 @@ def schema(outputs: Outputs) -> pa.Schema:
         ("mask_png", pa.binary()),
         ("class_pixels", pa.list_(pa.int64())),
         ("confidence", pa.float32()),
+        ("unsure", pa.float32()),
         ("error", pa.string()),
     ]
     if outputs.probabilities:

@@ -20,12 +20,10 @@ from petseg.config.base import Precision, Resize
 from petseg.data import tiles
 from petseg.data.decode import Photo
 from petseg.data.tiles import Tiling
+from petseg.inference.probabilities import enlarge, most_probable, strip_rows, unsure_fraction
 from petseg.lookahead import map_ahead
 from petseg.models import precision
 from petseg.models.network import Network
-
-STRIP_VALUES = 3 * 2**20
-"""Number of probabilities at the original size to process at a time. It bounds the memory for a large photo."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,9 @@ class Mask:
 
     confidence: float
     """Mean over the pixels of the probability of the predicted class."""
+
+    unsure: float
+    """Fraction of pixels of which the network is unsure: `unsure_fraction` at its own size, or the mean over tiles."""
 
     probabilities: np.ndarray | None
     """255 times the probability of each class: uint8 (C, H, W); None if not requested."""
@@ -60,7 +61,8 @@ class Prediction:
 
     def mask(self) -> Mask:
         """Return the mask at the photo's size. Apart from the mask, only a strip of rows is in memory at that size."""
-        return _mask(self.strips(), (len(self.probabilities), self.height, self.width), self.keep_probabilities)
+        shape = len(self.probabilities), self.height, self.width
+        return _mask(self.strips(), shape, self.keep_probabilities, [unsure_fraction(self.probabilities)])
 
     @torch.inference_mode()
     def strips(self) -> Iterator[tuple[int, Tensor]]:
@@ -88,7 +90,10 @@ class TiledPrediction:
 
     def mask(self) -> Mask:
         """Do as `Prediction.mask`."""
-        return _mask(self.strips(), (self.predictor.num_classes, self.height, self.width), self.keep_probabilities)
+        unsure: list[float] = []
+        strips = self.predictor.blended(self.picture, lambda tile: unsure.append(unsure_fraction(tile)))
+        shape = self.predictor.num_classes, self.height, self.width
+        return _mask(strips, shape, self.keep_probabilities, unsure)
 
     def strips(self) -> Iterator[tuple[int, Tensor]]:
         """Do as `Prediction.strips`."""
@@ -145,11 +150,14 @@ class Predictor:
         return TiledPrediction(self, picture, self._keep_probabilities)
 
     @torch.inference_mode()
-    def blended(self, picture: Image.Image) -> Iterator[tuple[int, Tensor]]:
+    def blended(
+        self, picture: Image.Image, see_tile: Callable[[Tensor], None] | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
         """Yield (number of its first row, probabilities (C, rows, W)) of strips of a whole photo, at the photo's size.
 
         Where tiles overlap, their probabilities are averaged, weighted by a tent function that falls off towards the
-        tile's edges. Apart from the photo, only one row of tiles is in memory at a time.
+        tile's edges. Apart from the photo, only one row of tiles is in memory at a time. `see_tile` is called with the
+        probabilities of each tile, at the network's size.
         """
         tiling, (width, height) = self.tiling, picture.size
         assert tiling is not None
@@ -170,7 +178,10 @@ class Predictor:
         predicted = self._run([partial(cut, top, left) for top in tops for left in lefts])
         for top, following in zip(tops, [*tops[1:], height], strict=True):
             for left in lefts:
-                for below, strip in enlarge(next(predicted), tile_h, tile_w):
+                tile = next(predicted)
+                if see_tile is not None:
+                    see_tile(tile)
+                for below, strip in enlarge(tile, tile_h, tile_w):
                     rows = slice(below, below + strip.shape[1])
                     row[:, rows, left : left + tile_w] += strip * weight[rows]
             weights_y += falloff_h
@@ -204,11 +215,14 @@ def _pixels(photo: Photo) -> np.ndarray:
 
 
 @torch.inference_mode()
-def _mask(strips: Iterator[tuple[int, Tensor]], shape: tuple[int, int, int], keep_probabilities: bool) -> Mask:
+def _mask(
+    strips: Iterator[tuple[int, Tensor]], shape: tuple[int, int, int], keep_probabilities: bool, unsure: list[float]
+) -> Mask:
+    """Build a mask from its strips. `unsure` holds the unsure fraction of each tile once the strips have been read."""
     canvas = _Canvas(*shape, keep_probabilities)
     for top, strip in strips:
         canvas.put(top, strip)
-    return canvas.mask()
+    return canvas.mask(sum(unsure) / len(unsure))
 
 
 class _Canvas:
@@ -229,54 +243,11 @@ class _Canvas:
         if self._kept is not None:
             self._kept[:, rows] = (probabilities * 255).round_().to(torch.uint8).cpu().numpy()
 
-    def mask(self) -> Mask:
+    def mask(self, unsure: float) -> Mask:
         ids = self._class_ids
         counts = [int(np.count_nonzero(ids == class_id)) for class_id in range(self._num_classes)]
         confidence = torch.stack(self._highest).sum().item() / ids.size
-        return Mask(ids, counts, confidence, self._kept)
-
-
-def most_probable(probabilities_chw: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the highest probability at each pixel and its class id, uint8 (H, W); the first class wins a tie."""
-    highest, class_ids = probabilities_chw[0], torch.zeros_like(probabilities_chw[0], dtype=torch.uint8)
-    for class_id in range(1, len(probabilities_chw)):  # several times faster than max(0), whose indices are int64
-        of_class = probabilities_chw[class_id]
-        class_ids = torch.maximum(class_ids, (of_class > highest).to(torch.uint8) * class_id)
-        highest = torch.maximum(highest, of_class)
-    return highest, class_ids
-
-
-def enlarge(values_chw: Tensor, height: int, width: int) -> Iterator[tuple[int, Tensor]]:
-    """Resize values (C, h, w) bilinearly, as `F.interpolate(…, align_corners=False)` does.
-
-    Yields (number of the strip's first row, strip of rows).
-    """
-    num_classes, rows, columns = values_chw.shape
-    if (rows, columns) == (height, width):
-        yield 0, values_chw
-        return
-    # Transpose, so that columns are gathered as whole rows.
-    below, above, weight = _taps(columns, width, values_chw.device)
-    transposed = values_chw.transpose(1, 2).contiguous()
-    transposed = torch.lerp(transposed.index_select(1, below), transposed.index_select(1, above), weight[:, None])
-    wide = transposed.transpose(1, 2).contiguous()
-    below, above, weight = _taps(rows, height, values_chw.device)
-    strip = strip_rows(num_classes, width)
-    for top in range(0, height, strip):
-        part = slice(top, top + strip)
-        yield top, torch.lerp(wide.index_select(1, below[part]), wide.index_select(1, above[part]), weight[part, None])
-
-
-def strip_rows(num_classes: int, width: int) -> int:
-    """Return the number of rows to process at a time."""
-    return max(1, STRIP_VALUES // (num_classes * width))
-
-
-def _taps(length_in: int, length_out: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return, for each output index, its two neighbours in the source and the weight of the second."""
-    centers = ((torch.arange(length_out, device=device) + 0.5) * (length_in / length_out) - 0.5).clamp(0, length_in - 1)
-    first = centers.floor().long()
-    return first, (first + 1).clamp(max=length_in - 1), centers - first
+        return Mask(ids, counts, confidence, unsure, self._kept)
 
 
 def _tent(tile: int, overlap: int, device: torch.device) -> Tensor:

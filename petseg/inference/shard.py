@@ -184,6 +184,7 @@ def _encode(
         "mask_png": encode_mask(mask.class_ids, palette),
         "class_pixels": mask.class_pixels,
         "confidence": mask.confidence,
+        "unsure": mask.unsure,
     }
     if outputs.probabilities:
         values["probability_pngs"] = [encode_grey(of_class) for of_class in mask.probabilities]

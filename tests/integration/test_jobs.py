@@ -173,7 +173,7 @@ def test_predict_broken_and_valid_photos_each_has_a_row(
             values = np.asarray(mask)
         assert np.array_equal(values, np.asarray(Image.open(io.BytesIO(row["mask_png"]))))
         assert np.bincount(values.ravel(), minlength=3).tolist() == row["class_pixels"]
-        assert 1 / 3 <= row["confidence"] <= 1
+        assert 1 / 3 <= row["confidence"] <= 1 and 0 <= row["unsure"] <= 1
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         files.SUCCESS,
         files.PREDICTION_MANIFEST,

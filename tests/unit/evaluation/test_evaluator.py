@@ -20,8 +20,9 @@ from petseg.data.pairs import decode_pair
 from petseg.evaluation import evaluator, metrics, scores
 from petseg.evaluation.evaluator import Evaluator
 from petseg.evaluation.scores import Counts, View
-from petseg.inference import predictor
-from petseg.inference.predictor import Prediction, Predictor, enlarge
+from petseg.inference import probabilities
+from petseg.inference.predictor import Prediction, Predictor
+from petseg.inference.probabilities import enlarge
 from petseg.models.unet import UNet
 from petseg.training import trainer
 
@@ -106,18 +107,18 @@ def test_views_excluded_class_exists_only_if_named() -> None:
 @pytest.mark.parametrize("strip_values", [1, 2000])
 def test_count_original_size_equals_the_prediction(strip_values: int, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
-    probabilities = (torch.randn(3, 16, 24, generator=generator) * 3).softmax(0)
+    values = (torch.randn(3, 16, 24, generator=generator) * 3).softmax(0)
     truth = np.random.default_rng(0).choice(np.array([0, 1, 2, IGNORE_ID], np.uint8), (61, 47))
-    whole = count(probabilities, truth, ALL)
-    monkeypatch.setattr(predictor, "STRIP_VALUES", strip_values)
+    whole = count(values, truth, ALL)
+    monkeypatch.setattr(probabilities, "STRIP_VALUES", strip_values)
     monkeypatch.setattr(metrics, "_PIXELS_AT_A_TIME", strip_values)
-    counts = count(probabilities, truth, ALL)
-    mask = Prediction(probabilities, 61, 47, keep_probabilities=False).mask()
+    counts = count(values, truth, ALL)
+    mask = Prediction(values, 61, 47, keep_probabilities=False).mask()
     expected = metrics.confusion_matrix(torch.from_numpy(mask.class_ids), torch.from_numpy(truth), 3)
     assert torch.equal(counts.confusion, expected)
     assert torch.equal(counts.boundary, whole.boundary)
     assert counts.cross_entropy == pytest.approx(whole.cross_entropy)
-    enlarged = torch.nn.functional.interpolate(probabilities[None], (61, 47), mode="bilinear")
+    enlarged = torch.nn.functional.interpolate(values[None], (61, 47), mode="bilinear")
     nats = torch.nn.functional.nll_loss(
         enlarged.log(), torch.from_numpy(truth).long()[None], ignore_index=IGNORE_ID, reduction="sum"
     )

@@ -9,8 +9,9 @@ from PIL import Image
 
 from petseg.data.decode import Photo
 from petseg.data.tiles import Tiling
-from petseg.inference import predictor
+from petseg.inference import probabilities
 from petseg.inference.predictor import Prediction, Predictor
+from petseg.inference.probabilities import unsure_fraction
 from petseg.models.unet import UNet
 
 CPU = torch.device("cpu")
@@ -22,7 +23,7 @@ SIZE = (32, 48)
 def test_prediction_mask_is_argmax_of_bilinear_upsampling(
     size: tuple[int, int], strip_values: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predictor, "STRIP_VALUES", strip_values)
+    monkeypatch.setattr(probabilities, "STRIP_VALUES", strip_values)
     values = (torch.randn(4, 16, 24, generator=torch.Generator().manual_seed(0)) * 3).softmax(0)
     mask = Prediction(values, *size, keep_probabilities=True).mask()
     whole = F.interpolate(values[None], size=size, mode="bilinear", align_corners=False)[0]
@@ -33,6 +34,7 @@ def test_prediction_mask_is_argmax_of_bilinear_upsampling(
     assert clear.mean() > 0.99
     assert mask.class_pixels == np.bincount(mask.class_ids.ravel(), minlength=4).tolist()
     assert mask.confidence == pytest.approx(whole.amax(0).mean().item(), rel=1e-5)
+    assert mask.unsure == unsure_fraction(values)
     assert mask.probabilities is not None and mask.probabilities.dtype == np.uint8
     assert np.abs(mask.probabilities / 255 - whole.numpy()).max() <= 0.5 / 255 + 1e-5
 
@@ -106,7 +108,7 @@ def brightest(batch_size: int, tiling: Tiling) -> Predictor:
 def test_tiled_blended_tiles_equal_a_single_pass(
     overlap: int, strip_values: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predictor, "STRIP_VALUES", strip_values)
+    monkeypatch.setattr(probabilities, "STRIP_VALUES", strip_values)
     pixels = np.random.default_rng(1).integers(0, 256, (101, 130, 3), np.uint8)
     mask = brightest(3, Tiling(SIZE, overlap)).tiled(Image.fromarray(pixels)).mask()
     expected = (torch.tensor(pixels).permute(2, 0, 1) / 16).softmax(0).numpy()
@@ -114,6 +116,7 @@ def test_tiled_blended_tiles_equal_a_single_pass(
     assert np.abs(mask.probabilities / 255 - expected).max() <= 0.5 / 255 + 1e-4
     assert np.array_equal(mask.class_ids, pixels.argmax(2))
     assert mask.confidence == pytest.approx(expected.max(0).mean(), rel=1e-5)
+    assert 0 < mask.unsure < 1
     assert sum(mask.class_pixels) == 101 * 130
 
 
