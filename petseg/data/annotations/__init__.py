@@ -1,1 +1,1 @@
-"""Read the labels of annotation tools. Each module reads the files of one tool into `labels.Labels`."""
+"""Read the labels of annotation tools, and write masks as such labels. Each module has the files of one tool."""

@@ -1,17 +1,24 @@
-"""Read COCO annotations: one JSON file with images, categories and annotations. https://cocodataset.org/#format-data"""
+"""COCO annotations: one JSON file with images, categories and annotations. https://cocodataset.org/#format-data"""
 
+import json
 from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
+
+from pycocotools import mask as coco_masks
 
 from petseg import storage
 from petseg.data.annotations.labels import (
     Labels,
+    MaskedPhoto,
     PhotoLabels,
     Region,
     box_regions,
     class_name,
     entry,
     listed,
+    mask_region,
+    painted_classes,
     polygon,
     rectangle,
     rle_of,
@@ -126,3 +133,37 @@ def _lengths(counts: Any) -> list[int] | None:
         lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
         value, shift = 0, 0
     return None if shift else lengths
+
+
+def write(
+    photos: Iterable[MaskedPhoto],
+    names: Sequence[str],
+    unlabelled: int | None,
+    palette: Sequence[tuple[int, int, int]] = (),
+) -> Iterator[tuple[str, bytes]]:
+    """Yield `annotations.json`. The format has no colours, so `palette` is not used.
+
+    CVAT imports it as "COCO 1.0". It writes its own masks in this form, too: `iscrowd` 1 and a run-length encoding.
+    """
+    images, annotations = [], []
+    for image_id, photo in enumerate(photos, start=1):
+        height, width = photo.class_ids.shape
+        images.append({"id": image_id, "file_name": photo.photo, "height": height, "width": width})
+        for class_id, inside in painted_classes(photo.class_ids, names, unlabelled):
+            rle = mask_region(names[class_id], inside).rle
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": class_id + 1,  # tools take 0 for no class
+                    "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+                    "area": int(coco_masks.area(rle)),
+                    "bbox": coco_masks.toBbox(rle).tolist(),
+                    "iscrowd": 1,
+                }
+            )
+    categories = [{"id": i + 1, "name": name, "supercategory": ""} for i, name in enumerate(names) if i != unlabelled]
+    yield (
+        "annotations.json",
+        json.dumps({"images": images, "categories": categories, "annotations": annotations}).encode(),
+    )

@@ -1,15 +1,19 @@
-"""Read Label Studio's export in the format JSON: one file with a list of tasks. https://labelstud.io/guide/export"""
+"""Label Studio's format JSON: one file with a list of tasks. https://labelstud.io/guide/export"""
 
+import json
 import re
 import urllib.parse
 from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 
 from petseg import storage
 from petseg.data.annotations.labels import (
     Labels,
+    MaskedPhoto,
     PhotoLabels,
     Region,
     class_name,
@@ -18,6 +22,7 @@ from petseg.data.annotations.labels import (
     listed,
     mask_region,
     outline_regions,
+    painted_classes,
     polygon,
     rectangle,
     size_of,
@@ -25,8 +30,19 @@ from petseg.data.annotations.labels import (
 )
 from petseg.errors import InputError
 
+LOCAL_FILES = "/data/local-files/?d="
+"""Address at which Label Studio serves the files below its LOCAL_FILES_DOCUMENT_ROOT, to projects that have a local
+storage with their folder. https://labelstud.io/guide/storage#Local-storage
+"""
+
 _UPLOAD = re.compile(r"^[0-9a-f]{8}-")
 """Prefix that Label Studio adds to the name of an uploaded file."""
+
+_BRUSH = "brush"
+"""Name of the brush in the labelling configuration, to which the predictions refer."""
+
+_LONGEST_RUN = 2**16
+_RUN_BITS = 1 + 2 + 16 + 8
 
 _KINDS = ("polygonlabels", "brushlabels", "rectanglelabels", "ellipselabels")
 """Types of results that have an area. Their classes are under a key of the same name."""
@@ -43,12 +59,21 @@ def read(location: str, annotator: str = "") -> Labels:
         raise InputError(f"{location}: not a list of tasks; export the format JSON, not another one")
     skipped: Counter[str] = Counter()
     photos = []
+    predicted = 0
     for number, task in enumerate(tasks):
         source = f"{location}, task {task.get('id') if isinstance(task, dict) else number}"
+        if isinstance(task, dict) and task.get("predictions"):
+            predicted += 1
+            task = {"annotations": [], **task}  # a file to import, such as `write` gives, has no annotations
         data, annotations = entry(task, ("data", "annotations"), source)
         chosen = _last(annotations, annotator, source)
         if chosen is not None:
             photos.append(_photo(_path(data, source), chosen["result"], source, skipped))
+    if not photos and not annotator:
+        only = f", only predictions in {predicted} of them" if predicted else ""
+        raise InputError(
+            f"{location}: no task has a submitted annotation{only}; submit some in Label Studio, and export again"
+        )
     names = sorted({region.name for photo in photos for region in photo.regions})
     return Labels(photos, tuple(names), skipped=skipped)
 
@@ -164,3 +189,76 @@ class _Bits:
         first, last = start // 8, (end + 7) // 8
         whole = int.from_bytes(self._content[first:last], "big")
         return (whole >> (8 * last - end)) & ((1 << count) - 1)
+
+
+def write(
+    photos: Iterable[MaskedPhoto],
+    names: Sequence[str],
+    unlabelled: int | None,
+    palette: Sequence[tuple[int, int, int]] = (),
+    address: str = LOCAL_FILES,
+) -> Iterator[tuple[str, bytes]]:
+    """Yield `label-studio-config.xml`, a project's labelling configuration, and `label-studio.json`, tasks to import.
+
+    Without a palette, Label Studio chooses the colours. The address of a photo is `address` and its path, in percent
+    encoding. The masks are predictions: Label Studio shows them, and exports them once a person submits them.
+    """
+    yield "label-studio-config.xml", _configuration(names, unlabelled, palette)
+    tasks = [json.dumps(_task(photo, number, names, unlabelled, address)) for number, photo in enumerate(photos)]
+    yield "label-studio.json", f"[{','.join(tasks)}]".encode()
+
+
+def _configuration(names: Sequence[str], unlabelled: int | None, palette: Sequence[tuple[int, int, int]]) -> bytes:
+    view = ElementTree.Element("View")
+    ElementTree.SubElement(view, "Image", name="image", value="$image", zoom="true", zoomControl="true")
+    brush = ElementTree.SubElement(view, "BrushLabels", name=_BRUSH, toName="image")
+    for class_id, name in enumerate(names):
+        if class_id != unlabelled:
+            colour = {"background": f"#{bytes(palette[class_id]).hex()}"} if palette else {}
+            ElementTree.SubElement(brush, "Label", {"value": name, **colour})
+    ElementTree.indent(view)
+    return ElementTree.tostring(view, encoding="unicode").encode()  # without a declaration: it is pasted as text
+
+
+def _task(
+    photo: MaskedPhoto, number: int, names: Sequence[str], unlabelled: int | None, address: str
+) -> dict[str, Any]:
+    height, width = photo.class_ids.shape
+    results = [
+        {
+            "id": f"petseg-{number}-{class_id}",
+            "type": "brushlabels",
+            "from_name": _BRUSH,
+            "to_name": "image",
+            "original_width": width,
+            "original_height": height,
+            "image_rotation": 0,
+            "value": {"format": "rle", "rle": _encode_brush(inside), "brushlabels": [names[class_id]]},
+        }
+        for class_id, inside in painted_classes(photo.class_ids, names, unlabelled)
+    ]
+    return {
+        "data": {"image": address + urllib.parse.quote(photo.photo)},
+        "predictions": [{"model_version": "petseg", "result": results}],
+    }
+
+
+def _encode_brush(inside: np.ndarray) -> list[int]:
+    """Return the bytes that `_brush` reads, for a mask, bool (H, W).
+
+    All four channels of a pixel are 255 or 0, so that a run of pixels is a run of values. Each length takes 16 bits.
+    Shorter ones would save little: a mask has few short runs.
+    """
+    pixels = inside.ravel()
+    starts = np.concatenate(([0], np.flatnonzero(pixels[1:] != pixels[:-1]) + 1))
+    lengths = 4 * np.diff(starts, append=pixels.size)
+    parts = -(-lengths // _LONGEST_RUN)  # a longer run is cut into several
+    last = np.cumsum(parts) - 1
+    run = np.full(parts.sum(), _LONGEST_RUN)
+    run[last] = lengths - (parts - 1) * _LONGEST_RUN
+    value = np.repeat(255 * pixels[starts].astype(np.int64), parts)
+    # 1 (it repeats), 3 (the fourth number of bits: 16), the length minus 1, and the value
+    codes = (0b111 << 24) | (run - 1) << 8 | value
+    bits = np.unpackbits(codes.astype(">u4").view(np.uint8).reshape(-1, 4), axis=1)[:, -_RUN_BITS:]
+    header = f"{4 * pixels.size:032b}{8 - 1:05b}" + "".join(f"{size - 1:04b}" for size in (3, 4, 8, 16))
+    return np.packbits(np.concatenate((np.array([*map(int, header)], np.uint8), bits.ravel()))).tolist()

@@ -1,9 +1,12 @@
-"""Read labelme's files: one JSON file per photo. https://github.com/wkentaro/labelme"""
+"""labelme's files: one JSON file per photo. https://github.com/wkentaro/labelme"""
 
 import base64
 import binascii
+import json
 import math
 from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ import numpy as np
 from petseg import storage
 from petseg.data.annotations.labels import (
     Labels,
+    MaskedPhoto,
     PhotoLabels,
     Region,
     class_name,
@@ -19,12 +23,17 @@ from petseg.data.annotations.labels import (
     listed,
     mask_region,
     outline_regions,
+    painted_classes,
     polygon,
     rectangle,
     size_of,
 )
+from petseg.data.encode import encode_grey
 from petseg.data.image_file import open_image
 from petseg.errors import InputError
+
+_VERSION = "5.8.0"
+"""Version of labelme whose format is written. Later versions read it, too."""
 
 _WITHOUT_AREA = ("line", "linestrip", "point", "points")
 
@@ -91,3 +100,41 @@ def _brush(content: Any, start: tuple[int, int], size_hw: tuple[int, int], sourc
     inside = whole[top : top + box.shape[0], left : left + box.shape[1]]
     inside[:] = box[: inside.shape[0], : inside.shape[1]]
     return whole
+
+
+def write(
+    photos: Iterable[MaskedPhoto],
+    names: Sequence[str],
+    unlabelled: int | None,
+    palette: Sequence[tuple[int, int, int]] = (),
+) -> Iterator[tuple[str, bytes]]:
+    """Yield a file for each photo, which belongs beside it. The format has no colours, so `palette` is not used."""
+    for photo in photos:
+        path = PurePosixPath(photo.photo)
+        height, width = photo.class_ids.shape
+        shapes = [_shape(names[i], inside) for i, inside in painted_classes(photo.class_ids, names, unlabelled)]
+        content = {
+            "version": _VERSION,
+            "flags": {},
+            "shapes": shapes,
+            "imagePath": path.name,
+            "imageData": None,
+            "imageHeight": height,
+            "imageWidth": width,
+        }
+        yield str(path.with_suffix(".json")), json.dumps(content).encode()
+
+
+def _shape(name: str, inside: np.ndarray) -> dict[str, Any]:
+    """Return a brushed shape from its pixels, bool (H, W). The corners of its box are its first and its last pixel."""
+    (top, bottom), (left, right) = (np.flatnonzero(inside.any(axis))[[0, -1]].tolist() for axis in (1, 0))
+    box = inside[top : bottom + 1, left : right + 1]
+    return {
+        "label": name,
+        "points": [[left, top], [right, bottom]],
+        "group_id": None,
+        "description": "",
+        "shape_type": "mask",
+        "flags": {},
+        "mask": base64.b64encode(encode_grey(box.astype(np.uint8))).decode(),
+    }

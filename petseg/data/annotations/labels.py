@@ -1,9 +1,14 @@
-"""Labels of photos, in a form that does not depend on the annotation tool, and the checks that all readers share."""
+"""Labels of photos, in a form that does not depend on the annotation tool, and what readers and writers share.
+
+Each tool's `read` returns `Labels`. All `write` have one signature. They take photos with masks, the names of the
+classes, the id of the class that stays unpainted (or None), and the RGB colours of the classes. They yield (name of a
+file below the output folder, its content). All pixels of a class in a photo are one region.
+"""
 
 import math
 import reprlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +16,7 @@ import numpy as np
 from pycocotools import mask as coco_masks
 
 from petseg.config.base import MAX_PIXELS
+from petseg.data.labels import IGNORE_ID
 from petseg.errors import InputError
 
 IGNORED = ""
@@ -58,6 +64,30 @@ class Labels:
     """RGB colours of classes, if the tool has them."""
     skipped: Counter[str] = field(default_factory=Counter[str])
     """Counts of labels that are not drawn as objects, by reason."""
+
+
+@dataclass(frozen=True)
+class MaskedPhoto:
+    """A photo and its mask, which a writer turns into labels that a person corrects in a tool."""
+
+    photo: str
+    """Path of the photo as the tool will have it, with "/" between folders, such as "cats/tom.jpg"."""
+    class_ids: np.ndarray
+    """Mask of the upright photo: uint8 (H, W), in which 255 is ignored."""
+
+
+def painted_classes(
+    class_ids: np.ndarray, names: Sequence[str], unlabelled: int | None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (class id, its pixels as bool (H, W)) for each class that a mask has, except `unlabelled`.
+
+    Ignored pixels belong to no class.
+    """
+    present = np.flatnonzero(np.bincount(class_ids.ravel(), minlength=IGNORE_ID + 1)[:IGNORE_ID]).tolist()
+    assert not present or present[-1] < len(names), f"class {present[-1]} of {len(names)}"
+    for class_id in present:
+        if class_id != unlabelled:
+            yield class_id, class_ids == class_id
 
 
 def mask_region(name: str, mask: np.ndarray, layer: int = 0) -> Region:
