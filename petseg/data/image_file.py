@@ -14,8 +14,12 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageFile
 
+from petseg.data import heic
+
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP")
-"""Pillow's names of the formats that are decoded. For some others, such as PDF, it would start other programs."""
+"""Pillow's names of the formats that it decodes. For some others, such as PDF, it would start other programs. HEIC is
+decoded by pi-heif.
+"""
 
 MAX_SIDE = 65535
 """Longest side in pixels, JPEG's own limit. A longer and narrower image is not a photo, but costs as much as one."""
@@ -120,7 +124,7 @@ class OpenImage:
 def open_image(content: bytes, max_pixels: int) -> OpenImage:
     """Open an image without decoding its pixels, except that Pillow decodes a PNG to find its orientation.
 
-    Raises `DecodeError` if the content is empty, has none of `FORMATS`, or exceeds `MAX_SIDE` or `max_pixels`.
+    Raises `DecodeError` if the content is empty, has none of the formats, or exceeds `MAX_SIDE` or `max_pixels`.
     """
     if not content:
         raise DecodeError("the file is empty")
@@ -130,6 +134,8 @@ def open_image(content: bytes, max_pixels: int) -> OpenImage:
         raise DecodeError(f"{image.width} × {image.height} pixels: a side is longer than {MAX_SIDE}")
     if image.width * image.height > max_pixels:
         raise DecodeError(f"{image.width} × {image.height} pixels are more than the limit of {max_pixels}")
+    if image.format == "HEIF" and (stored := heic.stored_pixels(content)) > max_pixels:
+        raise DecodeError(f"it is cropped from {stored} pixels, more than the limit of {max_pixels}")
     # Look at the tiles before `_header_of`: reading EXIF may load the pixels, which clears the tiles.
     args = image.tile[0].args if image.tile else ""
     raw_mode = str(args[0] if isinstance(args, tuple) and args else args)
@@ -137,8 +143,13 @@ def open_image(content: bytes, max_pixels: int) -> OpenImage:
 
 
 def _open(content: bytes) -> ImageFile.ImageFile:
+    is_heic = heic.is_heic(content)
+    if is_heic and not heic.is_installed():
+        raise DecodeError(f"HEIC, which needs pi-heif: {heic.REMEDY}, on every node")
     try:
         with as_decode_errors():
+            if is_heic:
+                return heic.open_heic(content)
             return Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.UnidentifiedImageError as error:
         if content.startswith(_TIFF_SIGNATURES):

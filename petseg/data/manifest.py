@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from petseg import storage
+from petseg.data import heic
 from petseg.data.ids import (
     OUTPUT_EXTENSIONS,
     is_utf8,
@@ -31,8 +32,11 @@ from petseg.storage import checks
 IMAGE_EXTENSIONS = {
     *(".apng", ".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx", ".mpo"),
     *(".png", ".tif", ".tiff", ".webp"),
+    *heic.EXTENSIONS,
 }
-"""Extensions of files that count as images. The format is detected from the content, not from the extension."""
+"""Extensions of files that count as images; those of HEIC only if pi-heif is installed. The format is detected from the
+content, not from the extension.
+"""
 
 SCHEMA = pa.schema([("id", pa.string()), ("image", pa.string()), ("mask", pa.string())])
 
@@ -151,7 +155,7 @@ def unusable_pairs_error(failures: list[str], remedy: str) -> InputError:
 
 
 def skipped_lines(skipped: Skipped) -> list[str]:
-    """Return a line for each flag whose folder has skipped files, such as "--images: skipped 3 .heic, 1 hidden"."""
+    """Return a line for each flag whose folder has skipped files, such as "--images: skipped 3 .txt, 1 hidden"."""
     return [f"{flag}: skipped {_count_reasons(counts)}" for flag, counts in skipped.items() if counts]
 
 
@@ -184,13 +188,14 @@ def _images_by_id(folder: str, flag: str, excluded: str | None, skipped: Skipped
     inner = f"{excluded}/".removeprefix(f"{folder}/") if f"{excluded}/".startswith(f"{folder}/") else None
     names, ids, others = _StringColumn(), _StringColumn(), Counter()
     nested = []
+    extensions = IMAGE_EXTENSIONS if heic.is_installed() else IMAGE_EXTENSIONS - heic.EXTENSIONS
     for name in storage.list_files(folder, others):
         if inner and name.startswith(inner):
             continue
         stem, dot, ending = name.rpartition(".")
-        if dot + ending.lower() not in IMAGE_EXTENSIONS or not stem or stem.endswith("/"):
+        if dot + ending.lower() not in extensions or not stem or stem.endswith("/"):
             if flag != "--masks" or name not in (CLASSES, PHOTOS):
-                others[(dot + ending.lower()) if stem and "/" not in ending else "without extension"] += 1
+                others[_skip_reason(dot + ending.lower()) if stem and "/" not in ending else "without extension"] += 1
             continue
         if not is_utf8(name):
             others["with a name that is not UTF-8"] += 1
@@ -201,8 +206,8 @@ def _images_by_id(folder: str, flag: str, excluded: str | None, skipped: Skipped
         if any(f"{output}/" in stem for output in OUTPUT_EXTENSIONS):
             nested.append(stem)
     if not len(ids):
-        extensions, found = ", ".join(sorted(IMAGE_EXTENSIONS)), _count_reasons(others) or "0"
-        raise InputError(f"{flag} {folder}: no images found ({extensions}), other files: {found}; check the path")
+        accepted, found = ", ".join(sorted(extensions)), _count_reasons(others) or "0"
+        raise InputError(f"{flag} {folder}: no images found ({accepted}), other files: {found}; check the path")
     if skipped is not None:
         skipped[flag] = dict(others)
     elif others:
@@ -215,6 +220,10 @@ def _images_by_id(folder: str, flag: str, excluded: str | None, skipped: Skipped
     join: Any = pc.binary_join_element_wise  # pyright: ignore[reportAttributeAccessIssue]
     locations = [chunk for part in parts for chunk in join(folder, part, "/").chunks]
     return pa.table({"id": files["id"], "image": pa.chunked_array(locations)})
+
+
+def _skip_reason(extension: str) -> str:
+    return f"{extension} without pi-heif ({heic.REMEDY})" if extension in heic.EXTENSIONS else extension
 
 
 class _StringColumn:

@@ -61,7 +61,7 @@ OTHERS = {
     ".DS_Store": "hidden",
     "Thumbs.db": ".db",
     "notes.txt": ".txt",
-    "phone.HEIC": ".heic",
+    "phone.MOV": ".mov",
     "raw.CR2": ".cr2",
     "no_ending": "without extension",
     ".hidden/photo.jpg": "hidden",

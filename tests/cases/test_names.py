@@ -83,13 +83,13 @@ def test_two_names_of_one_unicode_form_are_refused(tmp_path: Path) -> None:
 
 def test_every_file_that_is_no_photo_is_counted_by_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos = [f"{i}{ending}" for i, ending in enumerate([".jpg", ".JFIF", ".jpe", ".mpo", ".avif", ".jp2"])]
-    others = ["a.heic", "b.HEIC", "c.dng", "d", "sub.dir/e", ".f.jpg", "g.jpg.part"]
+    others = ["a.mov", "b.MOV", "c.dng", "d", "sub.dir/e", ".f.jpg", "g.jpg.part"]
     images = touch(tmp_path, *photos, *others)
     skipped: manifest.Skipped = {}
     assert manifest.discover(images, skipped=skipped).num_rows == len(photos)
-    assert skipped == {"--images": {".heic": 2, ".dng": 1, "without extension": 2, "hidden": 1, ".part": 1}}
+    assert skipped == {"--images": {".mov": 2, ".dng": 1, "without extension": 2, "hidden": 1, ".part": 1}}
     assert sum(skipped["--images"].values()) == len(others)
-    line = "--images: skipped 2 .heic, 2 without extension, 1 .dng, 1 .part, 1 hidden"
+    line = "--images: skipped 2 .mov, 2 without extension, 1 .dng, 1 .part, 1 hidden"
     assert manifest.skipped_lines(skipped) == [line]
     assert not capsys.readouterr().out
     manifest.discover(images)

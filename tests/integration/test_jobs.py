@@ -132,7 +132,7 @@ def test_predict_broken_and_valid_photos_each_has_a_row(
     shutil.copytree(drawn[0], photos / "some")
     (photos / "broken.jpg").write_bytes(b"text")
     Image.new("CMYK", (3000, 2000)).save(photos / "cmyk.tif")
-    for name in ("a.heic", "some/b.heic", "notes.txt", ".hidden.jpg"):
+    for name in ("a.mov", "some/b.mov", "notes.txt", ".hidden.jpg"):
         (photos / name).touch()
     flags = ("--checkpoint", storage / "first", "--images", "photos", "--output", "out")
     settings = ("--shard-size", 10, "--num-workers", 2, "--batch-size", 4)
@@ -156,10 +156,10 @@ def test_predict_broken_and_valid_photos_each_has_a_row(
         "1 failed  ETA 0:00:00"
     )
     assert lines[-3].endswith(f"{PAIRS + 2} rows, 1 failed: {tmp_path}/out")
-    assert lines[-2] == "  --images: skipped 2 .heic, 1 .txt, 1 hidden"
+    assert lines[-2] == "  --images: skipped 2 .mov, 1 .txt, 1 hidden"
     assert lines[-1].startswith("  failed: broken: not an image that can be read")
     success = json.loads((tmp_path / "out" / files.SUCCESS).read_text())
-    assert success["skipped"] == {".heic": 2, ".txt": 1, "hidden": 1}
+    assert success["skipped"] == {".mov": 2, ".txt": 1, "hidden": 1}
 
     shards = sorted((tmp_path / "out").glob("part-*.parquet"))
     assert [file.name for file in shards] == [f"part-0000{i}-of-00003.parquet" for i in range(3)]

@@ -60,7 +60,7 @@ def corners(pixels: np.ndarray) -> np.ndarray:
     return pixels[height // 4 :: height // 2, width // 4 :: width // 2]
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF"])
 def test_decode_photo_each_file_format_is_decoded(kind: str) -> None:
     photo = decode.decode_photo(encode(Image.fromarray(UPRIGHT), kind), (16, 24), LIMIT)
     assert photo.pixels.dtype == np.uint8
