@@ -1,12 +1,17 @@
-"""Render pictures for reports: previews, masks over photos, truth beside prediction. Each is a JPEG in bytes."""
+"""Render pictures for reports: previews, masks over photos, truth beside prediction.
+
+Each is a JPEG in bytes, except the masks of `layers_for_report`.
+"""
 
 import io
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from PIL import Image
 
 from petseg.data import decode, labels
+from petseg.data.encode import PNG_STRATEGY
 from petseg.data.image_file import lift_pillow_limit
 
 PREVIEW_SIDE = 1024
@@ -79,6 +84,24 @@ def for_report(picture: bytes) -> bytes:
     size = max(1, int(image.width * shrink)), max(1, int(image.height * shrink))
     buffer = io.BytesIO()
     image.resize(size).save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
+def layers_for_report(photo: bytes, masks: Mapping[str, bytes]) -> tuple[bytes, dict[str, bytes]]:
+    """Return a photo as `for_report` does, and its masks from `encode_mask` at the same size.
+
+    A mask is resized by nearest pixel. It stays an indexed PNG of class ids, with its palette.
+    """
+    small = for_report(photo)
+    size = Image.open(io.BytesIO(small), formats=("JPEG",)).size
+    return small, {name: _resize_mask(mask, size) for name, mask in masks.items()}
+
+
+def _resize_mask(mask_png: bytes, size: tuple[int, int]) -> bytes:
+    with lift_pillow_limit():  # the photo was checked against our own limit
+        mask = Image.open(io.BytesIO(mask_png), formats=("PNG",)).resize(size, Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    mask.save(buffer, "PNG", compress_type=PNG_STRATEGY)
     return buffer.getvalue()
 
 
