@@ -18,6 +18,8 @@ import jinja2
 
 import petseg
 from petseg.cli.invocation import command_line
+from petseg.reports import gallery
+from petseg.reports.gallery import Gallery
 
 MAX_PICTURES = 60
 """Maximum number of pictures on a page."""
@@ -29,6 +31,7 @@ COLOURS = 8
 """Number of line colours in the style sheet. A ninth line reuses the first colour with another dash pattern."""
 
 _PACKAGES = ("torch", "torchvision", "ray", "pyarrow", "pillow", "numpy", "boto3")
+_GALLERY_FILTERS = ("address", "page_name", "picture_size", "script_source")
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 290, 60, 16, 12, 50
 _DASHES = ("", "6 3", "2 3", "8 3 2 3")
 
@@ -110,7 +113,7 @@ class Command:
     lines: Sequence[str]
 
 
-Section = Facts | Table | Curves | Bars | Confusion | Sheet | Command
+Section = Facts | Table | Curves | Bars | Confusion | Sheet | Gallery | Command
 
 
 def page(*, title: str, summary: Sequence[tuple[str, str]], sections: Sequence[Section | None]) -> bytes:
@@ -119,9 +122,7 @@ def page(*, title: str, summary: Sequence[tuple[str, str]], sections: Sequence[S
     `summary` holds the (name, value) entries shown at the top.
     """
     sections = [section for section in sections if section is not None]
-    pictures = [picture for section in sections if isinstance(section, Sheet) for picture in section.pictures]
-    assert len(pictures) <= MAX_PICTURES
-    assert all(len(picture.content) <= MAX_PICTURE_BYTES for picture in pictures)
+    _assert_small(sections)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -129,10 +130,35 @@ def page(*, title: str, summary: Sequence[tuple[str, str]], sections: Sequence[S
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"chart": _chart, "number": number, "source": _source, "shade": _shade}
+    environment.filters |= {"chart": _chart, "number": number, "data_uri": _data_uri, "shade": _shade}
+    environment.filters |= {name: getattr(gallery, name) for name in _GALLERY_FILTERS}
     template = environment.get_template("report.html.jinja")
-    shown = [(f"s{index}", type(section).__name__.lower(), section) for index, section in enumerate(sections)]
-    return template.render(title=title, summary=summary, sections=shown, colours=COLOURS).encode()
+    kinds = [type(section).__name__.lower() for section in sections]
+    assert kinds.count("gallery") <= 1
+    anchors = [kind if kind == "gallery" else f"s{index}" for index, kind in enumerate(kinds)]
+    return template.render(
+        title=title,
+        summary=summary,
+        sections=list(zip(anchors, kinds, sections, strict=True)),
+        colours=COLOURS,
+        script=gallery.script() if "gallery" in kinds else "",
+    ).encode()
+
+
+def pages(
+    *, title: str, summary: Sequence[tuple[str, str]], sections: Sequence[Section | None]
+) -> list[tuple[str, bytes]]:
+    """Return the pages of a report whose gallery may be too long for one, each with its file name.
+
+    The first page has all that `page` shows, and the others only their part of the gallery.
+    """
+    parts = [part for section in sections if isinstance(section, Gallery) for part in gallery.split(section)]
+    first = [parts[0] if isinstance(section, Gallery) else section for section in sections]
+    result = [(gallery.page_name(1), page(title=title, summary=summary, sections=first))]
+    for part in parts[1:]:
+        heading = f"{title}, page {part.page_number} of {part.page_count}"
+        result.append((gallery.page_name(part.page_number), page(title=heading, summary=[], sections=[part])))
+    return result
 
 
 def versions() -> Facts:
@@ -233,9 +259,19 @@ def _ticks(low: float, high: float, whole: bool = False) -> list[float]:
     return [round(index * step, 12) for index in range(first, last + 1)]
 
 
-def _source(picture: Picture) -> str:
-    kind = "png" if picture.content.startswith(b"\x89PNG") else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(picture.content).decode()}"
+def _data_uri(content: bytes) -> str:
+    kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _assert_small(sections: Sequence[Section]) -> None:
+    """Check that the pictures of a page are not too many or too large for a browser."""
+    pictures = [picture.content for section in sections if isinstance(section, Sheet) for picture in section.pictures]
+    assert len(pictures) <= MAX_PICTURES
+    items = [item for section in sections if isinstance(section, Gallery) for item in section.items]
+    assert len(items) <= gallery.MAX_ITEMS
+    pictures += [content for item in items for content in (item.photo, *item.masks.values())]
+    assert all(len(content) <= MAX_PICTURE_BYTES for content in pictures)
 
 
 def _shade(count: int, row: Sequence[int]) -> float:

@@ -41,7 +41,7 @@ def sections(name: str = "pet") -> list[Section]:
 class Reader(HTMLParser):
     """Parser that collects tags with attributes and the text, and checks that every tag is closed."""
 
-    VOID = ("meta", "img", "link", "br", "hr", "line", "polyline", "circle")
+    VOID = ("meta", "img", "link", "br", "hr", "line", "polyline", "circle", "input")
 
     def __init__(self, page: bytes) -> None:
         super().__init__()
