@@ -30,7 +30,7 @@ class Sample:
 
     shards: int
     rows: pa.Table
-    """Columns `id`, `image`, `confidence`, `error` and `shard` (the shard number)."""
+    """Columns `id`, `image`, `class_pixels`, `confidence`, `error` and `shard` (the shard number)."""
     class_pixels: np.ndarray
     """Number of pixels of each class: int64 (C,)."""
     reasons: Counter[str]
@@ -52,11 +52,11 @@ def survey(plan: Plan, num_classes: int) -> Sample:
     of_masks = rows["class_pixels"].drop_null().combine_chunks()
     class_pixels = of_masks.flatten().to_numpy().reshape(-1, num_classes).sum(0)
     reasons = Counter(reason[:_REASON_LETTERS] for reason in rows["error"].drop_null().to_pylist())
-    return Sample(len(numbers), rows.drop_columns(["class_pixels"]), class_pixels, reasons)
+    return Sample(len(numbers), rows, class_pixels, reasons)
 
 
-def render_previews(plan: Plan, rows: pa.Table, max_pixels: int) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """Yield (row, JPEG) for each of the given rows of `survey`. The JPEG shows the photo beside its overlay.
+def render_previews(plan: Plan, rows: pa.Table, max_pixels: int) -> Iterator[tuple[dict[str, Any], bytes, bytes]]:
+    """Yield (row, preview of the photo as a JPEG, its mask as a PNG) for each of the given rows of `survey`.
 
     Skips rows whose photo can no longer be read or has been replaced. Raises `UnavailableError` if storage does not
     answer.
@@ -64,8 +64,7 @@ def render_previews(plan: Plan, rows: pa.Table, max_pixels: int) -> Iterator[tup
     for row in rows.to_pylist():
         try:
             content = storage.read(row["image"], at_most=decode.max_bytes(max_pixels))
-            preview = visualize.preview(content, max_pixels)
-            yield row, visualize.side_by_side(preview, visualize.overlay(preview, _mask(plan, row["id"], row["shard"])))
+            yield row, visualize.preview(content, max_pixels), _mask(plan, row["id"], row["shard"])
         except (DecodeError, OSError):
             continue
 

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from petseg import storage
 from petseg.config.base import MAX_PIXELS
 from petseg.data import check, decode, encode, orientation, visualize
@@ -11,6 +13,7 @@ from petseg.data.image_file import DecodeError
 from petseg.data.pairs import decode_pair
 from petseg.reports import html, sections
 from petseg.reports.findings import Checked, Finding, value_text
+from petseg.reports.gallery import Gallery, GalleryItem
 from petseg.reports.html import Bars, Command, Picture, Sheet, Table
 
 _LISTED = 100
@@ -28,7 +31,7 @@ def page(checked: Checked, findings: Sequence[Finding], settings: Mapping[str, A
         _masks_by_class(checked),
         _values_table(checked),
         _sizes_table(checked),
-        _samples_sheet(checked),
+        _samples_gallery(checked),
         _duplicates_sheet("Duplicates across train/val/test", checked, checked.cross_split_duplicates()),
         _duplicates_sheet("Duplicates", checked, checked.duplicates()),
         _unusable_table(checked),
@@ -92,19 +95,22 @@ def _sizes_table(checked: Checked) -> Table:
     return Table(title="Sizes of the photos", heads=["width × height", "photos"], rows=shown, note=note)
 
 
-def _samples_sheet(checked: Checked) -> Sheet | None:
-    """Return sample photos with their overlays, spread evenly over the names; None if there is no usable pair."""
+def _samples_gallery(checked: Checked) -> Gallery | None:
+    """Return sample photos with their masks, spread evenly over the names; None if there is no usable pair."""
     good = [index for index, row in enumerate(checked.rows) if not row.error]
-    count, pictures = min(sections.SHOWN, len(good)), []
+    count, items, names = min(sections.SHOWN, len(good)), [], checked.classes.names
     for index in [good[number * len(good) // count] for number in range(count)]:
-        preview, mask = _preview(checked, index), _mask_png(checked, index)
-        if preview is not None and mask is not None:
-            picture = visualize.side_by_side(preview, visualize.overlay(preview, mask))
-            name = checked.rows[index].id
-            content = visualize.for_report(picture)
-            pictures.append(Picture(content=content, caption=name, alt=f"{name}: photo, and the photo under its mask"))
-    note = "The photo, and the photo under its mask, as training reads it."
-    return Sheet(title="Samples", pictures=pictures, note=note) if pictures else None
+        preview, class_ids = _preview(checked, index), _class_ids(checked, index)
+        if preview is not None and class_ids is not None:
+            label = encode.encode_mask(class_ids, checked.classes.palette)
+            photo, masks = visualize.layers_for_report(preview, {"label": label})
+            present = [names[class_id] for class_id in np.unique(class_ids) if class_id < len(names)]
+            link = checked.pairs["image"][index].as_py()
+            items.append(GalleryItem(id=checked.rows[index].id, photo=photo, masks=masks, classes=present, link=link))
+    note = "Each photo under its mask, as training reads it. Ignored pixels are beige."
+    colours = dict(zip(names, checked.classes.palette, strict=True))
+    gallery = Gallery(title="Samples", items=items, note=note, colours=colours)
+    return gallery if items else None
 
 
 def _duplicates_sheet(title: str, checked: Checked, pairs: Sequence[tuple[int, int]]) -> Sheet | None:
@@ -152,7 +158,8 @@ def _preview(checked: Checked, index: int) -> bytes | None:
         return None
 
 
-def _mask_png(checked: Checked, index: int) -> bytes | None:
+def _class_ids(checked: Checked, index: int) -> np.ndarray | None:
+    """Return the class ids of a mask, as training reads it: uint8 (H, W); None if the pair can no longer be read."""
     pair, limit = checked.pairs.slice(index, 1).to_pylist()[0], MAX_PIXELS
     try:
         photo, mask = (storage.read(pair[of], at_most=decode.max_bytes(limit)) for of in ("image", "mask"))
@@ -160,7 +167,6 @@ def _mask_png(checked: Checked, index: int) -> bytes | None:
         if upright is None:
             upright = orientation.decision(Counter(row.drawn for row in checked.rows if row.drawn is not None))
         label_map = checked.classes.label_map
-        truth = decode_pair(photo, mask, (16, 16), label_map, limit, masks_upright=bool(upright)).truth_ids()
+        return decode_pair(photo, mask, (16, 16), label_map, limit, masks_upright=bool(upright)).truth_ids()
     except (DecodeError, FileNotFoundError):
         return None
-    return encode.encode_mask(truth, checked.classes.palette)

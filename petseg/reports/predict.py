@@ -1,6 +1,6 @@
 """Build the report page of a finished prediction from its files. `html.py` renders it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +12,10 @@ from petseg.data.notes import Notes
 from petseg.inference.plan import Plan, Summary
 from petseg.inference.survey import Sample, render_previews, survey
 from petseg.reports import html, sections
-from petseg.reports.html import Bars, Picture, Sheet, Table
+from petseg.reports.gallery import Gallery, GalleryItem
+from petseg.reports.html import Bars, Table
 from petseg.training.run_folder import format_score
 
-_BY_DOUBT = ("Lowest confidence", "Highest confidence", "Other samples")
 _CONFIDENCE = "Mean probability of the predicted class over the pixels of a photo. High confidence can be wrong."
 
 
@@ -46,7 +46,7 @@ def prediction_page(report: PredictionReport) -> bytes:
     shown = [
         sections.class_shares(report.model.class_names, sample.class_pixels, note),
         _confidence_histogram(sample, note),
-        *_sheets(report, sample),
+        _samples_gallery(report, sample),
         _failures_table(sample, note),
         _skipped_table(report.skipped),
         _notes_table(report.summary.notes),
@@ -93,22 +93,25 @@ def _confidence_histogram(sample: Sample, note: str) -> Bars:
     return Bars(title="Confidence", values=histogram, unit=" photos", note=f"{_CONFIDENCE} {note}")
 
 
-def _sheets(report: PredictionReport, sample: Sample) -> Iterator[Sheet]:
-    """Yield the sheets of lowest and highest confidence and of other samples, without those that have no picture."""
-    doubt = [None if value is None else -value for value in sample.rows["confidence"].to_pylist()]
-    for title, indices in sections.pick_samples(doubt, _BY_DOUBT).items():
-        sheet = _mask_sheet(title, report, sample.rows.take(indices))
-        if sheet.pictures:
-            yield sheet
-
-
-def _mask_sheet(title: str, report: PredictionReport, rows: pa.Table) -> Sheet:
-    pictures = []
-    for row, picture in render_previews(report.plan, rows, report.max_pixels):
-        alt = f"{row['id']}: photo, and the photo under its mask"
-        caption = f"{row['id']}: confidence {format_score(row['confidence'])}"
-        pictures.append(Picture(content=visualize.for_report(picture), caption=caption, alt=alt))
-    return Sheet(title=title, pictures=pictures, note="The photo, and the photo under its mask.")
+def _samples_gallery(report: PredictionReport, sample: Sample) -> Gallery | None:
+    """Return the photos of lowest and highest confidence and some others, the lowest first; None without any."""
+    confidence, names = sample.rows["confidence"].to_pylist(), report.model.class_names
+    doubt = [None if value is None else -value for value in confidence]
+    picked = [index for indices in sections.pick_samples(doubt).values() for index in indices]
+    picked.sort(key=lambda index: (confidence[index], index))
+    rows = sample.rows.take(pa.array(picked, pa.int64()))
+    items = []
+    for row, preview, mask in render_previews(report.plan, rows, report.max_pixels):
+        photo, masks = visualize.layers_for_report(preview, {"mask": mask})
+        present = [name for name, pixels in zip(names, row["class_pixels"], strict=True) if pixels]
+        item = GalleryItem(
+            id=row["id"], photo=photo, masks=masks, score=row["confidence"], classes=present, link=row["image"]
+        )
+        items.append(item)
+    note = f"At most {sections.SHOWN} each: photos of the lowest confidence, photos of the highest, and others."
+    colours = dict(zip(names, report.model.palette, strict=True))
+    gallery = Gallery(title="Samples", items=items, score_name="confidence", note=note, colours=colours)
+    return gallery if items else None
 
 
 def _failures_table(sample: Sample, note: str) -> Table | None:

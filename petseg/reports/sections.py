@@ -36,7 +36,7 @@ def save_report(folder: str, make: Callable[[], bytes]) -> None:
         print(f"report: {location}")
 
 
-def pick_samples(losses: Sequence[float | None], titles: tuple[str, str, str] = _BY_LOSS) -> dict[str, list[int]]:
+def pick_samples(losses: Sequence[float | None]) -> dict[str, list[int]]:
     """Return the indices of the pairs to show, by the title of their sheet.
 
     The sheets show the pairs with the highest loss (or doubt), those with the lowest, and some spread evenly over the
@@ -49,7 +49,7 @@ def pick_samples(losses: Sequence[float | None], titles: tuple[str, str, str] = 
     rest = sorted(set(order) - {*worst, *best})
     count = min(SHOWN, len(rest))
     others = [rest[index * len(rest) // count] for index in range(count)]
-    return {title: indices for title, indices in zip(titles, (worst, best, others), strict=True) if indices}
+    return {title: indices for title, indices in zip(_BY_LOSS, (worst, best, others), strict=True) if indices}
 
 
 def facts(title: str, values: Mapping[str, Any]) -> Facts:

@@ -1,6 +1,7 @@
 """The check report: each section and each finding, from a hand-made result."""
 
 import dataclasses
+import io
 from pathlib import Path
 from typing import Any
 
@@ -174,10 +175,24 @@ def on_disk(tmp_path: Path) -> Checked:
     return checked(pairs=pa.table({"id": names, **columns}))
 
 
-def test_samples_sheet_missing_photo_is_skipped(on_disk: Checked) -> None:
-    sheet = check._samples_sheet(on_disk)
-    assert sheet is not None and [picture.caption for picture in sheet.pictures] == ["a", "b"]
-    assert check._samples_sheet(dataclasses.replace(on_disk, rows=[Row("a", error="broken")])) is None
+def test_samples_gallery_missing_photo_or_mask_is_skipped(on_disk: Checked) -> None:
+    gallery = check._samples_gallery(on_disk)
+    assert gallery is not None and [item.id for item in gallery.items] == ["a", "b"]
+    assert gallery.items[0].link == on_disk.pairs["image"][0].as_py()
+    Path(on_disk.pairs["mask"][1].as_py()).unlink()
+    gallery = check._samples_gallery(on_disk)
+    assert gallery is not None and [item.id for item in gallery.items] == ["a"]
+    assert check._samples_gallery(dataclasses.replace(on_disk, rows=[Row("a", error="broken")])) is None
+
+
+def test_samples_gallery_classes_are_those_of_the_mask(on_disk: Checked) -> None:
+    label = np.repeat(np.array([[1, 3, 255]], np.uint8), 30, 0).repeat([20, 10, 10], 1)
+    Image.fromarray(label).save(on_disk.pairs["mask"][0].as_py())
+    gallery = check._samples_gallery(on_disk)
+    assert gallery is not None and [item.classes for item in gallery.items] == [["pet", "border"], ["pet"]]
+    shown = np.asarray(Image.open(io.BytesIO(gallery.items[0].masks["label"])))
+    assert np.array_equal(shown, np.where(label == 255, 255, label - 1))
+    assert gallery.colours == dict(zip(CLASSES, labels.palette(3), strict=True))
 
 
 def test_duplicates_sheet_each_pair_names_its_splits(on_disk: Checked) -> None:

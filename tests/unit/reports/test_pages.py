@@ -21,7 +21,7 @@ from petseg.inference import output_folder, survey
 from petseg.inference.plan import Outputs, Plan, Summary
 from petseg.models.unet import UNet
 from petseg.pipelines.decode import Decoded
-from petseg.reports import sections
+from petseg.reports import predict, sections
 from petseg.reports.evaluate import EvaluationReport, evaluation_page
 from petseg.reports.predict import PredictionReport, prediction_page
 from petseg.reports.train import TrainingReport, training_page
@@ -34,7 +34,8 @@ MODEL = ModelConfig(
 
 
 def text_of(page: bytes) -> str:
-    return " ".join(re.sub(r"<[^>]*>", " ", re.sub(r"<style>.*?</style>", "", page.decode(), flags=re.DOTALL)).split())
+    content = re.sub(r"<(style|script)>.*?</\1>", "", page.decode(), flags=re.DOTALL)
+    return " ".join(re.sub(r"<[^>]*>", " ", content).split())
 
 
 def picture() -> bytes:
@@ -223,8 +224,11 @@ def test_prediction_page_shows_counts_and_readable_samples(
     assert "0.7 to 0.8 6 photos" in text
     assert "Skipped files" in text and ".heic 1,200" in text
     assert "not an image that can be read" in text and "Where the time went" not in text
-    pictures = re.findall(r'alt="(.*?): photo, and', page.decode())
-    assert sorted(pictures) == ["a/0", "a/4", "b/1", "b/5"]
+    assert re.findall(r'alt="(.*?): photo"', page.decode()) == ["a/0", "a/4", "b/1", "b/5"]
+    assert re.findall(r'alt="(.*?): mask"', page.decode()) == ["a/0", "a/4", "b/1", "b/5"]
+    assert f"a/4 confidence 0.75 {photos}/a/4.jpg" in text and f'href="file://{photos}/a/4.jpg"' in page.decode()
+    items = re.findall(r'data-classes="(\d*) *" data-score="0.75"', page.decode())
+    assert items == ["0", "1", "1", "2"]  # the brightest channel of each, see `paint`
     sizes = [30 * 20, 31 * 20, 32 * 20, 34 * 20, 35 * 20, 36 * 20]
     red = 100 * (sizes[0] + sizes[5]) / sum(sizes)
     assert f"pet {red:.1f} %" in text
@@ -232,6 +236,19 @@ def test_prediction_page_shows_counts_and_readable_samples(
     monkeypatch.setattr(survey, "SHARDS", 2)
     found = survey.survey(plan, 3)
     assert found.shards == 2 and found.rows.num_rows == 6 and set(found.rows["shard"].to_pylist()) == {0, 1}
+
+
+def test_prediction_gallery_least_confident_photo_is_first(photos: Path, tmp_path: Path) -> None:
+    plan = make_plan(photos, tmp_path / "out")
+    output_folder.begin(plan)
+    report = prediction_report(plan, output_folder.finish(plan, do_shards(plan, 0, 1, 2)))
+    found = survey.survey(plan, 3)
+    values = [None if row["error"] else 0.9 - 0.1 * index for index, row in enumerate(found.rows.to_pylist())]
+    rows = found.rows.drop_columns(["confidence"]).append_column("confidence", pa.array(values))
+    gallery = predict._samples_gallery(report, dataclasses.replace(found, rows=rows))
+    assert gallery is not None and gallery.colours == dict(zip(CLASSES, labels.palette(3), strict=True))
+    assert [item.id for item in gallery.items] == ["b/5", "b/1", "a/6", "a/4", "a/2", "a/0"]
+    assert [item.score for item in gallery.items] == sorted(value for value in values if value is not None)
 
 
 def test_prediction_page_every_photo_failed_has_no_samples(photos: Path, tmp_path: Path) -> None:
@@ -242,7 +259,7 @@ def test_prediction_page_every_photo_failed_has_no_samples(photos: Path, tmp_pat
     summary = output_folder.finish(plan, do_shards(plan, 0, 1, 2))
     text = text_of(prediction_page(prediction_report(plan, summary)))
     assert "photos 7 failed 7 mean confidence – last start 1/s" in text
-    assert "pet 0 %" in text and "Lowest confidence" not in text
+    assert "pet 0 %" in text and "Samples" not in text
 
 
 def test_save_report_write_error_is_only_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
