@@ -10,7 +10,10 @@ CLASSES = "classes.json"
 """File name of the description of the classes in a folder of masks."""
 
 PHOTOS = "photos.csv"
-"""File name of the table of the photos that a folder of masks belongs to."""
+"""File name of the table of the photos that a folder of masks belongs to, and of those that were selected."""
+
+CHANGES = "changes.csv"
+"""File name of the table of the masks that merges of labels have added or changed."""
 
 LOCK = ".petseg-lock"
 """File name of the lock on a local folder that a job writes to."""
@@ -28,6 +31,9 @@ OLD_PREDICTION_MANIFEST = "_manifest.parquet"
 SUCCESS = "_SUCCESS.json"
 MASK_FOLDER = "masks"
 OVERLAY_FOLDER = "overlays"
+
+# In the folder of a selection, with its own masks/
+PHOTO_FOLDER = "photos"
 
 # In the folder of a prepared set
 DATASET = "dataset.json"

@@ -7,7 +7,6 @@ import difflib
 import inspect
 import itertools
 import shutil
-import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NoReturn
@@ -23,6 +22,9 @@ GROUPS: Mapping[str, Sequence[str]] = {
             "images",
             "masks",
             "labels",
+            "labelled",
+            "count",
+            "by",
             "data",
             "image_suffix",
             "mask_suffix",
@@ -47,8 +49,8 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "training": ("epochs", "learning_rate", "clip_norm", "augment", "loss", "class_weights", "keep_best_by", "seed"),
     "speed and memory": ("batch_size", "accumulate", "precision", "compile", "feed_budget_gb"),
     "cluster": ("num_workers", "use_gpu", "cpus_per_worker", "max_failures", "wait_min"),
-    "output": ("storage", "name", "resume", "output", "overwrite"),
-    "output formats": ("png", "overlay", "probabilities", "coco_rle", "shard_size", "formats", "licence"),
+    "output": ("storage", "name", "resume", "output", "merge", "overwrite"),
+    "output formats": ("tool", "png", "overlay", "probabilities", "coco_rle", "shard_size", "formats", "licence"),
     "logging": ("mlflow", "wandb"),
 }
 """Headings of `--help` and the settings below each, in order. A name has the same meaning in every job."""
@@ -143,7 +145,7 @@ def _add(group: Any, name: str, hint: Any, text: str) -> None:
 
 def _reader(kind: Any) -> Callable[[str], Any]:
     """Return a function that converts a word to a value of the type. For optional types the word None gives None."""
-    optional = isinstance(kind, types.UnionType)
+    optional = type(None) in typing.get_args(kind)
     if optional:
         [kind] = [member for member in typing.get_args(kind) if member is not type(None)]
     choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()

@@ -2,7 +2,6 @@
 
 import urllib.parse
 from dataclasses import dataclass
-from typing import Literal
 
 from petseg.config.base import MasksUpright, Resize, require, require_classes, require_held_out
 
@@ -152,70 +151,3 @@ class CheckConfig:
     def __post_init__(self) -> None:
         require_classes(self.num_classes, (16, 16))  # any valid size: this job has no --image-size
         require_held_out(self.val_fraction, self.val_count)
-
-
-LabelFormat = Literal["coco", "cvat", "label-studio", "labelme", "voc", "yolo"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class MasksConfig:
-    """Draw the labels of an annotation tool as masks, with a classes.json that the other commands use."""
-
-    from_: LabelFormat
-    """Format of the labels: coco (a .json file), cvat (CVAT for images 1.1, an .xml file), label-studio (its JSON
-    export), labelme (a folder of .json files), voc (a folder with SegmentationClass/), or yolo (a folder of .txt files
-    and data.yaml)."""
-
-    images: str
-    """Folder or URI of the photos, or a table: .csv or .parquet with the columns id and uri."""
-
-    labels: str
-    """File, folder or URI of the labels."""
-
-    output: str
-    """Folder or URI for the masks. Created if missing."""
-
-    unlabelled: str = ""
-    """Class of the pixels without a label: a class of the labels, a new one such as background, or ignore. Required for
-    all formats but voc, whose masks label each pixel."""
-
-    classes: str = ""
-    """Names of the classes in order of their ids, such as "background,cat,dog". Objects of other classes are left out.
-    Default: all classes of the labels, after a new class of --unlabelled."""
-
-    order: Literal["file", "area", "classes"] = "file"
-    """Which object covers another. file: the later one in the file. area: the smaller one. classes: the one of the
-    higher class id."""
-
-    annotator: str = ""
-    """E-mail address or number of a person, for label-studio: use only this person's annotations. Default: of each
-    task, the annotation that was submitted last."""
-
-    all_photos: bool = False
-    """Write a mask, all of it unlabelled, for each photo without an object. Default: such photos are left out, unless a
-    file of labelme or yolo, or a task of label-studio, says that somebody found no object in them."""
-
-    overwrite: bool = False
-    """Replace the masks in --output."""
-
-    def __post_init__(self) -> None:
-        require(
-            self.unlabelled == self.unlabelled.strip(),
-            f"--unlabelled {self.unlabelled!r}: give the name without outer spaces",
-        )
-        require(
-            bool(self.unlabelled) or self.from_ == "voc",
-            "--unlabelled is required: give the class of the pixels without a label, such as background, or ignore",
-        )
-        require(
-            not (self.unlabelled and self.from_ == "voc"),
-            "--unlabelled: the masks of voc label each pixel; leave it out",
-        )
-        require(
-            not self.annotator or self.from_ == "label-studio",
-            "--annotator: only the labels of label-studio name the annotator; leave it out",
-        )
-        require(
-            not (self.all_photos and self.from_ == "voc"),
-            "--all-photos: voc has no class for photos without a mask; leave it out",
-        )

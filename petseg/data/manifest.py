@@ -26,7 +26,7 @@ from petseg.data.ids import (
 from petseg.data.photo_table import is_table, read_table
 from petseg.data.suffixes import find_suffixes, keys_of
 from petseg.errors import InputError
-from petseg.files import CLASSES, PHOTOS
+from petseg.files import CHANGES, CLASSES, PHOTOS
 from petseg.storage import checks
 
 IMAGE_EXTENSIONS = {
@@ -130,6 +130,13 @@ def sample(manifest: pa.Table, count: int) -> pa.Table:
     return manifest.take([i * total // count for i in range(count)])
 
 
+def mask_ids(masks: str, flag: str) -> set[str]:
+    """Return the ids of the masks in a folder, or in a table of them. Raises `InputError`, naming `flag`, as `discover`
+    does.
+    """
+    return set(_images_by_id(masks, flag, None, {})["id"].to_pylist())
+
+
 def read_pairs(pairs: pa.Table, at_most: int | None = None) -> Iterator[tuple[dict[str, str], bytes, bytes, str]]:
     """Yield (row, content of the photo, content of the mask, error) for each row.
 
@@ -194,7 +201,7 @@ def _images_by_id(folder: str, flag: str, excluded: str | None, skipped: Skipped
             continue
         stem, dot, ending = name.rpartition(".")
         if dot + ending.lower() not in extensions or not stem or stem.endswith("/"):
-            if flag != "--masks" or name not in (CLASSES, PHOTOS):
+            if flag != "--masks" or name not in (CLASSES, PHOTOS, CHANGES):
                 others[_skip_reason(dot + ending.lower()) if stem and "/" not in ending else "without extension"] += 1
             continue
         if not is_utf8(name):

@@ -14,7 +14,7 @@ from petseg import storage
 from petseg.data.ids import OUTPUT_EXTENSIONS, require_no_nested_outputs, safe_id
 from petseg.errors import InputError
 
-_OWN_COLUMNS = {"--images": "image", "--masks": "mask"}
+_OWN_COLUMNS = {"--images": "image", "--masks": "mask", "--labelled": "mask"}
 """Column of the locations in tables that petseg writes, such as the manifest.parquet of a run."""
 
 _CHUNK = 2**16

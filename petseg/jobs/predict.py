@@ -90,6 +90,8 @@ def _plan(config: PredictConfig, model: ModelConfig, photos: pa.Table, output: s
     tiling = tiling_of(model, config.tile, config.tile_overlap)
     settings = {
         "checkpoint_sha256": checkpoint_sha256,
+        "classes": list(model.class_names),
+        "palette": [list(colour) for colour in model.palette],
         "device": "cuda" if config.use_gpu else "cpu",
         "batch_size": config.photos_per_pass,
         "precision": config.precision,

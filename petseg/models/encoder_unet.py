@@ -52,16 +52,27 @@ class EncoderUNet(Network):
     def forward(self, pixels_nchw: Tensor) -> Tensor:
         """Map pixels (N, 3, H, W), 0..255 of any dtype, to logits (N, num_classes, H, W), for any height and width."""
         height, width = pixels_nchw.shape[2:]
-        x = pixels_nchw.to(self.head.weight.dtype) * self.input_scale + self.input_offset
-        bottom, right = ((side + self.stride - 1) // self.stride * self.stride - side for side in (height, width))
-        exporting = torch.compiler.is_exporting()  # then one example size must not decide for all sizes
-        if exporting or bottom or right:
-            x = F.pad(x, (0, right, 0, bottom), mode="replicate")
+        x = self._padded(pixels_nchw)
         *skips, features = self.encoder(x)
         for block, skip in zip(self.up, reversed(skips), strict=True):
             features = block(features, skip)
         logits = F.interpolate(self.head(features), size=x.shape[2:], mode="bilinear", align_corners=False)
-        return F.pad(logits, (0, -right, 0, -bottom)) if exporting else logits[:, :, :height, :width]
+        if not torch.compiler.is_exporting():
+            return logits[:, :, :height, :width]
+        return F.pad(logits, (0, width - x.shape[3], 0, height - x.shape[2]))
+
+    def narrowest_features(self, pixels_nchw: Tensor) -> Tensor:
+        """Return the narrowest feature map (N, F, h, w) for pixels (N, 3, H, W)."""
+        return self.encoder(self._padded(pixels_nchw))[-1]
+
+    def _padded(self, pixels_nchw: Tensor) -> Tensor:
+        """Return the encoder's input, of a height and width that its stride divides."""
+        x = pixels_nchw.to(self.head.weight.dtype) * self.input_scale + self.input_offset
+        bottom, right = ((side + self.stride - 1) // self.stride * self.stride - side for side in x.shape[2:])
+        # In an export, one example size must not decide for all sizes.
+        if torch.compiler.is_exporting() or bottom or right:
+            x = F.pad(x, (0, right, 0, bottom), mode="replicate")
+        return x
 
     @property
     def pretrained_part(self) -> nn.Module:

@@ -25,6 +25,10 @@ class Network(nn.Module):
         """Return logits (N, num_classes, H, W) for pixels (N, 3, H, W)."""
         raise NotImplementedError
 
+    def narrowest_features(self, pixels_nchw: Tensor) -> Tensor:
+        """Return the narrowest feature map (N, F, h, w) for pixels (N, 3, H, W)."""
+        raise NotImplementedError
+
     def for_inference(self) -> nn.Module:
         """Return a copy that gives the same output within rounding. A subclass may return a faster one."""
         return copy.deepcopy(self).eval()

@@ -213,17 +213,27 @@ class UNet(Network):
     def forward(self, pixels_nchw: Tensor) -> Tensor:
         """Map pixels (N, 3, H, W), 0..255 of any dtype, to logits (N, num_classes, H, W), for any height and width."""
         height, width = pixels_nchw.shape[2:]
-        x = pixels_nchw.to(self.entry.weight.dtype) * self.input_scale + self.input_offset
+        x = self.narrowest_features(pixels_nchw)
+        for block in self.up:
+            x = block(x)
+        logits = self.head(x)
+        if not torch.compiler.is_exporting():
+            return logits[:, :, :height, :width]
         bottom, right = (_round_up_to_stride(side) - side for side in (height, width))
-        exporting = torch.compiler.is_exporting()  # then one example size must not decide for all sizes
-        if exporting or bottom or right:
+        return F.pad(logits, (0, -right, 0, -bottom))
+
+    def narrowest_features(self, pixels_nchw: Tensor) -> Tensor:
+        """Return the narrowest feature map (N, F, h, w) for pixels (N, 3, H, W)."""
+        x = pixels_nchw.to(self.entry.weight.dtype) * self.input_scale + self.input_offset
+        bottom, right = (_round_up_to_stride(side) - side for side in x.shape[2:])
+        # In an export, one example size must not decide for all sizes.
+        if torch.compiler.is_exporting() or bottom or right:
             x = F.pad(x, (0, right, 0, bottom), mode="replicate")
         # TensorFlow's "same" padding at stride 2 and an even size pads the right and the bottom only.
         x = F.relu(self.entry_bn(self.entry(F.pad(x, (0, 1, 0, 1)))))
-        for block in (*self.down, *self.up):
+        for block in self.down:
             x = block(x)
-        logits = self.head(x)
-        return F.pad(logits, (0, -right, 0, -bottom)) if exporting else logits[:, :, :height, :width]
+        return x
 
     def for_inference(self) -> "UNet":
         """Return a copy with each batch norm folded into the convolution before it: the same within rounding."""

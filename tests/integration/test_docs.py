@@ -20,6 +20,7 @@ from petseg.config import prepare as prepare_config
 from petseg.config import train as train_config
 from petseg.config.evaluate import EvaluateConfig
 from petseg.config.export import ExportConfig
+from petseg.config.labelling import MasksConfig, SelectConfig
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -32,7 +33,8 @@ JOBS: dict[str, dict[str, type]] = {
         "oxford-pets": prepare_config.OxfordConfig,
         "shards": prepare_config.ShardsConfig,
         "check": prepare_config.CheckConfig,
-        "masks": prepare_config.MasksConfig,
+        "masks": MasksConfig,
+        "select": SelectConfig,
     },
 }
 
@@ -131,7 +133,9 @@ def test_docs_flags_of_each_benchmark_exist(line: str) -> None:
 def desk(tmp_path: Path, drawn: tuple[Path, Path]) -> Path:
     """Folder with the files that the commands of a page expect on the reader's machine."""
     photos, trimaps = drawn
-    (tmp_path / "labels.json").write_text(coco_of(sorted(trimaps.glob("*.png"))))
+    labelled = sorted(trimaps.glob("*.png"))
+    (tmp_path / "labels.json").write_text(coco_of(labelled[:14]))
+    (tmp_path / "corrected.json").write_text(coco_of(labelled[12:18]))
     for name in ("photos", "pets/images", "data/all", "data/test/photos"):
         shutil.copytree(photos, tmp_path / name)
     (tmp_path / "lists").mkdir()

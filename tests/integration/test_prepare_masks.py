@@ -180,3 +180,53 @@ def test_masks_invalid_input_is_refused_and_nothing_is_written(
     done = call_job("prepare", "masks", "--images", drawn[0], "--output", "masks", *flags.split())
     assert_refused(done, message)
     assert not (tmp_path / "masks").exists() or not list((tmp_path / "masks").iterdir())
+
+
+def test_masks_merge_adds_and_replaces_and_keeps_the_others(
+    export: Path, drawn: tuple[Path, Path], tmp_path: Path, call_job: RunJob
+) -> None:
+    trimaps = sorted(drawn[1].glob("*.png"))
+    flags = ("--images", drawn[0], "--unlabelled", "background", "--output", "masks")
+    assert call_job("prepare", "masks", "--from", "coco", *flags, "--labels", export).returncode == 0
+    folder = tmp_path / "masks"
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".png", ".json")}
+    corrected = json.loads(coco_of(trimaps[8:14]))  # two that are there, and four new ones
+    corrected["annotations"] = [one for one in corrected["annotations"] if one["id"] != 0]  # the pet of the first
+    (tmp_path / "corrected.json").write_text(json.dumps(corrected))
+    merge = ("--from", "coco", *flags, "--labels", tmp_path / "corrected.json", "--merge")
+    done = call_job("prepare", "masks", *merge)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert f"merged: 4 added, 1 changed, 1 unchanged; see {folder / 'changes.csv'}" in lines
+    assert f"--images {folder / 'photos.csv'} --masks {folder} " in lines[-1]
+    with (folder / "changes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    pet = (np.asarray(Image.open(trimaps[8])) == 1).mean()
+    assert [(row["id"], row["change"]) for row in rows] == [
+        (path.stem, "added" if number else "changed") for number, path in enumerate([trimaps[8], *trimaps[10:14]])
+    ]
+    assert float(rows[0]["pixels"]) == pytest.approx(pet, abs=1e-4)
+    with (folder / "photos.csv").open() as file:
+        assert [row["id"] for row in csv.DictReader(file)] == [path.stem for path in trimaps[:14]]
+    changed = {name for name, content in before.items() if (folder / name).read_bytes() != content}
+    assert changed == {f"{trimaps[8].stem}.png"}
+    again = call_job("prepare", "masks", *merge)
+    assert "merged: 0 added, 0 changed, 6 unchanged" in again.stdout
+    assert len((folder / "changes.csv").read_text().splitlines()) == 6
+    checked = call_job("prepare", "check", "--images", folder / "photos.csv", "--masks", folder, "--output", "checked")
+    assert checked.returncode == 0 and "skipped" not in checked.stdout, checked.stdout
+
+
+def test_masks_merge_with_another_class_is_refused(
+    export: Path, drawn: tuple[Path, Path], tmp_path: Path, call_job: RunJob
+) -> None:
+    flags = ("--from", "coco", "--images", drawn[0], "--output", "masks")
+    done = call_job("prepare", "masks", *flags, "--labels", export, "--unlabelled", "background", "--merge")
+    assert_refused(done, "there are no masks of petseg prepare masks to merge with")
+    assert call_job("prepare", "masks", *flags, "--labels", export, "--unlabelled", "background").returncode == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "masks").iterdir()}
+    (tmp_path / "other.json").write_text(export.read_text().replace('"border"', '"collar"'))
+    labels = ("--labels", "other.json", "--merge", "--unlabelled")
+    assert_refused(call_job("prepare", "masks", *flags, *labels, "background"), "has no class collar; rename it")
+    assert_refused(call_job("prepare", "masks", *flags, *labels, "sky"), "--unlabelled sky: not one of the classes in")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "masks").iterdir()} == before

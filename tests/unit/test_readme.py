@@ -10,8 +10,9 @@ from conftest import ROOT
 from petseg.cli.options import flag
 from petseg.config.evaluate import EvaluateConfig
 from petseg.config.export import ExportConfig
+from petseg.config.labelling import MasksConfig, SelectConfig
 from petseg.config.predict import PredictConfig
-from petseg.config.prepare import CheckConfig, MasksConfig, OxfordConfig, ShardsConfig
+from petseg.config.prepare import CheckConfig, OxfordConfig, ShardsConfig
 from petseg.config.train import TrainConfig
 
 README = (ROOT / "README.md").read_text()
@@ -38,6 +39,7 @@ def test_docs_tree_names_every_file_once() -> None:
         ("prepare shards", ShardsConfig),
         ("prepare check", CheckConfig),
         ("prepare masks", MasksConfig),
+        ("prepare select", SelectConfig),
         ("export", ExportConfig),
     ],
 )
@@ -48,7 +50,8 @@ def test_docs_commands_have_only_known_flags(job: str, settings: type, page: Pat
     given = set(re.findall(r"--[a-z-]+", " ".join(commands))) - {"--help", "--config", "--debug"}
     known = {flag(field.name) for field in dataclasses.fields(settings)}
     assert given <= known
-    pages = {"prepare masks": "labelling.md", **dict.fromkeys(("prepare check", "prepare shards"), "data.md")}
+    pages = dict.fromkeys(("prepare masks", "prepare select"), "labelling.md")
+    pages |= dict.fromkeys(("prepare check", "prepare shards"), "data.md")
     assert given or page.name != pages.get(job, "data.md" if job.startswith("prepare") else "README.md")
 
 
@@ -64,7 +67,7 @@ def test_docs_relative_links_exist(page: Path) -> None:
         ("predicting", {PredictConfig}),
         ("evaluating", {EvaluateConfig}),
         ("data", {CheckConfig, OxfordConfig, ShardsConfig, TrainConfig}),
-        ("labelling", {MasksConfig, TrainConfig}),
+        ("labelling", {MasksConfig, TrainConfig, PredictConfig, SelectConfig, CheckConfig}),
     ],
 )
 def test_docs_each_named_flag_exists(page: str, settings: set[type]) -> None:

@@ -13,7 +13,7 @@ from petseg import cli, files, storage
 from petseg.cli.invocation import command_line
 from petseg.config.base import MAX_PIXELS
 from petseg.config.classes import ClassesConfig
-from petseg.config.prepare import LabelFormat, MasksConfig
+from petseg.config.labelling import LabelFormat, MasksConfig
 from petseg.data import labels as class_labels
 from petseg.data import manifest
 from petseg.data.annotations import coco, cvat, label_studio, labelme, voc, yolo
@@ -27,6 +27,8 @@ from petseg.data.image_file import DecodeError, open_image
 from petseg.data.labels import IGNORE_ID
 from petseg.data.photo_table import read_table
 from petseg.errors import InputError
+from petseg.jobs.prepare import merge
+from petseg.jobs.prepare.merge import EarlierMasks
 from petseg.lookahead import map_ahead
 from petseg.progress import Progress
 from petseg.storage import checks
@@ -52,7 +54,7 @@ _SHOWN = 5
 """Number of names that a printed line shows."""
 
 
-@cli.on_interrupt("masks may be incomplete: run the same command again, with --overwrite")
+@cli.on_interrupt("masks may be incomplete: run the same command again, with --overwrite or --merge")
 def draw_masks(config: MasksConfig) -> None:
     """Read all labels, draw a mask for each photo that has some, and write them once all are drawn."""
     config = absolute_locations(config)
@@ -60,7 +62,8 @@ def draw_masks(config: MasksConfig) -> None:
     checks.require_writable(config.output, "--output")
     photos = manifest.discover(config.images)
     image_of = dict(zip(photos["id"].to_pylist(), photos["image"].to_pylist(), strict=True))
-    old = _old_masks(config, image_of)
+    earlier = merge.read_earlier(config.output) if config.merge else None
+    old = [] if earlier else _old_masks(config, image_of)
     labels = _read(config)
     labels_of, without_photo = find_photos(list(image_of), labels.photos)
     if not labels_of:
@@ -73,12 +76,15 @@ def draw_masks(config: MasksConfig) -> None:
         labels_of = {row_id: one for row_id, one in labels_of.items() if one.regions}
         if not labels_of:
             raise InputError(f"--labels {config.labels}: no photo has an object; label some, or pass --all-photos")
-    names = _class_names(config, labels)
-    classes = _describe(names, labels.colours)
+    if earlier:
+        merge.require_known(earlier, config.labels, labels.names, config.unlabelled)
+        classes = earlier.classes
+    else:
+        classes = _describe(_class_names(config, labels), labels.colours)
     with hold(config.output, "--output"):
-        masks = _draw_all(config, image_of, labels_of, names, classes)
-        _write(config, masks, classes, image_of, old)
-    _print_summary(config, labels, masks, without_photo, names, len(image_of))
+        masks = _draw_all(config, image_of, labels_of, classes)
+        _write(config, masks, classes, image_of, old, earlier)
+    _print_summary(config, labels, masks, without_photo, classes.classes, len(image_of))
 
 
 def _old_masks(config: MasksConfig, image_of: Mapping[str, str]) -> list[str]:
@@ -162,11 +168,10 @@ def _draw_all(
     config: MasksConfig,
     image_of: Mapping[str, str],
     labels_of: Mapping[str, PhotoLabels],
-    names: tuple[str, ...],
     classes: ClassesConfig,
 ) -> dict[str, bytes]:
     """Return the mask of each photo, as PNG. They are kept in memory, so that an error leaves nothing half-written."""
-    ids = {name: class_id for class_id, name in enumerate(names)}
+    ids = {name: class_id for class_id, name in enumerate(classes.classes)}
     unlabelled = IGNORE_ID if config.unlabelled in ("", "ignore") else ids[config.unlabelled]
     chosen = list(image_of) if config.all_photos else [row_id for row_id in image_of if row_id in labels_of]
 
@@ -203,20 +208,31 @@ def _write(
     classes: ClassesConfig,
     image_of: Mapping[str, str],
     old: Iterable[str],
+    earlier: EarlierMasks | None,
 ) -> None:
-    """Write the masks, the table of their photos, and last `classes.json`: if it exists, all masks are there."""
+    """Write the masks, the table of their photos, and last `classes.json`: if it exists, all masks are there.
+
+    `earlier` masks stay, unless there is another one of the same photo.
+    """
+    listed = dict(earlier.image_of) if earlier else {}
+    listed |= {row_id: image_of[row_id] for row_id in masks}
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(("id", "uri"))
-    rows.writerows((row_id, image_of[row_id]) for row_id in masks)
+    rows.writerows(sorted(listed.items()) if earlier else listed.items())
 
     def write_one(row_id: str) -> None:
         storage.write(storage.join(config.output, f"{row_id}.png"), masks[row_id], scratch=config.output)
 
     with checks.translate_write_errors(
-        config.output, remedy="fix this and run the same command again, with --overwrite"
+        config.output, remedy=f"fix this and run the same command again{'' if earlier else ', with --overwrite'}"
     ):
-        storage.remove_file(storage.join(config.output, files.CLASSES))
+        if earlier:
+            changes = merge.find_changes(earlier, masks)
+            merge.write_changes(earlier, changes)
+            print(f"merged: {merge.summary(changes)}; see {storage.join(config.output, files.CHANGES)}")
+        else:
+            storage.remove_file(storage.join(config.output, files.CLASSES))
         for row_id in set(old).difference(masks):
             storage.remove_file(storage.join(config.output, f"{row_id}.png"))
         with ThreadPoolExecutor(_WRITERS) as pool:
@@ -247,9 +263,9 @@ def _print_summary(
         print(f"note: labels of {_some([one.photo for one in without_photo])} are left out: --images has no such photo")
     missing = num_photos - len(masks)
     table = storage.join(config.output, files.PHOTOS)
-    if missing:
+    if missing and not config.merge:
         print(f"note: {missing} of {num_photos} photos have no objects and no mask; {table} lists the others")
-    images = table if missing else config.images
+    images = table if missing or config.merge else config.images
     print(f"next: {command_line('train', ['--images', images, '--masks', config.output, '--recipe', 'pretrained'])}")
 
 
