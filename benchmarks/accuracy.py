@@ -55,7 +55,7 @@ def main() -> None:
     given.output.mkdir(parents=True, exist_ok=True)
     pairs = manifest.discover(str(given.images.absolute()), str(given.masks.absolute()))
     train, val = splits.split(pairs, seed=TrainConfig.seed, val_count=given.val_count)
-    held_out = _link(given.output / "held-out", val.to_pylist())
+    held_out = link(given.output / "held-out", val.to_pylist())
     rows, stops = [], []
     for way in TABLES[given.table](train.num_rows):
         if given.only not in way.title:
@@ -118,7 +118,7 @@ def _stops(history: list[dict[str, Any]]) -> list[str]:
     return [f"{epoch['epoch']}: {epoch['val_miou']:.3f}" for epoch in chosen]
 
 
-def _link(folder: Path, pairs: list[dict[str, str]]) -> tuple[Path, Path]:
+def link(folder: Path, pairs: list[dict[str, str]]) -> tuple[Path, Path]:
     """Return folders of links to the photos and masks of these pairs."""
     for kind in ("image", "mask"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
