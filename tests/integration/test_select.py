@@ -88,10 +88,11 @@ def test_select_labels_of_a_tool_are_read_back_as_the_same_masks(folder: Path, t
     flags = ("--from", "predicted", "--count", 3, "--output", "next", "--tool", tool, "--unlabelled", "background")
     done = call_job("prepare", "select", *flags)
     assert done.returncode == 0, done.stderr
-    assert f"petseg prepare masks --from {tool} " in done.stdout or f"masks --from {tool} " in done.stdout
+    assert f"masks --from {tool} --images PHOTOS --labels LABELS --unlabelled background " in done.stdout
     labels = {"coco": "annotations.json", "label-studio": "label-studio.json", "labelme": "photos"}[tool]
     if tool == "label-studio":  # a person submits the predictions
         tasks = json.loads((folder / "next" / labels).read_text())
+        assert tasks[0]["data"]["image"].startswith("/data/local-files/?d=photos/a%20b/")
         for task in tasks:
             task["annotations"] = task.pop("predictions")
         (folder / "next" / labels).write_text(json.dumps(tasks))

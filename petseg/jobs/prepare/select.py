@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -32,7 +33,7 @@ from petseg.storage.locations import absolute_locations
 
 _WRITERS: Mapping[Tool, Callable[..., Iterator[tuple[str, bytes]]]] = {
     "coco": coco.write,
-    "label-studio": label_studio.write,
+    "label-studio": partial(label_studio.write, address=f"{label_studio.LOCAL_FILES}{files.PHOTO_FOLDER}/"),
     "labelme": labelme.write,
 }
 
@@ -197,6 +198,6 @@ def _print_summary(config: SelectConfig, copied: list[_Copied], chosen: int) -> 
         print(f"note: {config.count} were asked for, but no others are without a label")
     print(f"look at them: {storage.join(config.output, files.REPORT)}")
     if config.tool is not None:
-        words = ["masks", "--from", config.tool, "--images", "PHOTOS", "--labels", "LABELS", "--unlabelled", "CLASS"]
-        output = config.labelled or "MASKS"
-        print(f"next, with the corrected labels: {command_line('prepare', [*words, '--output', output, '--merge'])}")
+        words = ["masks", "--from", config.tool, "--images", "PHOTOS", "--labels", "LABELS"]
+        words += ["--unlabelled", config.unlabelled or "CLASS", "--output", config.labelled or "MASKS", "--merge"]
+        print(f"next, with the corrected labels: {command_line('prepare', words)}")
