@@ -6,6 +6,7 @@ This package holds only values and their checks: one frozen dataclass per job. I
 
 import dataclasses
 import json
+import re
 import types
 import typing
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
@@ -97,8 +98,8 @@ def _typed(value: Any, hint: Any, source: str) -> Any:
     raise InputError(f"{source}: {value!r} is not a valid value")
 
 
-def require_held_out(val_fraction: float | None, val_count: int | None) -> None:
-    """Raise `InputError` if the fraction or the number of pairs to hold out is out of range, or if both are given."""
+def require_held_out(val_fraction: float | None, val_count: int | None, val_fold: str = "") -> None:
+    """Raise `InputError` if one of the settings of the pairs to hold out is out of range, or if several are given."""
     require(
         val_fraction is None or 0 < val_fraction < 1, f"--val-fraction {val_fraction}: give a value between 0 and 1"
     )
@@ -107,6 +108,23 @@ def require_held_out(val_fraction: float | None, val_count: int | None) -> None:
         f"--val-fraction {val_fraction}, --val-count {val_count}: give one of them",
     )
     require(val_count is None or val_count >= 1, f"--val-count {val_count}: give at least 1")
+    if val_fold:
+        parse_fold(val_fold)
+        require(
+            val_fraction is None and val_count is None,
+            f"--val-fold {val_fold}: it replaces --val-fraction and --val-count; leave them out",
+        )
+
+
+def parse_fold(val_fold: str) -> tuple[int, int]:
+    """Return (number of the fold from 1, number of folds) from text such as "1/5". Raises `InputError`."""
+    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", val_fold)
+    fold, folds = (int(found[1]), int(found[2])) if found else (0, 0)
+    require(
+        1 <= fold <= folds and folds >= 2,
+        f"--val-fold {val_fold}: give a fold and the number of folds, such as 1/5 to 5/5",
+    )
+    return fold, folds
 
 
 def require_classes(num_classes: int | None, image_size: tuple[int, int]) -> None:

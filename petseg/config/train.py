@@ -89,6 +89,10 @@ class TrainConfig:
     val_count: int | None = None
     """Number of pairs held out for validation, instead of --val-fraction. The keras recipe's default is 1000."""
 
+    val_fold: str = ""
+    """Hold out one of several equal parts for validation, instead of --val-fraction: 1/5 is the first of five. Runs
+    with 1/5, 2/5, … 5/5 and the same --seed validate each pair once."""
+
     epochs: int = 15
     """Number of passes over the training pairs."""
 
@@ -176,7 +180,7 @@ class TrainConfig:
             "--data replaces --images and --masks: give --data alone, or the other two",
         )
         require_classes(self.num_classes, self.image_size)
-        require_held_out(self.val_fraction, self.val_count)
+        require_held_out(self.val_fraction, self.val_count, self.val_fold)
         self._require_crop()
         for flag in ("epochs", "accumulate", "batch_size"):
             value = getattr(self, flag)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from petseg import storage
-from petseg.config.base import SPLITS
+from petseg.config.base import SPLITS, parse_fold
 from petseg.data.manifest import IMAGE_EXTENSIONS
 from petseg.errors import InputError
 from petseg.storage import sharded_output
@@ -22,11 +22,28 @@ def split(manifest: pa.Table, *, seed: int, val_count: int) -> tuple[pa.Table, p
 
     The shuffle is the Keras example's: `random.Random(seed).shuffle` on the sorted list.
     """
+    return _hold_out(manifest, seed, manifest.num_rows - val_count, manifest.num_rows)
+
+
+def split_fold(manifest: pa.Table, *, seed: int, val_fold: str) -> tuple[pa.Table, pa.Table]:
+    """Shuffle the rows as `split` does and hold out a fold, such as "1/5": (training, validation).
+
+    The folds are neighbouring parts of the shuffled rows. Together they are all rows, and their sizes differ by at most
+    one. Raises `InputError` if there are fewer rows than folds.
+    """
+    (fold, folds), total = parse_fold(val_fold), manifest.num_rows
+    if folds > total:
+        raise InputError(f"--val-fold {val_fold}: there are only {total} training pairs; give at most {total} folds")
+    return _hold_out(manifest, seed, total * (fold - 1) // folds, total * fold // folds)
+
+
+def _hold_out(manifest: pa.Table, seed: int, start: int, end: int) -> tuple[pa.Table, pa.Table]:
+    """Return (the other rows, the rows from `start` to `end`) of the shuffled manifest."""
     order = list(range(manifest.num_rows))
     random.Random(seed).shuffle(order)
-    first_val = manifest.num_rows - val_count
-    rows = pa.array(order, pa.int64())  # the type is given because either part may be empty
-    return manifest.take(rows[:first_val]), manifest.take(rows[first_val:])
+    kept, held_out = order[:start] + order[end:], order[start:end]
+    # The type is given because either part may be empty.
+    return manifest.take(pa.array(kept, pa.int64())), manifest.take(pa.array(held_out, pa.int64()))
 
 
 def assign(manifest: pa.Table, files: tuple[str, ...]) -> tuple[dict[str, pa.Table], list[str]]:
@@ -62,12 +79,19 @@ def assign(manifest: pa.Table, files: tuple[str, ...]) -> tuple[dict[str, pa.Tab
 
 
 def divide(
-    pairs: pa.Table, split_file: tuple[str, ...], *, seed: int, val_count: int | None, val_fraction: float | None
+    pairs: pa.Table,
+    split_file: tuple[str, ...],
+    *,
+    seed: int,
+    val_count: int | None,
+    val_fraction: float | None,
+    val_fold: str = "",
 ) -> tuple[dict[str, pa.Table], list[str]]:
     """Return ({split: manifest}, warnings). Training pairs are shuffled by `seed`.
 
-    Without validation pairs in the lists, some training pairs are held out: `val_count` of them, or the fraction
-    `val_fraction`. Raises `InputError` as `assign` does.
+    Without validation pairs in the lists, some training pairs are held out: the fold `val_fold`, `val_count` of them,
+    or the fraction `val_fraction`. Raises `InputError` as `assign` and `split_fold` do, and if the lists have
+    validation pairs beside a fold.
     """
     parts, warnings = {"train": pairs, "val": pairs.slice(0, 0), "test": pairs.slice(0, 0)}, []
     if split_file:
@@ -77,6 +101,13 @@ def divide(
         left = pairs.num_rows - sum(part.num_rows for part in parts.values())
         if left:
             warnings.append(f"{left} of {pairs.num_rows} pairs are not listed in --split-file and are skipped")
+    if val_fold:
+        if parts["val"].num_rows:
+            raise InputError(
+                f"--val-fold {val_fold}: --split-file lists validation pairs already; leave one of the two out"
+            )
+        to_train, to_validate = split_fold(parts["train"], seed=seed, val_fold=val_fold)
+        return parts | {"train": to_train, "val": to_validate}, warnings
     listed, held_out = parts["train"].num_rows, 0
     if not parts["val"].num_rows:
         held_out = min(listed, val_count or max(1, round((val_fraction or 0) * listed)))

@@ -71,7 +71,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     """Return the settings, with the recipe's values for those that were not given."""
     recipe = RECIPES[config.recipe]
     val_count, val_fraction = config.val_count, config.val_fraction
-    if val_count is None and val_fraction is None:
+    if val_count is None and val_fraction is None and not config.val_fold:
         val_count, val_fraction = recipe.val_count, None if recipe.val_count else VAL_FRACTION
     return dataclasses.replace(
         config,

@@ -86,8 +86,14 @@ def _open_prepared(config: TrainConfig, location: str) -> TrainingSet:
 
 def _split(config: TrainConfig, pairs: pa.Table, source: str) -> dict[str, pa.Table]:
     """Return the manifest of each split. Raises `InputError` if the training pairs do not fill a batch."""
-    held_out = {"val_count": config.val_count, "val_fraction": config.val_fraction}
-    parts, warnings = splits.divide(pairs, config.split_file, seed=config.seed, **held_out)
+    parts, warnings = splits.divide(
+        pairs,
+        config.split_file,
+        seed=config.seed,
+        val_count=config.val_count,
+        val_fraction=config.val_fraction,
+        val_fold=config.val_fold,
+    )
     for warning in warnings:
         print(warning)
     batch_size = 1 if config.crop else config.batch_size or 1  # the number of crops is not known yet

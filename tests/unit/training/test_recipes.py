@@ -24,3 +24,9 @@ def test_resolve_flags_override_the_recipe() -> None:
     best = recipes.resolve(TrainConfig())
     assert (best.val_count, best.val_fraction, best.augment) == (None, 0.2, "on")
     assert recipes.resolve(best) == best
+
+
+def test_resolve_fold_leaves_out_the_recipes_number_of_pairs() -> None:
+    for recipe in ("best", "keras"):
+        config = recipes.resolve(TrainConfig(recipe=recipe, val_fold="1/5"))
+        assert (config.val_count, config.val_fraction, config.val_fold) == (None, None, "1/5")

@@ -31,6 +31,14 @@ def resume(storage: Path, **flags: Any) -> TrainConfig:
     return run_folder.resolve(dataclasses.replace(first, **flags), first)
 
 
+def test_resolve_resumed_run_keeps_its_fold(tmp_path: Path) -> None:
+    begin_run(tmp_path, val_fold="1/2")
+    config = resume(tmp_path)
+    assert (config.val_fold, config.val_count, config.val_fraction) == ("1/2", None, None)
+    with pytest.raises(InputError, match=r"--val-fold \(was 1/2, now 2/2\)"):
+        resume(tmp_path, val_fold="2/2")
+
+
 def test_resolve_new_run_gets_a_name_and_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = run_folder.resolve(TrainConfig(images="i", masks="m"), None)
