@@ -92,8 +92,8 @@ class ShardsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckConfig:
-    """Check photos and their masks before training: report their contents, files that training would reject, and
-    duplicates."""
+    """Check photos and their masks before training: report their contents, files that training would reject,
+    duplicates and, with --checkpoint, label errors."""
 
     images: str
     """Folder or URI of the photos, or a table: .csv or .parquet with the columns id and uri."""
@@ -148,6 +148,15 @@ class CheckConfig:
     seed: int = 1337
     """Random seed of the split, as in training."""
 
+    checkpoint: tuple[str, ...] = ()
+    """Runs or checkpoints, to find label errors: masks are ranked by how much the networks disagree with them. A pair
+    is scored by the networks that were not trained on it, so give the runs of all folds of `petseg train --val-fold`.
+    """
+
+    use_gpu: bool = False
+    """Run the networks of --checkpoint on a GPU."""
+
     def __post_init__(self) -> None:
+        require(bool(self.checkpoint) or not self.use_gpu, "--use-gpu needs --checkpoint, whose networks would use it")
         require_classes(self.num_classes, (16, 16))  # any valid size: this job has no --image-size
         require_held_out(self.val_fraction, self.val_count)

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +37,8 @@ ROWS = pa.schema(
         ("sha256", pa.string()),
         ("difference_hash", pa.uint64()),
         ("like", pa.string()),
+        ("disagreement", pa.float64()),
+        ("out_of_fold", pa.bool_()),
         ("error", pa.string()),
     ]
 )
@@ -45,6 +48,8 @@ ROWS = pa.schema(
 - `height`, `width`: the photo's size in pixels, once it is turned upright by its EXIF `orientation` (1 to 8)
 - `values`: the raw values of the mask with the most pixels, at most 300, and their pixel counts; a colour is 0xRRGGBB
 - `like`: the id of a photo that is equal or looks the same; if there are several, one in another split is preferred
+- `disagreement`: how much the networks of --checkpoint disagree with the mask (`evaluation.scores.disagreement`)
+- `out_of_fold`: true if these networks were not trained on the pair; false if all of them were
 - `error`: the reason why training would refuse the pair; null if it would accept it
 """
 
@@ -72,6 +77,23 @@ class Row:
     near_black: bool = False
     is_lossy: bool = False
     """True if the mask is a JPEG."""
+
+
+class Disagreement(NamedTuple):
+    """How much networks disagree with a mask. See `ROWS` for the fields."""
+
+    value: float
+    out_of_fold: bool
+
+
+def rank(disagreements: Mapping[str, Disagreement]) -> list[str]:
+    """Return the ids of the masks, the most likely label errors first.
+
+    Masks that all networks were trained on come last: a network may have learned their errors.
+    """
+    return sorted(
+        disagreements, key=lambda row_id: (not disagreements[row_id].out_of_fold, -disagreements[row_id].value)
+    )
 
 
 def scan_pairs(pairs: pa.Table, label_map: LabelMap, max_pixels: int) -> Iterator[Row]:
@@ -148,12 +170,19 @@ def find_duplicates(rows: list[Row]) -> tuple[list[tuple[int, int]], list[tuple[
 
 
 def table(
-    rows: list[Row], pairs: pa.Table, splits: Mapping[str, str], like: Mapping[str, str], unpaired: list[dict[str, str]]
+    rows: list[Row],
+    pairs: pa.Table,
+    splits: Mapping[str, str],
+    like: Mapping[str, str],
+    disagreements: Mapping[str, Disagreement],
+    unpaired: list[dict[str, str]],
 ) -> pa.Table:
     """Return the table of all findings, with the schema `ROWS`, sorted by id.
 
-    `splits` and `like` map ids to the columns `split` and `like`. `unpaired` are the files without a partner.
+    `splits`, `like` and `disagreements` map ids to the columns of these names. `unpaired` are the files without a
+    partner.
     """
+    unscored = (None, None)
     entries = [
         {
             **pair,
@@ -167,6 +196,7 @@ def table(
             "sha256": row.sha256,
             "difference_hash": row.difference_hash,
             "like": like.get(row.id),
+            **dict(zip(("disagreement", "out_of_fold"), disagreements.get(row.id, unscored), strict=True)),
             "error": row.error,
         }
         for row, pair in zip(rows, pairs.to_pylist(), strict=True)

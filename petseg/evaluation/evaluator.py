@@ -105,6 +105,13 @@ class Evaluator:
         """Yield one result for each row of a manifest, in order."""
         return self._each(pairs, self._score)
 
+    def disagreements(self, pairs: pa.Table) -> Iterator[float | None]:
+        """Yield `scores.disagreement` for each row of a manifest, in order; None if the pair cannot be decoded.
+
+        Pairs are compared at the network's size or, if the predictor cuts photos into tiles, at the original size.
+        """
+        return self._each(pairs, self._compare)
+
     def pictures(self, pairs: pa.Table) -> Iterator[bytes | None]:
         """Yield `visualize.comparison` for each row of a manifest, in order; None if the pair cannot be decoded."""
         return self._each(pairs, self._draw)
@@ -163,6 +170,13 @@ class Evaluator:
         row = {"id": pair.row["id"], "height": prediction.height, "width": prediction.width, "error": None}
         row |= {name: pair_scores[name] for name in ("cross_entropy", "pixel_accuracy", "miou", "boundary_miou")}
         return Result(row | {"iou": list(pair_scores["iou"].values())}, counts, pair.drawn, pair.decoded.notes)
+
+    def _compare(self, predicted: _Predicted) -> float | None:
+        pair, prediction = predicted
+        if prediction is None or pair.decoded is None:
+            return None
+        strips = prediction.strips() if isinstance(prediction, TiledPrediction) else _small_strips(prediction)
+        return scores.disagreement(strips, pair.decoded.class_ids)
 
     def _draw(self, predicted: _Predicted) -> bytes | None:
         pair, prediction = predicted

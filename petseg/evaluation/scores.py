@@ -1,5 +1,6 @@
 """Count how predictions agree with masks, add the counts up over pairs, and compute scores from them. No files."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,6 +12,9 @@ from torch import Tensor
 from petseg.data.labels import IGNORE_ID
 from petseg.evaluation import metrics
 from petseg.inference.probabilities import most_probable
+
+LEAST_PROBABILITY = 1e-4
+"""Lowest probability that `disagreement` tells from 0: a pixel adds at most 9.2 nats."""
 
 
 class View(NamedTuple):
@@ -69,6 +73,27 @@ def count(
         for counting in countings:
             counting.add(top, strip)
     return [counting.counts() for counting in countings]
+
+
+@torch.inference_mode()
+def disagreement(strips: Iterable[tuple[int, Tensor]], truth: np.ndarray) -> float | None:
+    """Return the root mean square of the pixels' cross-entropy in nats; None if all pixels are ignored.
+
+    It ranks masks by how likely they have a label error. `strips` and `truth` are those of `count`. Due to the squares,
+    a pixel where the network is sure of another class counts more than several where it is unsure, such as those along
+    contours. A small part that is wrong therefore stands out, which it does not in the mean
+    (`benchmarks/label_errors.py`). Probabilities below `LEAST_PROBABILITY` are raised to it, so that no few pixels
+    decide.
+    """
+    squares, pixels = 0.0, 0
+    for top, strip in strips:
+        target = torch.tensor(truth[top : top + strip.shape[1]], device=strip.device)
+        is_counted = target != IGNORE_ID
+        of_label = strip.gather(0, torch.where(is_counted, target, 0).long()[None])[0]
+        nats = of_label.clamp(LEAST_PROBABILITY, 1).log()
+        squares += torch.where(is_counted, nats.square(), 0).sum(dtype=torch.float64).item()
+        pixels += int(is_counted.sum())
+    return math.sqrt(squares / pixels) if pixels else None
 
 
 class _Counting:

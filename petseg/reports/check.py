@@ -8,13 +8,17 @@ import numpy as np
 
 from petseg import storage
 from petseg.config.base import MAX_PIXELS
-from petseg.data import check, decode, encode, orientation, visualize
+from petseg.data import check, decode, encode, visualize
 from petseg.data.image_file import DecodeError
 from petseg.data.pairs import decode_pair
 from petseg.reports import html, sections
-from petseg.reports.findings import Checked, Finding, value_text
+from petseg.reports.checked import Checked
+from petseg.reports.findings import Finding, value_text
 from petseg.reports.gallery import Gallery, GalleryItem
 from petseg.reports.html import Bars, Command, Picture, Sheet, Table
+
+LABEL_ERRORS_SHOWN = 24
+"""Maximum number of likely label errors that the page shows."""
 
 _LISTED = 100
 """Maximum number of files that a table lists."""
@@ -22,11 +26,14 @@ _LISTED = 100
 _VALUES = 40
 """Maximum number of raw mask values that the table shows."""
 
+_PANELS = "photo, mask, prediction, differences in red"
+
 
 def page(checked: Checked, findings: Sequence[Finding], settings: Mapping[str, Any], command: str) -> bytes:
     """Return the report page. Photos are read again for its pictures; photos deleted meanwhile are skipped."""
     shown = [
         _findings_table(findings),
+        _label_errors_sheet(checked),
         _class_shares(checked),
         _masks_by_class(checked),
         _values_table(checked),
@@ -113,6 +120,19 @@ def _samples_gallery(checked: Checked) -> Gallery | None:
     return gallery if items else None
 
 
+def _label_errors_sheet(checked: Checked) -> Sheet | None:
+    """Return the masks with which the networks disagree most; None without --checkpoint."""
+    pictures = []
+    for name in check.rank(checked.disagreements)[:LABEL_ERRORS_SHOWN]:
+        if name in checked.comparisons:
+            value, out_of_fold = checked.disagreements[name]
+            caption = f"{name}: disagreement {value:.2f}" + ("" if out_of_fold else ", was trained on")
+            content = visualize.for_report(checked.comparisons[name])
+            pictures.append(Picture(content=content, caption=caption, alt=f"{name}: {_PANELS}"))
+    note = f"{_PANELS.capitalize()}. The largest disagreement first; all are in check.parquet, column disagreement."
+    return Sheet(title="Possible label errors", pictures=pictures, note=note) if pictures else None
+
+
 def _duplicates_sheet(title: str, checked: Checked, pairs: Sequence[tuple[int, int]]) -> Sheet | None:
     """Return the first of these pairs of duplicates, each with its splits; None if there are none to show."""
     pictures = []
@@ -163,10 +183,7 @@ def _class_ids(checked: Checked, index: int) -> np.ndarray | None:
     pair, limit = checked.pairs.slice(index, 1).to_pylist()[0], MAX_PIXELS
     try:
         photo, mask = (storage.read(pair[of], at_most=decode.max_bytes(limit)) for of in ("image", "mask"))
-        upright = orientation.given(checked.config.masks_upright)
-        if upright is None:
-            upright = orientation.decision(Counter(row.drawn for row in checked.rows if row.drawn is not None))
-        label_map = checked.classes.label_map
-        return decode_pair(photo, mask, (16, 16), label_map, limit, masks_upright=bool(upright)).truth_ids()
+        label_map, upright = checked.classes.label_map, bool(checked.masks_upright())
+        return decode_pair(photo, mask, (16, 16), label_map, limit, masks_upright=upright).truth_ids()
     except (DecodeError, FileNotFoundError):
         return None

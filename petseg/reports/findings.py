@@ -3,18 +3,19 @@
 import dataclasses
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-
-import pyarrow as pa
 
 from petseg.config.prepare import CheckConfig
 from petseg.data import check, duplicates, manifest, orientation
 from petseg.data.check import Row
-from petseg.data.classes import Classes
 from petseg.data.labels import IGNORE_ID, LOSSY_REMEDY
 from petseg.data.mask_values import Labels, suggest
 from petseg.data.notes import count_notes, note_lines
+from petseg.reports.checked import Checked
+
+_NAMED = 5
+"""Maximum number of likely label errors that are named."""
 
 _TRAIN_FLAGS = ("image_suffix", "mask_suffix", "masks_upright", "split_file", "val_fraction", "val_count", "seed")
 """Settings that a check shares with training, beside the folders and the classes."""
@@ -33,51 +34,6 @@ class Finding:
         return f"{self.what}; {self.remedy}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Checked:
-    """Complete result of a check."""
-
-    config: CheckConfig
-    """Settings of the check, with absolute locations."""
-    pairs: pa.Table
-    """Manifest of the pairs."""
-    rows: Sequence[Row]
-    """Result for each pair, in the order of `pairs`."""
-    unpaired_photos: Sequence[str]
-    """Ids of the photos without a mask."""
-    unpaired_masks: Sequence[str]
-    """Ids of the masks without a photo."""
-    skipped: manifest.Skipped
-    """Numbers of files in the two folders that are no images."""
-    splits: Mapping[str, str]
-    """Split (train, val or test) of each id."""
-    labels: Labels
-    """Raw values of all masks."""
-    classes: Classes
-    exact_duplicates: Sequence[tuple[int, int]]
-    """Exact duplicates as `check.find_duplicates` returns them: indices into `rows`."""
-    near_duplicates: Sequence[tuple[int, int, int]]
-    """Near-duplicates as `check.find_duplicates` returns them."""
-
-    def duplicates(self) -> list[tuple[int, int]]:
-        """Return all pairs of duplicate photos: exact duplicates first, then near-duplicates."""
-        return [*self.exact_duplicates, *((one, other) for one, other, _ in self.near_duplicates)]
-
-    def cross_split_duplicates(self) -> list[tuple[int, int]]:
-        """Return the duplicate photos whose two copies are in different splits (train, val, test)."""
-        splits = [self.splits.get(row.id) for row in self.rows]
-        return [
-            (one, other)
-            for one, other in self.duplicates()
-            if splits[one] and splits[other] and splits[one] != splits[other]
-        ]
-
-    def duplicate_of(self) -> dict[str, str]:
-        """Return {id of a duplicate: id of its other copy}, preferring a copy in another split."""
-        pairs = [*reversed(self.duplicates()), *reversed(self.cross_split_duplicates())]
-        return {self.rows[other].id: self.rows[one].id for one, other in pairs}
-
-
 def find_problems(checked: Checked) -> list[Finding]:
     """Return the findings. Those that make training refuse to start come first."""
     candidates = [
@@ -92,6 +48,8 @@ def find_problems(checked: Checked) -> list[Finding]:
         _near_duplicates(checked),
         _cross_split_duplicates(checked),
         _near_black(checked),
+        _label_errors(checked),
+        _seen_by_all(checked),
         *_skipped_files(checked),
         *_notes(checked),
     ]
@@ -201,6 +159,26 @@ def _cross_split_duplicates(checked: Checked) -> Finding | None:
     crossing = f"{_count(number, 'duplicate')} {'crosses' if number == 1 else 'cross'}"
     what = f"{crossing} train/val/test: scores would be too optimistic"
     return Finding(what, "remove one of each, or put both into one split with --split-file", blocks_training=False)
+
+
+def _label_errors(checked: Checked) -> Finding | None:
+    ids = check.rank(checked.disagreements)[:_NAMED]
+    if not ids:
+        return None
+    named = ", ".join(f"{row_id} ({checked.disagreements[row_id].value:.2f})" for row_id in ids)
+    what = f"possible label errors, by the disagreement of the networks: {named}"
+    remedy = "look at them in the report; check.parquet has all in the column disagreement"
+    return Finding(what, remedy, blocks_training=False)
+
+
+def _seen_by_all(checked: Checked) -> Finding | None:
+    """Return the finding of pairs without a network that was not trained on them."""
+    number = sum(not found.out_of_fold for found in checked.disagreements.values())
+    if not number:
+        return None
+    what = f"{_count(number, 'pair')} that every network of --checkpoint was trained on, which may hide label errors"
+    remedy = "train two runs, with --val-fold 1/2 and with --val-fold 2/2, and give both"
+    return Finding(what, remedy, blocks_training=False)
 
 
 def _count(number: int, noun: str) -> str:

@@ -17,7 +17,11 @@ def absolute_locations(config: ConfigT) -> ConfigT:
     Raises `InputError` as `storage.absolute` does.
     """
     locations = {name: getattr(config, name, None) for name in LOCATIONS}
-    absolute: dict[str, object] = {name: storage.absolute(place) for name, place in locations.items() if place}
+    absolute: dict[str, object] = {
+        name: tuple(map(storage.absolute, place)) if isinstance(place, tuple) else storage.absolute(place)
+        for name, place in locations.items()
+        if place
+    }
     if (weights := getattr(config, "encoder_weights", "")) not in ("", "none"):
         absolute["encoder_weights"] = storage.absolute(weights)
     if lists := getattr(config, "split_file", ()):

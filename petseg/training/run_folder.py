@@ -122,6 +122,35 @@ def begin(config: TrainConfig, parts: dict[str, pa.Table]) -> None:
     storage.write(location, buffer.getvalue())
 
 
+def trained_ids(location: str) -> set[str]:
+    """Return the ids of the pairs that a run, or the run of a checkpoint, was trained on.
+
+    They include those of the runs that it was started from with --init-from. Raises `InputError` if the run's folder
+    has no list of its pairs.
+    """
+    run = _run_of(location)
+    if run is None:
+        raise InputError(
+            f"--checkpoint {location}: no {files.RUN_MANIFEST}, which lists the pairs that it was trained on; give the "
+            "folder that training printed, or one below its checkpoints/"
+        )
+    pairs = sharded_output.parse_parquet(storage.read(storage.join(run, files.RUN_MANIFEST)), ["id", "split"])
+    ids = {pair["id"] for pair in pairs.to_pylist() if pair["split"] == "train"}
+    settings = storage.join(run, files.CONFIG)
+    start = from_json(TrainConfig, storage.read_input(settings), settings).init_from
+    if start and _run_of(start) is None:
+        print(f"note: {run} was started from {start}, and it is not known on which pairs that was trained")
+    elif start:
+        ids |= trained_ids(start)
+    return ids
+
+
+def _run_of(location: str) -> str | None:
+    """Return the run with a list of its pairs that `location` is, or whose checkpoint it is; None if there is none."""
+    folders = (location, location.rpartition("/")[0].rpartition("/")[0])  # a checkpoint is RUN/checkpoints/NAME
+    return next((folder for folder in folders if files.RUN_MANIFEST in storage.list_names(folder)), None)
+
+
 def read_metrics(run: str) -> list[dict[str, Any]]:
     """Return the metrics of the finished epochs from `metrics.jsonl`; an empty list if the file does not exist yet."""
     # List first: with access to a prefix only, a missing file gives "access denied" instead of "not found".

@@ -165,7 +165,8 @@ def with_short_training(line: str) -> list[str]:
     start = [str(ROOT / "jobs" / f"{job}.py")] if line.startswith("python ") else ["-m", "petseg", job]
     if job == "train":
         line = re.sub(r" --(epochs|val-count) \d+", "", line)
-        line += f" {TINY}" if "--split-file" not in line else f" {TINY.partition(' --val-count')[0]}"
+        is_split = "--split-file" in line or "--val-fold" in line
+        line += f" {TINY.partition(' --val-count')[0] if is_split else TINY}"
     return [*start, *flags_of(line)]
 
 

@@ -20,6 +20,7 @@ from petseg.data import decode, manifest, orientation
 from petseg.data.labels import LabelMap
 from petseg.data.pairs import decode_pair
 from petseg.inference import output_folder
+from petseg.jobs.prepare import check
 from petseg.models import checkpoint, encoder_weights
 from petseg.models.encoder_unet import EncoderUNet
 from petseg.storage import checks
@@ -137,6 +138,7 @@ SITUATIONS: dict[str, Callable[[Path], object]] = {
     "a flag that is none": flags(TrainConfig, "--imags photos"),
     "flags left out": flags(PredictConfig, "--output o"),
     "a word for a number": flags(TrainConfig, "--epochs many"),
+    "a fold that does not exist": flags(TrainConfig, "--val-fold 6/5"),
     "a word for another": flags(TrainConfig, "--recipe kera"),
     "a value too many": flags(TrainConfig, "--epochs 3 4"),
     "another job's config": lambda folder: (
@@ -172,6 +174,8 @@ SITUATIONS: dict[str, Callable[[Path], object]] = {
     "a full disk in training": full_disk_in_training,
     "no checkpoint": lambda folder: checkpoint.find(str(folder / "nowhere")),
     "no checkpoint yet": no_checkpoint_yet,
+    "a checkpoint of other classes": lambda _: check._require_same_classes("run", CONFIG.class_names, ("cat", "dog")),
+    "a checkpoint without the list of its pairs": lambda folder: run_folder.trained_ids(str(folder)),
     "an encoder that timm does not know": lambda _: EncoderUNet(2, "resnet999", input_scale=1.0, input_offset=0.0),
     "weights of another encoder": other_encoder,
     "a broken checkpoint": lambda folder: checkpoint.from_bytes(b"broken", f"{folder}/model.pt"),

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import sys
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,11 +17,15 @@ from petseg.data.classes import Classes, resolve_classes
 from petseg.data.mask_values import sum_values
 from petseg.errors import InputError, JobError
 from petseg.progress import Progress
-from petseg.reports.check import page
-from petseg.reports.findings import Checked, find_problems, train_flags
+from petseg.reports.check import LABEL_ERRORS_SHOWN, page
+from petseg.reports.checked import Checked
+from petseg.reports.findings import find_problems, train_flags
 from petseg.storage import checks
 from petseg.storage.locations import absolute_locations
-from petseg.training import recipes
+from petseg.training import recipes, run_folder
+
+if TYPE_CHECKING:
+    from petseg.evaluation.label_errors import Trained
 
 
 def check_set(config: CheckConfig) -> None:
@@ -45,13 +50,23 @@ def check_set(config: CheckConfig) -> None:
             "(extensions may differ), or pass --image-suffix or --mask-suffix"
         )
     classes = resolve_classes(config, config.masks, pairs)
+    networks = _find_networks(config, classes) if config.checkpoint else []
     checked = _scan(config, classes, pairs, unpaired_photos, unpaired_masks, skipped)
-    findings = find_problems(checked)
-    command = command_line("train", train_flags(checked))
+    if networks:
+        checked = _check_labels(checked, networks)
     unpaired = [{"id": row["id"], "image": row["image"], "error": "no mask"} for row in unpaired_photos.to_pylist()]
     unpaired += [{"id": row["id"], "mask": row["image"], "error": "no photo"} for row in unpaired_masks.to_pylist()]
-    content = io.BytesIO()
-    pq.write_table(check.table(list(checked.rows), pairs, checked.splits, checked.duplicate_of(), unpaired), content)
+    _report(checked, unpaired)
+
+
+def _report(checked: Checked, unpaired: list[dict[str, str]]) -> None:
+    """Write the results, and print the findings. Raises `JobError` if training would reject the set."""
+    config, pairs = checked.config, checked.pairs
+    findings = find_problems(checked)
+    command = command_line("train", train_flags(checked))
+    content, rows = io.BytesIO(), list(checked.rows)
+    found = (checked.splits, checked.duplicate_of(), checked.disagreements)
+    pq.write_table(check.table(rows, pairs, *found, unpaired), content)
     with checks.translate_write_errors(
         config.output
     ):  # before the page, because building it reads photos again and may fail
@@ -66,6 +81,48 @@ def check_set(config: CheckConfig) -> None:
     if any(finding.blocks_training for finding in findings):
         raise JobError(f"training would reject this dataset; fix the problems above, then run: {command}")
     print(f"next: {command}")
+
+
+def _find_networks(config: CheckConfig, classes: Classes) -> "list[Trained]":
+    """Return the checkpoints of --checkpoint. Raises `InputError` if one of them cannot judge the masks."""
+    import torch
+
+    from petseg.evaluation.label_errors import Trained
+    from petseg.models import checkpoint
+
+    if config.use_gpu and not torch.cuda.is_available():
+        raise InputError("--use-gpu: torch finds no GPU on this machine; leave it out")
+    networks = []
+    for location in config.checkpoint:
+        trained = checkpoint.find(location)
+        _require_same_classes(location, trained.model.class_names, classes.names)
+        checkpoint.load_model(trained)  # a broken file is reported before all pairs are read
+        networks.append(Trained(trained, run_folder.trained_ids(location)))
+    return networks
+
+
+def _require_same_classes(location: str, theirs: tuple[str, ...], ours: tuple[str, ...]) -> None:
+    if theirs != ours:
+        raise InputError(
+            f"--checkpoint {location}: its classes are {', '.join(theirs)}, but those of the masks are "
+            f"{', '.join(ours)}; give a run that was trained on this set, and --classes as in its training"
+        )
+
+
+def _check_labels(checked: Checked, networks: "list[Trained]") -> Checked:
+    """Return the result with the disagreement of the networks, and pictures of the most likely label errors."""
+    from petseg.evaluation.label_errors import LabelChecker
+
+    config, pairs = checked.config, checked.pairs
+    checker = LabelChecker(networks, checked.classes.label_map, checked.masks_upright(), use_gpu=config.use_gpu)
+    progress = Progress(checker.num_scores(pairs), 0, 0, sys.stdout, unit=("masks", 1), name="labels ")
+    try:
+        disagreements = checker.disagreements(pairs, lambda: progress.add(1))
+    finally:
+        progress.close()
+    shown = set(check.rank(disagreements)[:LABEL_ERRORS_SHOWN])
+    of_shown = pairs.filter(pa.array([row_id in shown for row_id in pairs["id"].to_pylist()], pa.bool_()))
+    return dataclasses.replace(checked, disagreements=disagreements, comparisons=checker.pictures(of_shown))
 
 
 def _scan(

@@ -7,12 +7,13 @@ import pyarrow as pa
 
 from petseg.config.prepare import CheckConfig
 from petseg.data import labels
-from petseg.data.check import Row
+from petseg.data.check import Disagreement, Row
 from petseg.data.classes import Classes
 from petseg.data.labels import LabelMap
 from petseg.data.mask_values import Labels
 from petseg.data.notes import WIDE_VALUES
 from petseg.reports import findings
+from petseg.reports.checked import Checked
 
 PETS = Classes(("pet", "background", "border"), labels.palette(3), LabelMap.parse("", 3))
 
@@ -89,7 +90,7 @@ def masks(name: str) -> pa.Table:
 CONFIG = CheckConfig(images="i", masks="m", output="o")
 
 
-def found(rows: list[Row], splits: dict[str, str], **changes: Any) -> findings.Checked:
+def found(rows: list[Row], splits: dict[str, str], **changes: Any) -> Checked:
     counts = {1: 5, 2: 5, 3: 5}
     whole: dict[str, Any] = {"unpaired_photos": [], "unpaired_masks": [], "labels": Labels(counts, counts, False)}
     whole |= {
@@ -100,7 +101,7 @@ def found(rows: list[Row], splits: dict[str, str], **changes: Any) -> findings.C
     }
     whole["pairs"] = masks("a.png")
     whole |= {"config": CONFIG, "rows": rows, "splits": splits}
-    return findings.Checked(**(whole | changes))
+    return Checked(**(whole | changes))
 
 
 def test_findings_cross_split_duplicates_are_a_separate_finding() -> None:
@@ -126,3 +127,13 @@ def test_findings_class_without_pixels_is_reported() -> None:
     counts = {1: 5, 2: 5}
     [finding] = findings.find_problems(found([], {}, labels=Labels(counts, counts, False)))
     assert str(finding) == "no pixel of border in any mask; check --label-map, --num-classes and --classes"
+
+
+def test_label_errors_five_are_named_and_pairs_trained_on_are_counted() -> None:
+    scored = {name: Disagreement(number / 2, True) for number, name in enumerate("abcdef")}
+    named, hidden = findings.find_problems(found([], {}, disagreements=scored | {"g": Disagreement(9.0, False)}))
+    worst = "f (2.50), e (2.00), d (1.50), c (1.00), b (0.50)"
+    assert named.what == f"possible label errors, by the disagreement of the networks: {worst}"
+    assert hidden.what.startswith("1 pair that every network of --checkpoint was trained on")
+    assert not named.blocks_training and not hidden.blocks_training
+    assert len(findings.find_problems(found([], {}, disagreements=scored))) == 1

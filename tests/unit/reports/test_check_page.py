@@ -12,12 +12,13 @@ from PIL import Image
 
 from petseg.config.prepare import CheckConfig
 from petseg.data import duplicates, labels
-from petseg.data.check import Row
+from petseg.data.check import Disagreement, Row
 from petseg.data.classes import Classes
 from petseg.data.labels import LabelMap
 from petseg.data.mask_values import Labels
 from petseg.reports import check
-from petseg.reports.findings import Checked, Finding, find_problems
+from petseg.reports.checked import Checked
+from petseg.reports.findings import Finding, find_problems
 
 CLASSES = ("pet", "background", "border")
 COUNTS = {1: 60, 2: 30, 3: 10}
@@ -203,9 +204,19 @@ def test_duplicates_sheet_each_pair_names_its_splits(on_disk: Checked) -> None:
     assert many is not None and many.note == "12 of 13; all are in check.parquet, column like."
 
 
+def test_label_errors_sheet_worst_first_and_trained_ones_last(on_disk: Checked, tmp_path: Path) -> None:
+    assert check._label_errors_sheet(on_disk) is None
+    picture = (tmp_path / "a.jpg").read_bytes()
+    found = {"a": Disagreement(9.0, False), "b": Disagreement(1.25, True), "c": Disagreement(2.5, True)}
+    result = dataclasses.replace(on_disk, disagreements=found, comparisons={"a": picture, "b": picture})
+    sheet = check._label_errors_sheet(result)
+    captions = ["b: disagreement 1.25", "a: disagreement 9.00, was trained on"]
+    assert sheet is not None and [shown.caption for shown in sheet.pictures] == captions
+
+
 def test_page_empty_sections_are_left_out(on_disk: Checked) -> None:
     text = check.page(on_disk, [], {"seed": 5}, "petseg train").decode()
     assert ">Samples</h2>" in text and "petseg train" in text
-    assert "Duplicates" not in text and "without a mask" not in text
+    assert "Duplicates" not in text and "label errors" not in text and "without a mask" not in text
     text = check.page(dataclasses.replace(on_disk, exact_duplicates=[(0, 1)]), [], {}, "").decode()
     assert ">Duplicates across train/val/test</h2>" in text and ">Duplicates</h2>" in text

@@ -25,6 +25,12 @@ def test_absolute_locations_every_folder_and_list_is_absolute(tmp_path: Path, mo
     assert absolute_locations(expected) == expected
 
 
+def test_absolute_locations_each_checkpoint_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = CheckConfig(images="i", masks="m", output="o", checkpoint=("runs/1", "s3://bucket/runs/2"))
+    assert absolute_locations(config).checkpoint == (f"{tmp_path}/runs/1", "s3://bucket/runs/2")
+
+
 def test_absolute_locations_uri_without_a_bucket_is_refused() -> None:
     with pytest.raises(InputError, match="scheme://bucket/prefix is expected"):
         absolute_locations(CheckConfig(images="photos", masks="masks", output="out", split_file=("val=s3:///list",)))

@@ -31,6 +31,24 @@ def resume(storage: Path, **flags: Any) -> TrainConfig:
     return run_folder.resolve(dataclasses.replace(first, **flags), first)
 
 
+def test_trained_ids_of_a_run_and_of_its_checkpoint_include_those_of_the_run_it_started_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin_run(tmp_path / "1")
+    checkpoint = tmp_path / "1" / "run" / "checkpoints" / "epoch-0001"
+    assert run_folder.trained_ids(str(tmp_path / "1" / "run")) == {"a", "b"}
+    assert run_folder.trained_ids(str(checkpoint)) == {"a", "b"}
+    later = run_folder.resolve(TrainConfig(storage=str(tmp_path / "2"), name="run", init_from=str(checkpoint)), None)
+    run_folder.begin(later, {"train": pairs("c"), "val": pairs("d")})
+    assert run_folder.trained_ids(str(tmp_path / "2" / "run")) == {"a", "b", "c"}
+    assert capsys.readouterr().out == ""
+    (tmp_path / "1").rename(tmp_path / "moved")
+    assert run_folder.trained_ids(str(tmp_path / "2" / "run")) == {"c"}
+    assert "it is not known on which pairs that was trained" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"--checkpoint .*/moved: no manifest.parquet, which lists the pairs"):
+        run_folder.trained_ids(str(tmp_path / "moved"))
+
+
 def test_resolve_resumed_run_keeps_its_fold(tmp_path: Path) -> None:
     begin_run(tmp_path, val_fold="1/2")
     config = resume(tmp_path)
