@@ -6,11 +6,13 @@ from pathlib import Path
 
 import accuracy
 import beside
+import label_errors
+import numpy as np
 import picture
 import pytest
 import train_cpu
 
-from petseg.data import manifest
+from petseg.data import demo, manifest
 
 EPOCHS = [
     {"epoch": 1, "train_loss": 1.0, "train_images_per_s": 40.0, "seconds": 3.0},
@@ -94,6 +96,27 @@ def test_value_is_found_by_section_row_and_column() -> None:
             picture.value(results, heading, row, column)
 
 
+def test_label_errors_table_counts_each_kind_in_the_first_tenth() -> None:
+    kinds = list(label_errors.KINDS)
+    planted = {"a": kinds[0], "b": kinds[1], "c": kinds[1]}
+    ids = "abcdefghijklmnopqrst"  # of 20 pairs, the first two are looked through
+    falling = {row_id: float(-rank) for rank, row_id in enumerate(ids)}
+    rows = label_errors.table(planted | dict(zip("uvw", kinds[2:], strict=True)), {"falling": falling})
+    found = {row[0]: row[1:] for row in rows}
+    assert found[kinds[0]] == ["1", "100%"] and found[kinds[1]] == ["2", "50%"] and found["all"] == ["6", "33%"]
+    assert label_errors.average_precision("axbxc", planted) == pytest.approx((1 + 2 / 3 + 3 / 5) / 3)
+
+
+@pytest.mark.parametrize("kind", label_errors.KINDS)
+def test_label_errors_each_kind_changes_the_mask_and_keeps_its_values(kind: str) -> None:
+    mask = np.full((30, 50), demo.BACKGROUND, np.uint8)
+    mask[8:20, 5:20], mask[10:18, 7:18] = demo.BORDER, demo.PET
+    changed = label_errors.KINDS[kind](mask, np.random.default_rng(0))
+    assert changed.shape == mask.shape and changed.dtype == np.uint8 and (changed != mask).any()
+    assert {*np.unique(changed)} <= {demo.PET, demo.BACKGROUND, demo.BORDER}
+    assert ((changed == demo.PET).sum() > 0) == (kind != "pet missing")
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.parametrize(
@@ -103,15 +126,16 @@ def test_value_is_found_by_section_row_and_column() -> None:
         "ingest.py --pairs 16 --epochs 2 --rounds 1",
         "networks.py --size 32 32 --steps 1 --rounds 1",
         "scenes.py rare --train 8 --test 2 --epochs 0",
+        "label_errors.py --pairs 40 --epochs 1 --side 32 --output {folder}",
         "limits.py --count 600 --pairs 96 --rounds 1",
         "predict_memory.py --counts 20 --names 1000",
         "startup.py --rounds 1",
         "train_gpu.py --device cpu --pairs 64 --batches 8 --steps 3 --rounds 1 --epochs 1",
     ],
 )
-def test_benchmark_script_small_sizes_prints_a_table(command: str) -> None:
+def test_benchmark_script_small_sizes_prints_a_table(command: str, tmp_path: Path) -> None:
     """Scripts that compare with another library are not run, because they install it."""
-    script, *flags = command.split()
+    script, *flags = command.format(folder=tmp_path).split()
     done = subprocess.run(
         [sys.executable, str(beside.ROOT / "benchmarks" / script), *flags], capture_output=True, text=True, check=False
     )
