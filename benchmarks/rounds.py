@@ -2,8 +2,8 @@
 
 python benchmarks/rounds.py --images FOLDER --masks FOLDER
 
-Each way begins with the same 50 pairs. Three times it trains the pretrained recipe on its pairs, predicts the photos
-that it has no labels of, chooses 50 of them with `petseg prepare select`, or at random, and adds their masks. Every
+Each way begins with the same 50 pairs. Three times it trains the pretrained recipe on its pairs, predicts all
+photos, chooses 50 of those without labels with `petseg prepare select`, or at random, and adds their masks. Every
 training passes over about 3,000 photos. The scores are those of held-out pairs, which are neither trained on nor
 chosen. They are those of `petseg train --val-count 330` with the default seed. Finished steps in --output are kept, so
 a second start continues.

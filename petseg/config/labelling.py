@@ -43,8 +43,9 @@ class MasksConfig:
     task, the annotation that was submitted last."""
 
     all_photos: bool = False
-    """Write a mask, all of it unlabelled, for each photo without an object. Default: such photos are left out, unless a
-    file of labelme or yolo, or a task of label-studio, says that somebody found no object in them."""
+    """Write a mask, all of it unlabelled, for each photo without an object; with --merge, for each such photo that the
+    labels list. Default: such photos are left out, unless a file of labelme or yolo, or a task of label-studio, says
+    that somebody found no object in them."""
 
     merge: bool = False
     """Keep the masks in --output that an earlier start has drawn: add those of these labels, and replace those that
@@ -95,8 +96,8 @@ class SelectConfig:
     """Number of photos."""
 
     by: Literal["unsure", "spread", "class-share"] = "unsure"
-    """unsure: the network is unsure of most pixels. spread: photos that differ most from labelled ones and from each
-    other, out of ten times as many unsure ones. class-share: they have most of the rarest classes."""
+    """unsure: the photos with the largest fraction of unsure pixels. spread: of ten times as many unsure photos, those
+    that differ most from labelled ones and from each other. class-share: those with most of the rarest classes."""
 
     labelled: str = ""
     """Folder or URI of the masks that there are already, or a table of them. Their photos are not chosen."""

@@ -1,5 +1,6 @@
 """Classes of a set of masks: from the flags, or from the `classes.json` in the folder of the masks."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -84,6 +85,23 @@ def _number_from_masks(
     print(f"note: the masks have the values {first} to {first + number - 1}, used as --label-map {text}")
     names = labels.class_names(number, flags.classes)
     return names, LabelMap.parse(text, number, names, flags.ignore_label)
+
+
+def numbered_classes(
+    names: tuple[str, ...], colours: Mapping[str, tuple[int, int, int]] | None = None
+) -> ClassesConfig:
+    """Return the description of masks whose values are class ids, and 255 where pixels are ignored.
+
+    `colours` are those of some classes, by name. The others have those of `labels.palette`.
+    """
+    palette = zip(names, labels.palette(len(names)), strict=True)
+    return ClassesConfig(
+        classes=names,
+        # A name that is a number is given as such: in a label map, names come before ids.
+        label_map=",".join(f"{i}:{name if name.isdecimal() else i}" for i, name in enumerate(names)),
+        ignore_label=str(IGNORE_ID),
+        palette=tuple((colours or {}).get(name, colour) for name, colour in palette),
+    )
 
 
 def read_classes(masks: str) -> ClassesConfig | None:

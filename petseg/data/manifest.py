@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -130,11 +131,18 @@ def sample(manifest: pa.Table, count: int) -> pa.Table:
     return manifest.take([i * total // count for i in range(count)])
 
 
-def mask_ids(masks: str, flag: str) -> set[str]:
-    """Return the ids of the masks in a folder, or in a table of them. Raises `InputError`, naming `flag`, as `discover`
-    does.
+def with_masks(ids: pa.ChunkedArray, masks: str, flag: str) -> np.ndarray:
+    """Return which of these photos have a mask in a folder, or in a table of masks: bool (N,).
+
+    If no name is equal, names that differ by a suffix of all masks are. Raises `InputError`, naming `flag`, as
+    `discover` does.
     """
-    return set(_images_by_id(masks, flag, None, {})["id"].to_pylist())
+    mask_ids = _images_by_id(masks, flag, None, {})["id"]
+    found = pc.is_in(ids, mask_ids)  # pyright: ignore[reportAttributeAccessIssue]
+    if not pc.any(found).as_py():  # pyright: ignore[reportAttributeAccessIssue]
+        of_photos, of_masks = find_suffixes(ids.to_pylist(), mask_ids.to_pylist())
+        found = pc.is_in(keys_of(ids, of_photos), keys_of(mask_ids, of_masks).drop_null())  # pyright: ignore[reportAttributeAccessIssue]
+    return found.to_numpy()
 
 
 def read_pairs(pairs: pa.Table, at_most: int | None = None) -> Iterator[tuple[dict[str, str], bytes, bytes, str]]:

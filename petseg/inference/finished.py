@@ -15,6 +15,7 @@ from petseg.config.base import MAX_PIXELS
 from petseg.data.ids import safe_id
 from petseg.data.image_file import DecodeError, open_image
 from petseg.errors import InputError
+from petseg.inference.plan import FORMAT
 from petseg.lookahead import map_ahead
 
 _COLUMNS = ["id", "image", "class_pixels", "unsure"]
@@ -54,46 +55,63 @@ def read_finished(location: str, flag: str) -> FinishedPrediction:
         raise InputError(f"{flag} {location}: the prediction is not finished; give its command again")
     plan = storage.read_json(storage.join(location, files.PLAN))
     settings = storage.read_json(storage.join(location, files.CONFIG))
+    if not isinstance(plan, dict) or plan.get("format") != FORMAT:
+        raise InputError(f"{flag} {location}: written by another version of petseg; predict again")
     try:
         class_names = tuple(map(str, plan["classes"]))
         palette = tuple((int(red), int(green), int(blue)) for red, green, blue in plan["palette"])
         checkpoint = str(settings["checkpoint"])
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{flag} {location}: of an earlier version; predict again into another folder") from error
+        raise InputError(f"{flag} {location}: {files.PLAN} or {files.CONFIG} was edited; predict again") from error
 
     def read(name: str) -> pa.Table:
         with storage.open_file(storage.join(location, name)) as file:
             rows = pq.read_table(file, columns=_COLUMNS).replace_schema_metadata(None)
-        return rows.append_column("shard", pa.array([name] * rows.num_rows, pa.string()))
+        # A dictionary, because the name is the same in all rows.
+        shard = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows.num_rows, np.int32)), pa.array([name]))
+        return rows.append_column("shard", shard)
 
     shards = sorted(name for name in names if _SHARD.fullmatch(name))
     with storage.as_input_error(f"{flag} {location}: cannot be read"), ThreadPoolExecutor(_THREADS) as pool:
-        rows = pa.concat_tables(map_ahead(pool, read, shards, _THREADS))
+        try:
+            rows = pa.concat_tables(map_ahead(pool, read, shards, _THREADS))
+        except pa.ArrowException as error:
+            raise InputError(
+                f"{flag} {location}: a shard is broken ({storage.reason(error)}); predict again"
+            ) from error
     rows = rows.filter(rows["unsure"].is_valid())
     if not rows.num_rows:
         raise InputError(f"{flag} {location}: no photo of it has a mask")
-    unsafe = next((row_id for row_id in rows["id"].to_pylist() if safe_id(row_id) != row_id), None)
-    if unsafe is not None:  # it will name a file
-        raise InputError(f"{flag} {location}: {unsafe!r} is not an id; was it edited?")
     return FinishedPrediction(location, rows, class_names, palette, checkpoint)
 
 
 def read_masks(prediction: FinishedPrediction, indices: Sequence[int]) -> Iterator[np.ndarray]:
     """Yield the mask of each of these rows, uint8 (H, W). Each shard is read once if the indices are sorted.
 
-    Raises `InputError` if a mask is not as a prediction writes it.
+    Raises `InputError` if a row is not as a prediction writes it, or cannot be read.
     """
     rows = prediction.rows.select(["shard", "id"]).take(pa.array(indices, pa.int64())).to_pylist()
     for shard, group in itertools.groupby(rows, key=lambda row: row["shard"]):
         location = storage.join(prediction.location, shard)
         ids = [row["id"] for row in group]
-        with storage.open_file(location) as file:
+        unsafe = [row_id for row_id in ids if safe_id(row_id) != row_id]
+        if unsafe:  # it will name a file
+            raise InputError(f"{location}: {unsafe[0]!r} is not an id; was it edited?")
+        with storage.as_input_error(f"{location}: cannot be read"), storage.open_file(location) as file:
             table = pq.read_table(file, columns=["id", "mask_png"], filters=[("id", "in", ids)])
         masks = dict(zip(table["id"].to_pylist(), table["mask_png"].to_pylist(), strict=True))
         for row_id in ids:
-            try:
-                opened = open_image(masks[row_id], MAX_PIXELS)
-                opened.load()
-            except DecodeError as error:
-                raise InputError(f"{location}: the mask of {row_id} is broken: {error}; predict again") from error
-            yield np.asarray(opened.image)
+            yield _decode_mask(masks[row_id] or b"", len(prediction.class_names), f"{location}: the mask of {row_id}")
+
+
+def _decode_mask(content: bytes, num_classes: int, what: str) -> np.ndarray:
+    """Return the class ids of a mask, uint8 (H, W). Raises `InputError`, beginning with `what`, if it is no mask."""
+    try:
+        opened = open_image(content, MAX_PIXELS)
+        opened.load()
+    except DecodeError as error:
+        raise InputError(f"{what} is broken: {error}; predict again") from error
+    class_ids = np.asarray(opened.image)
+    if class_ids.ndim != 2 or class_ids.dtype != np.uint8 or class_ids.max() >= num_classes:
+        raise InputError(f"{what} has other values than class ids; was it edited?")
+    return class_ids

@@ -14,7 +14,7 @@ from petseg.files import MASK_FOLDER, OVERLAY_FOLDER
 from petseg.storage import sharded_output
 from petseg.storage.sharded_output import ShardedOutput
 
-_FORMAT = 6
+FORMAT = 6
 """Version of the output format. Increase it when the same settings would give different bytes than before.
 
 It is part of the plan, so a job does not continue the output of an incompatible version.
@@ -109,7 +109,7 @@ def shard_rows(manifest: pa.Table, shard: int, shard_size: int) -> pa.Table:
 def make_plan(manifest: pa.Table, output: str, *, shard_size: int, outputs: Outputs, settings: dict[str, Any]) -> Plan:
     """Return the plan of a job. `settings` holds all other values that affect the bytes of the output."""
     description = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "images": manifest.num_rows,
         "manifest_sha256": digest(manifest, ("id", "image")),
         "shard_size": shard_size,

@@ -15,8 +15,7 @@ MARGIN = 0.5
 OUTLINE = 1
 """Distance from another class, in pixels of the network's size, up to which a pixel is on an outline.
 
-With these two values, the order of 330 held-out photos of pets is closest to that of their mIoU: with a network from
-400 pairs, the rank correlation is 0.66. It is 0.54 for the mean confidence.
+Both values were chosen on held-out photos of pets: with them, the order of the photos is closest to that of their mIoU.
 """
 
 
@@ -67,8 +66,8 @@ def _taps(length_in: int, length_out: int, device: torch.device) -> tuple[Tensor
 def unsure_fraction(probabilities_chw: Tensor) -> float:
     """Return the fraction of pixels whose two most probable classes are close, of those that are on no outline.
 
-    The outlines of a good mask are unsure, too. `probabilities_chw` is float (C, H, W). The result is 0 if all pixels
-    are on an outline.
+    The outlines of a good mask are unsure, too. `probabilities_chw` is float (C, H, W). The result is 1 if all pixels
+    are on an outline, as in noise.
     """
     highest, class_ids = most_probable(probabilities_chw)
     second = torch.zeros_like(highest)
@@ -78,4 +77,4 @@ def unsure_fraction(probabilities_chw: Tensor) -> float:
     largest, negated = (F.max_pool2d(values, around, stride=1, padding=OUTLINE)[0] for values in (ids, -ids))
     inside = largest == -negated
     unsure = inside & (highest - second < MARGIN)
-    return (unsure.sum() / inside.sum().clamp(min=1)).item()
+    return (unsure.sum() / inside.sum()).item() if inside.any() else 1.0

@@ -9,9 +9,9 @@ from petseg.reports import html, sections
 from petseg.reports.gallery import Gallery, GalleryItem
 
 _WHY = {
-    "unsure": "The network is unsure of most pixels of these photos, outlines left out.",
-    "spread": "These photos differ most from the labelled ones and from each other, of those with many unsure pixels.",
-    "class-share": "These photos have most of the rarest classes.",
+    "unsure": "The photos with the largest fraction of unsure pixels, outlines left out.",
+    "spread": "Of the photos with many unsure pixels, those that differ most from labelled ones and from each other.",
+    "class-share": "The photos with most of the rarest classes.",
 }
 
 

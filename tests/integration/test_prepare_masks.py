@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def test_masks_all_photos_chosen_classes_and_a_second_time(
         set(np.unique(np.asarray(Image.open(path))).tolist()) for path in sorted((tmp_path / "masks").glob("*.png"))
     ]
     assert found[:LABELLED] == [{0, 1}] * LABELLED and found[LABELLED:] == [{1}] * 14
-    assert_refused(call_job("prepare", "masks", *flags), "it is not empty; choose another folder, or pass --over")
+    assert_refused(call_job("prepare", "masks", *flags), "it has masks already; pass --merge to add to them, --over")
     again = call_job("prepare", "masks", *flags, "--overwrite")
     assert again.returncode == 0, again.stderr
     assert len(list((tmp_path / "masks").glob("*.png"))) == LABELLED
@@ -230,3 +231,66 @@ def test_masks_merge_with_another_class_is_refused(
     assert_refused(call_job("prepare", "masks", *flags, *labels, "background"), "has no class collar; rename it")
     assert_refused(call_job("prepare", "masks", *flags, *labels, "sky"), "--unlabelled sky: not one of the classes in")
     assert {path.name: path.read_bytes() for path in (tmp_path / "masks").iterdir()} == before
+
+
+def test_masks_merge_photo_without_objects_is_noted_or_emptied(
+    export: Path, drawn: tuple[Path, Path], tmp_path: Path, call_job: RunJob
+) -> None:
+    """With --all-photos, a merge empties the masks of the photos that the labels list, and of no others."""
+    flags = ("--from", "coco", "--images", drawn[0], "--unlabelled", "background", "--output", "masks")
+    assert call_job("prepare", "masks", *flags, "--labels", export).returncode == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "masks").glob("*.png")}
+    trimaps = sorted(drawn[1].glob("*.png"))
+    corrected = json.loads(coco_of(trimaps[:2]))
+    corrected["annotations"] = [one for one in corrected["annotations"] if one["image_id"] == 1]
+    (tmp_path / "corrected.json").write_text(json.dumps(corrected))
+    merge = (*flags, "--labels", "corrected.json", "--merge")
+    done = call_job("prepare", "masks", *merge)
+    assert done.returncode == 0, done.stderr
+    assert "note: 1 photos of the labels have no object: left out; with --all-photos" in done.stdout
+    assert {path.name: path.read_bytes() for path in (tmp_path / "masks").glob("*.png")} == before
+    assert "merged: 0 added, 1 changed, 1 unchanged" in call_job("prepare", "masks", *merge, "--all-photos").stdout
+    after = {path.name: path.read_bytes() for path in (tmp_path / "masks").glob("*.png")}
+    assert {name for name in before if after[name] != before[name]} == {
+        trimaps[0].name
+    } and after.keys() == before.keys()
+    assert not np.asarray(Image.open(tmp_path / "masks" / trimaps[0].name)).any()
+
+
+def test_masks_merge_keeps_a_table_of_changes_that_was_edited(
+    export: Path, drawn: tuple[Path, Path], tmp_path: Path, call_job: RunJob
+) -> None:
+    flags = ("--from", "coco", "--images", drawn[0], "--unlabelled", "background", "--output", "masks")
+    assert call_job("prepare", "masks", *flags, "--labels", export).returncode == 0
+    (tmp_path / "masks" / "changes.csv").write_bytes(b"time,id,change,pixels\n2026,caf\xe9,added,1.0")
+    gone = sorted(drawn[1].glob("*.png"))[0].stem
+    (tmp_path / "masks" / f"{gone}.png").unlink()
+    (tmp_path / "more.json").write_text(coco_of(sorted(drawn[1].glob("*.png"))[10:11]))
+    done = call_job("prepare", "masks", *flags, "--labels", "more.json", "--merge")
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "masks" / "changes.csv").read_bytes().splitlines()
+    assert lines[1] == b"2026,caf\xe9,added,1.0" and len(lines) == 3
+    assert f"note: masks of {gone} are not there any more" in done.stdout
+    with (tmp_path / "masks" / "photos.csv").open() as file:
+        assert gone not in [row["id"] for row in csv.DictReader(file)]
+
+
+def test_masks_merge_that_would_spoil_masks_is_refused(
+    export: Path, drawn: tuple[Path, Path], tmp_path: Path, call_job: RunJob
+) -> None:
+    shutil.copytree(drawn[0], tmp_path / "photos" / "a")
+    flags = ("--from", "coco", "--labels", export, "--unlabelled", "background", "--output", "masks")
+    assert call_job("prepare", "masks", *flags, "--images", "photos").returncode == 0
+    other_root = call_job("prepare", "masks", *flags, "--images", "photos/a", "--merge")
+    assert_refused(
+        other_root, "has the id", "give the folder or table of photos that the earlier masks were drawn with"
+    )
+    described = tmp_path / "masks" / "classes.json"
+    described.write_text(described.read_text().replace("0:0,1:1,2:2", "1:0,2:1,3:2"))
+    refused = call_job("prepare", "masks", *flags, "--images", "photos", "--merge")
+    assert_refused(refused, "the values of the masks are not the ids of the classes")
+    image = next(iter(sorted((tmp_path / "photos" / "a").iterdir())))
+    Image.open(image).save(tmp_path / "masks" / "a" / f"{image.stem}.png")
+    (tmp_path / "table.csv").write_text(f"id,uri\na/{image.stem},masks/a/{image.stem}.png\n")
+    refused = call_job("prepare", "masks", *flags, "--images", "table.csv", "--merge")
+    assert_refused(refused, f"masks/a/{image.stem}.png would be replaced, which --images needs")

@@ -18,6 +18,7 @@ from PIL import Image
 
 from petseg import files
 from petseg.data.classes import read_classes
+from petseg.data.labels import LabelMap
 from petseg.models import checkpoint
 
 MODEL = dataclasses.replace(CONFIG, image_size=(32, 48))
@@ -42,7 +43,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory, drawn: tuple[Path, Path])
 @pytest.fixture
 def folder(finished: Path, tmp_path: Path) -> Path:
     """Copy of it in the test's own folder, in which jobs are called."""
-    return shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    for path in (tmp_path / "predicted").glob("part-*.parquet"):
+        rows = pq.read_table(path)
+        images = [image.replace(str(finished), str(tmp_path)) for image in rows["image"].to_pylist()]
+        pq.write_table(rows.set_column(1, "image", pa.array(images)), path)
+    return tmp_path
 
 
 def predicted_rows(folder: Path) -> list[dict[str, Any]]:
@@ -107,18 +113,61 @@ def test_select_labels_of_a_tool_are_read_back_as_the_same_masks(folder: Path, t
         assert np.array_equal(ids[before], after)
 
 
-@pytest.mark.parametrize("by", ["unsure", "spread", "class-share"])
-def test_select_leaves_out_labelled_photos(folder: Path, by: str, call_job: RunJob) -> None:
+@pytest.mark.parametrize("suffix", ["", "_mask"])
+def test_select_leaves_out_labelled_photos(folder: Path, suffix: str, call_job: RunJob) -> None:
     ids = [row["id"] for row in predicted_rows(folder)]
     for row_id in ids[:20]:
-        path = folder / "masks" / f"{row_id}.png"
+        path = folder / "masks" / f"{row_id}{suffix}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"any")
-    flags = ("--from", "predicted", "--by", by, "--labelled", "masks", "--output", "next", "--count", 9)
+    flags = ("--from", "predicted", "--labelled", "masks", "--output", "next", "--count", 9)
     done = call_job("prepare", "select", *flags)
     assert done.returncode == 0, done.stderr
     assert sorted(row["id"] for row in table(folder / "next" / files.PHOTOS)) == ids[20:]
-    assert "note: 9 were asked for, but no others are without a label" in done.stdout
+    assert f"note: --count 9: the prediction has only {len(ids) - 20} photos without a label" in done.stdout
+
+
+def test_select_class_share_chooses_by_the_pixels_of_classes(folder: Path, call_job: RunJob) -> None:
+    rows = predicted_rows(folder)
+    shares = np.array([row["class_pixels"] for row in rows], float)
+    shares /= shares.sum(1, keepdims=True)
+    order = np.argsort(-(shares / shares.mean(0)).mean(1), kind="stable")
+    done = call_job("prepare", "select", "--from", "predicted", "--by", "class-share", "--count", 4, "--output", "next")
+    assert done.returncode == 0, done.stderr
+    chosen = [row["id"] for row in table(folder / "next" / files.PHOTOS)]
+    assert chosen == [rows[index]["id"] for index in order[:4]]
+    assert chosen != [row["id"] for row in sorted(rows, key=lambda row: -row["unsure"])[:4]]
+
+
+def test_select_spread_avoids_copies_of_labelled_photos(folder: Path, call_job: RunJob) -> None:
+    """All photos but one are a copy of a labelled photo. The other one is the farthest."""
+    rows = sorted(predicted_rows(folder), key=lambda row: -row["unsure"])
+    labelled, other = rows[0], rows[-1]
+    for row in rows[1:-1]:
+        shutil.copy(labelled["image"], row["image"])
+    (folder / "labelled.csv").write_text(f"id,uri\n{labelled['id']},anywhere.png\n")
+    flags = ("--from", "predicted", "--by", "spread", "--count", 3, "--labelled", "labelled.csv")
+    done = call_job("prepare", "select", *flags, "--output", "next")
+    assert done.returncode == 0, done.stderr
+    assert other["id"] in [row["id"] for row in table(folder / "next" / files.PHOTOS)]
+
+
+def test_select_replaced_photo_is_left_out_with_a_note(folder: Path, call_job: RunJob) -> None:
+    replaced = max(predicted_rows(folder), key=lambda row: row["unsure"])["image"]
+    Image.new("RGB", (7, 5)).save(replaced)
+    done = call_job("prepare", "select", "--from", "predicted", "--count", 3, "--output", "next")
+    assert f"note: {replaced} is left out: it has another size than its mask" in done.stdout
+    assert len(table(folder / "next" / files.PHOTOS)) == 2
+
+
+def test_select_classes_whose_names_are_numbers_keep_their_ids(folder: Path, call_job: RunJob) -> None:
+    plan = folder / "predicted" / files.PLAN
+    plan.write_text(plan.read_text().replace('"pet"', '"1"').replace('"background"', '"2"').replace('"border"', '"0"'))
+    assert call_job("prepare", "select", "--from", "predicted", "--count", 3, "--output", "next").returncode == 0
+    described = read_classes(str(folder / "next" / "masks"))
+    assert described is not None and described.classes == ("1", "2", "0")
+    label_map = LabelMap.parse(described.label_map, 3, described.classes, described.ignore_label)
+    assert label_map.ids == {0: 0, 1: 1, 2: 2, 255: 255}
 
 
 def test_select_photo_that_is_gone_is_left_out_with_a_note(folder: Path, call_job: RunJob) -> None:
@@ -138,8 +187,8 @@ def test_select_copies_no_file_that_is_no_image(folder: Path, call_job: RunJob) 
         pq.write_table(rows.set_column(rows.column_names.index("image"), "image", secret), path)
     (folder / "secret").write_text("key")
     done = call_job("prepare", "select", "--from", "predicted", "--count", 3, "--output", "next")
-    assert_refused(done, "none of the chosen photos can be read any more")
-    assert not [path for path in (folder / "next").rglob("*") if path.is_file() and path.read_bytes() == b"key"]
+    assert_refused(done, "none of the chosen photos can be used any more")
+    assert not (folder / "next").exists()
 
 
 def test_select_invalid_input_is_refused(folder: Path, call_job: RunJob) -> None:
@@ -151,6 +200,13 @@ def test_select_invalid_input_is_refused(folder: Path, call_job: RunJob) -> None
     assert_refused(call_job("prepare", "select", *flags[:2], "--output", "run"), "it is not empty")
     refused = call_job("prepare", "select", *flags, "--by", "spread", "--checkpoint", "photos")
     assert_refused(refused, f"--checkpoint {folder / 'photos'}: neither a run's folder nor a complete checkpoint")
+    (folder / "labelled.csv").write_text("id,uri\nelsewhere,elsewhere.png\n")
+    refused = call_job("prepare", "select", *flags, "--labelled", "labelled.csv")
+    assert_refused(refused, "no mask in it has the name of a photo of --from")
+    plan = folder / "predicted" / files.PLAN
+    plan.write_text(plan.read_text().replace('"format": 6', '"format": 5'))
+    assert_refused(call_job("prepare", "select", *flags), "written by another version of petseg; predict again")
+    plan.write_text(plan.read_text().replace('"format": 5', '"format": 6'))
     path = folder / "predicted" / "part-00000-of-00003.parquet"
     rows = pq.read_table(path)
     ids = pa.array(["../../outside", *rows["id"].to_pylist()[1:]])

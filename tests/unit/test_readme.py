@@ -50,7 +50,7 @@ def test_docs_commands_have_only_known_flags(job: str, settings: type, page: Pat
     given = set(re.findall(r"--[a-z-]+", " ".join(commands))) - {"--help", "--config", "--debug"}
     known = {flag(field.name) for field in dataclasses.fields(settings)}
     assert given <= known
-    pages = dict.fromkeys(("prepare masks", "prepare select"), "labelling.md")
+    pages: dict[str, str] = dict.fromkeys(("prepare masks", "prepare select"), "labelling.md")
     pages |= dict.fromkeys(("prepare check", "prepare shards"), "data.md")
     assert given or page.name != pages.get(job, "data.md" if job.startswith("prepare") else "README.md")
 

@@ -1,11 +1,9 @@
 """Draw masks from the labels of an annotation tool: `petseg prepare masks`."""
 
-import csv
-import io
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -20,7 +18,7 @@ from petseg.data.annotations import coco, cvat, label_studio, labelme, voc, yolo
 from petseg.data.annotations.draw import draw
 from petseg.data.annotations.labels import IGNORED, Labels, PhotoLabels
 from petseg.data.annotations.pairing import find_photos
-from petseg.data.classes import write_classes
+from petseg.data.classes import numbered_classes, write_classes
 from petseg.data.decode import max_bytes
 from petseg.data.encode import encode_mask
 from petseg.data.image_file import DecodeError, open_image
@@ -28,6 +26,7 @@ from petseg.data.labels import IGNORE_ID
 from petseg.data.photo_table import read_table
 from petseg.errors import InputError
 from petseg.jobs.prepare import merge
+from petseg.jobs.prepare.mask_folder import write_masks, write_photos
 from petseg.jobs.prepare.merge import EarlierMasks
 from petseg.lookahead import map_ahead
 from petseg.progress import Progress
@@ -47,14 +46,11 @@ _READERS: dict[LabelFormat, Callable[[str], Labels]] = {
 _LISTING_ALL = ("coco", "cvat")
 """Formats that list all photos of a task, also those that nobody has looked at yet."""
 
-_WRITERS = 16
-"""Files that are written at the same time: storage takes long to answer."""
-
 _SHOWN = 5
 """Number of names that a printed line shows."""
 
 
-@cli.on_interrupt("masks may be incomplete: run the same command again, with --overwrite or --merge")
+@cli.on_interrupt("masks may be incomplete: run the same command again, with --overwrite unless it has --merge")
 def draw_masks(config: MasksConfig) -> None:
     """Read all labels, draw a mask for each photo that has some, and write them once all are drawn."""
     config = absolute_locations(config)
@@ -62,50 +58,76 @@ def draw_masks(config: MasksConfig) -> None:
     checks.require_writable(config.output, "--output")
     photos = manifest.discover(config.images)
     image_of = dict(zip(photos["id"].to_pylist(), photos["image"].to_pylist(), strict=True))
-    earlier = merge.read_earlier(config.output) if config.merge else None
-    old = [] if earlier else _old_masks(config, image_of)
-    labels = _read(config)
-    labels_of, without_photo = find_photos(list(image_of), labels.photos)
+    replaced = {storage.join(config.output, f"{row_id}.png") for row_id in image_of} & set(image_of.values())
+    if replaced:
+        raise InputError(
+            f"--output {config.output}: {min(replaced)} would be replaced, which --images needs; choose another folder"
+        )
+    with hold(config.output, "--output"):
+        earlier = merge.read_earlier(config.output) if config.merge else None
+        old = [] if earlier else _old_masks(config)
+        labels = _read(config)
+        labels_of, without_photo = find_photos(list(image_of), labels.photos)
+        _require_labels(config, labels, labels_of, image_of)
+        if config.from_ in _LISTING_ALL and not config.all_photos:
+            labels_of = {row_id: one for row_id, one in labels_of.items() if one.regions}
+        chosen = [row_id for row_id in image_of if row_id in labels_of or (config.all_photos and not earlier)]
+        if earlier:
+            merge.require_known_classes(earlier, config.labels, labels.names, config.unlabelled)
+            merge.require_same_ids(earlier, {row_id: image_of[row_id] for row_id in chosen})
+            masks = _draw_all(config, image_of, labels_of, earlier.classes, chosen)
+            _merge(config, earlier, masks, image_of)
+            names = earlier.classes.classes
+        else:
+            names = _class_names(config, labels)
+            classes = numbered_classes(names, labels.colours)
+            masks = _draw_all(config, image_of, labels_of, classes, chosen)
+            _write(config, masks, classes, image_of, old)
+    _print_summary(config, labels, masks, without_photo, names, len(image_of))
+
+
+def _require_labels(
+    config: MasksConfig, labels: Labels, labels_of: Mapping[str, PhotoLabels], image_of: Mapping[str, str]
+) -> None:
+    """Raise `InputError` if no photo has labels, or no labelled photo an object that would be drawn."""
     if not labels_of:
         example = f"such as {labels.photos[0].photo}" if labels.photos else "there are none"
         raise InputError(
             f"--labels {config.labels}: none of its photos ({example}) is in --images {config.images}, such as "
             f"{next(iter(image_of))}; give the folder of these photos"
         )
+    empty = sum(not one.regions for one in labels_of.values())
     if config.from_ in _LISTING_ALL and not config.all_photos:
-        labels_of = {row_id: one for row_id, one in labels_of.items() if one.regions}
-        if not labels_of:
+        if empty == len(labels_of):
             raise InputError(f"--labels {config.labels}: no photo has an object; label some, or pass --all-photos")
-    if earlier:
-        merge.require_known(earlier, config.labels, labels.names, config.unlabelled)
-        classes = earlier.classes
-    else:
-        classes = _describe(_class_names(config, labels), labels.colours)
-    with hold(config.output, "--output"):
-        masks = _draw_all(config, image_of, labels_of, classes)
-        _write(config, masks, classes, image_of, old, earlier)
-    _print_summary(config, labels, masks, without_photo, classes.classes, len(image_of))
+        if config.merge and empty:
+            print(
+                f"note: {empty} photos of the labels have no object: left out; with --all-photos their masks are all "
+                f"{config.unlabelled}"
+            )
 
 
-def _old_masks(config: MasksConfig, image_of: Mapping[str, str]) -> list[str]:
+def _old_masks(config: MasksConfig) -> list[str]:
     """Return the ids of the masks that an earlier start has written to the output, and that may be removed.
 
-    Raises `InputError` if the output has other files, or files of an earlier start without --overwrite, or if a mask or
-    the table would replace a photo or the table that --images names.
+    Raises `InputError` if the output has other files, or files of an earlier start without --overwrite, or if --images
+    names the table in it, which would be replaced.
     """
     own = storage.join(config.output, files.PHOTOS)
-    replaced = {storage.join(config.output, f"{row_id}.png") for row_id in image_of} & set(image_of.values())
-    if replaced or own == config.images:
+    if own == config.images:
         raise InputError(
-            f"--output {config.output}: {min(replaced, default=own)} would be replaced, which --images needs; choose "
-            "another folder"
+            f"--output {config.output}: {own} would be replaced, which --images needs; choose another folder"
         )
     there = [name for name in storage.list_names(config.output) if name != files.LOCK]
+    ours = files.CLASSES in there and files.PHOTOS in there
+    if ours and not config.overwrite:
+        raise InputError(
+            f"--output {config.output}: it has masks already; pass --merge to add to them, --overwrite to replace all "
+            "of them, or choose another folder"
+        )
     if there and not config.overwrite:
         raise InputError(f"--output {config.output}: it is not empty; choose another folder, or pass --overwrite")
-    if files.CLASSES not in there or files.PHOTOS not in there:
-        return []
-    return read_table(own, "--images")["id"].to_pylist()
+    return read_table(own, "--images")["id"].to_pylist() if ours else []
 
 
 def _read(config: MasksConfig) -> Labels:
@@ -153,27 +175,19 @@ def _class_names(config: MasksConfig, labels: Labels) -> tuple[str, ...]:
     return class_labels.class_names(None, ",".join(names))
 
 
-def _describe(names: tuple[str, ...], colours: Mapping[str, tuple[int, int, int]]) -> ClassesConfig:
-    palette = class_labels.palette(len(names))
-    return ClassesConfig(
-        classes=names,
-        # A name that is a number is given as such: in a label map, names come before ids.
-        label_map=",".join(f"{i}:{name if name.isdecimal() else i}" for i, name in enumerate(names)),
-        ignore_label=str(IGNORE_ID),
-        palette=tuple(colours.get(name, colour) for name, colour in zip(names, palette, strict=True)),
-    )
-
-
 def _draw_all(
     config: MasksConfig,
     image_of: Mapping[str, str],
     labels_of: Mapping[str, PhotoLabels],
     classes: ClassesConfig,
+    chosen: Sequence[str],
 ) -> dict[str, bytes]:
-    """Return the mask of each photo, as PNG. They are kept in memory, so that an error leaves nothing half-written."""
+    """Return the mask of each chosen photo, as PNG.
+
+    They are kept in memory, so that an error leaves nothing half-written.
+    """
     ids = {name: class_id for class_id, name in enumerate(classes.classes)}
     unlabelled = IGNORE_ID if config.unlabelled in ("", "ignore") else ids[config.unlabelled]
-    chosen = list(image_of) if config.all_photos else [row_id for row_id in image_of if row_id in labels_of]
 
     def draw_one(item: tuple[str, bytes | OSError]) -> tuple[str, bytes]:
         row_id, content = item
@@ -208,38 +222,27 @@ def _write(
     classes: ClassesConfig,
     image_of: Mapping[str, str],
     old: Iterable[str],
-    earlier: EarlierMasks | None,
 ) -> None:
-    """Write the masks, the table of their photos, and last `classes.json`: if it exists, all masks are there.
-
-    `earlier` masks stay, unless there is another one of the same photo.
-    """
-    listed = dict(earlier.image_of) if earlier else {}
-    listed |= {row_id: image_of[row_id] for row_id in masks}
-    table = io.StringIO()
-    rows = csv.writer(table, lineterminator="\n")
-    rows.writerow(("id", "uri"))
-    rows.writerows(sorted(listed.items()) if earlier else listed.items())
-
-    def write_one(row_id: str) -> None:
-        storage.write(storage.join(config.output, f"{row_id}.png"), masks[row_id], scratch=config.output)
-
+    """Write the masks, the table of their photos, and last `classes.json`: if it exists, all masks are there."""
     with checks.translate_write_errors(
-        config.output, remedy=f"fix this and run the same command again{'' if earlier else ', with --overwrite'}"
+        config.output, remedy="fix this and run the same command again, with --overwrite"
     ):
-        if earlier:
-            changes = merge.find_changes(earlier, masks)
-            merge.write_changes(earlier, changes)
-            print(f"merged: {merge.summary(changes)}; see {storage.join(config.output, files.CHANGES)}")
-        else:
-            storage.remove_file(storage.join(config.output, files.CLASSES))
+        storage.remove_file(storage.join(config.output, files.CLASSES))
         for row_id in set(old).difference(masks):
             storage.remove_file(storage.join(config.output, f"{row_id}.png"))
-        with ThreadPoolExecutor(_WRITERS) as pool:
-            for _ in map_ahead(pool, write_one, masks, _WRITERS):
-                pass
-        storage.write(storage.join(config.output, files.PHOTOS), table.getvalue().encode())
+        write_masks(config.output, masks)
+        write_photos(config.output, {row_id: image_of[row_id] for row_id in masks})
         write_classes(config.output, classes)
+
+
+def _merge(config: MasksConfig, earlier: EarlierMasks, masks: Mapping[str, bytes], image_of: Mapping[str, str]) -> None:
+    """Merge the masks into the earlier ones, and print what changed."""
+    with checks.translate_write_errors(config.output, remedy="fix this and run the same command again"):
+        counts = merge.merge_masks(earlier, masks, image_of)
+    changes = ", ".join(f"{counts[change]} {change}" for change in ("added", "changed", "unchanged"))
+    print(f"merged: {changes}; see {storage.join(config.output, files.CHANGES)}")
+    if gone := earlier.image_of.keys() - earlier.ids - masks.keys():
+        print(f"note: masks of {_some(sorted(gone))} are not there any more; {files.PHOTOS} lists them no longer")
 
 
 def _print_summary(

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from petseg import files, storage
 from petseg.config.base import MAX_PIXELS
@@ -16,10 +15,12 @@ from petseg.config.classes import ClassesConfig
 from petseg.data.classes import read_classes
 from petseg.data.decode import max_bytes
 from petseg.data.image_file import DecodeError, open_image
+from petseg.data.labels import IGNORE_ID, LabelMap
 from petseg.data.photo_table import read_table
 from petseg.errors import InputError
+from petseg.jobs.prepare.mask_folder import write_masks, write_photos
 
-_HEADS = ("time", "id", "change", "pixels")
+_HEADS = b"time,id,change,pixels\n"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class EarlierMasks:
     classes: ClassesConfig
     image_of: Mapping[str, str]
     """Location of the photo of each mask, by id."""
+    ids: frozenset[str]
+    """Ids of the masks that are there, also of those that the table does not list."""
 
 
 def read_earlier(folder: str) -> EarlierMasks:
@@ -41,11 +44,19 @@ def read_earlier(folder: str) -> EarlierMasks:
             f"--output {folder}: there are no masks of petseg prepare masks to merge with; leave out --merge, or give "
             "their folder"
         )
+    label_map = LabelMap.parse(classes.label_map, len(classes.classes), classes.classes, classes.ignore_label)
+    if label_map.ids != {**{class_id: class_id for class_id in range(len(classes.classes))}, IGNORE_ID: IGNORE_ID}:
+        raise InputError(
+            f"{storage.join(folder, files.CLASSES)}: the values of the masks are not the ids of the classes, 0, 1, 2, "
+            "…, and 255; draw the labels into another folder"
+        )
     table = read_table(storage.join(folder, files.PHOTOS), "--images")
-    return EarlierMasks(folder, classes, dict(zip(table["id"].to_pylist(), table["image"].to_pylist(), strict=True)))
+    image_of = dict(zip(table["id"].to_pylist(), table["image"].to_pylist(), strict=True))
+    ids = frozenset(name.removesuffix(".png") for name in storage.list_files(folder) if name.endswith(".png"))
+    return EarlierMasks(folder, classes, image_of, ids)
 
 
-def require_known(earlier: EarlierMasks, labels: str, names: tuple[str, ...], unlabelled: str) -> None:
+def require_known_classes(earlier: EarlierMasks, labels: str, names: tuple[str, ...], unlabelled: str) -> None:
     """Raise `InputError` if the labels, or `unlabelled`, have a class that the earlier masks lack.
 
     `names` are the classes of the labels in the file or folder `labels`.
@@ -62,13 +73,38 @@ def require_known(earlier: EarlierMasks, labels: str, names: tuple[str, ...], un
         )
 
 
-def find_changes(earlier: EarlierMasks, masks: Mapping[str, bytes]) -> dict[str, tuple[str, float]]:
-    """Return {id: (change, fraction of the pixels that differ)} of the given masks, PNGs by id.
+def require_same_ids(earlier: EarlierMasks, image_of: Mapping[str, str]) -> None:
+    """Raise `InputError` if a photo, given by id, has another id in the earlier table: it would be there twice."""
+    id_of = {image: row_id for row_id, image in earlier.image_of.items()}
+    for row_id, image in image_of.items():
+        if id_of.get(image, row_id) != row_id:
+            raise InputError(
+                f"--images: {image} has the id {row_id}, but {id_of[image]} in {earlier.folder}; give the folder or "
+                "table of photos that the earlier masks were drawn with"
+            )
 
-    The change is "added", "changed" or "unchanged". A mask that cannot be read, or that has another size, has changed
-    as a whole.
+
+def merge_masks(earlier: EarlierMasks, masks: Mapping[str, bytes], image_of: Mapping[str, str]) -> Counter[str]:
+    """Write the masks, PNGs by id, that the folder lacks or that differ. Return the number of masks by change.
+
+    The table of changes is written first, so it lists all of them even if the job is killed; then a second start may
+    list some again. Raises `OSError` or `UnavailableError` if a file cannot be written.
     """
-    before = [row_id for row_id in masks if row_id in earlier.image_of]
+    changes = _find_changes(earlier, masks)
+    new = {row_id: content for row_id, content in masks.items() if changes[row_id][0] != "unchanged"}
+    _add_changes(earlier.folder, {row_id: changes[row_id] for row_id in new})
+    write_masks(earlier.folder, new)
+    listed = {
+        row_id: image_of.get(row_id, image) for row_id, image in earlier.image_of.items() if row_id in earlier.ids
+    }
+    listed |= {row_id: image_of[row_id] for row_id in masks}
+    write_photos(earlier.folder, dict(sorted(listed.items())))
+    return Counter(change for change, _ in changes.values())
+
+
+def _find_changes(earlier: EarlierMasks, masks: Mapping[str, bytes]) -> dict[str, tuple[str, float]]:
+    """Return {id: (added, changed or unchanged; fraction of the pixels that differ)} of the given masks."""
+    before = [row_id for row_id in masks if row_id in earlier.ids]
     locations = (storage.join(earlier.folder, f"{row_id}.png") for row_id in before)
     changes = {row_id: ("added", 1.0) for row_id in masks}
     for row_id, content in zip(before, storage.read_each(locations, max_bytes(MAX_PIXELS)), strict=True):
@@ -77,40 +113,28 @@ def find_changes(earlier: EarlierMasks, masks: Mapping[str, bytes]) -> dict[str,
     return changes
 
 
-def write_changes(earlier: EarlierMasks, changes: Mapping[str, tuple[str, float]]) -> None:
-    """Add the masks that are added or changed to the table of changes, with the time of this merge.
-
-    It is written before the masks. So if the job is killed and started again, the table still has all of them.
-    """
-    location = storage.join(earlier.folder, files.CHANGES)
-    try:
-        text = storage.read(location).decode()
-    except FileNotFoundError:
-        text = ",".join(_HEADS) + "\n"
+def _add_changes(folder: str, changes: Mapping[str, tuple[str, float]]) -> None:
+    """Add rows with the time of this merge to the table of changes. What is in it stays, whatever its encoding."""
+    location = storage.join(folder, files.CHANGES)
+    before = storage.read(location) if files.CHANGES in storage.list_names(folder) else _HEADS
     table = io.StringIO()
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     rows = [(now, row_id, change, f"{pixels:.4f}") for row_id, (change, pixels) in changes.items()]
-    csv.writer(table, lineterminator="\n").writerows(row for row in rows if row[2] != "unchanged")
-    if table.getvalue():
-        storage.write(location, (text + table.getvalue()).encode())
-
-
-def summary(changes: Mapping[str, tuple[str, float]]) -> str:
-    """Return the numbers of masks by change, such as "12 added, 3 changed"."""
-    counts = Counter(change for change, _ in changes.values())
-    return ", ".join(f"{counts[change]} {change}" for change in ("added", "changed", "unchanged"))
+    csv.writer(table, lineterminator="\n").writerows(rows)
+    if rows:
+        storage.write(location, before + (b"" if before.endswith(b"\n") else b"\n") + table.getvalue().encode())
 
 
 def _differing(before: bytes, after: bytes) -> float:
-    """Return the fraction of pixels in which two masks differ."""
+    """Return the fraction of pixels in which two masks differ: 1 if one is broken, or of another size or kind."""
     try:
-        old, new = (np.asarray(_load(content)) for content in (before, after))
+        old, new = (_load(content) for content in (before, after))
     except DecodeError:
         return 1.0
     return float((old != new).mean()) if old.shape == new.shape else 1.0
 
 
-def _load(content: bytes) -> Image.Image:
+def _load(content: bytes) -> np.ndarray:
     opened = open_image(content, MAX_PIXELS)
     opened.load()
-    return opened.image
+    return np.asarray(opened.image)

@@ -1,4 +1,4 @@
-"""The fraction of unsure pixels."""
+"""Tests of the fraction of pixels that a network is unsure of."""
 
 import torch
 
@@ -35,6 +35,6 @@ def test_unsure_fraction_third_class_is_compared() -> None:
     assert unsure_fraction(torch.tensor([0.1, 0.8, 0.1])[:, None, None].expand(3, 8, 8)) == 0
 
 
-def test_unsure_fraction_mask_of_outlines_only_is_zero() -> None:
+def test_unsure_fraction_mask_of_outlines_only_is_one() -> None:
     board = torch.arange(8)[:, None].add(torch.arange(8)).remainder(2).mul(0.02).add(0.49)
-    assert unsure_fraction(torch.stack([board, 1 - board])) == 0
+    assert unsure_fraction(torch.stack([board, 1 - board])) == 1
