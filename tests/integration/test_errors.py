@@ -12,15 +12,18 @@ from checkpoints import CONFIG
 from conftest import ROOT, make_plan
 from PIL import Image
 
-from petseg import cli, storage
+from petseg import cli, files, storage
 from petseg.config.base import Config
+from petseg.config.labelling import MasksConfig
 from petseg.config.predict import PredictConfig
 from petseg.config.train import TrainConfig
 from petseg.data import decode, manifest, orientation
+from petseg.data.classes import numbered_classes
 from petseg.data.labels import LabelMap
 from petseg.data.pairs import decode_pair
 from petseg.inference import output_folder
-from petseg.jobs.prepare import check
+from petseg.inference.finished import read_finished
+from petseg.jobs.prepare import check, masks, merge
 from petseg.models import checkpoint, encoder_weights
 from petseg.models.encoder_unet import EncoderUNet
 from petseg.storage import checks
@@ -76,6 +79,24 @@ def pages(page: bytes) -> bytes:
     return buffer.getvalue()
 
 
+EARLIER = merge.EarlierMasks("masks", numbered_classes(("a", "b")), {"a/b": "a/b.jpg"}, frozenset({"a/b"}))
+
+
+def masks_config(folder: Path) -> MasksConfig:
+    return MasksConfig(from_="coco", images="a", labels="b", output=str(folder), unlabelled="ignore")
+
+
+def masks_with(folder: Path) -> None:
+    for name in (files.CLASSES, files.PHOTOS):
+        (folder / name).touch()
+
+
+def prediction_with(folder: Path, plan: str, *names: str) -> None:
+    for name in (files.PLAN, files.CONFIG, *names):
+        (folder / name).write_text(plan)
+    read_finished(str(folder), "--from")
+
+
 PHOTO = png(np.zeros((2, 2, 3)), "RGB")
 
 
@@ -87,9 +108,9 @@ def discover(**folders: str) -> Callable[[Path], object]:
     """Return a function that calls `discover` on folders with these files, given separated by spaces."""
 
     def find(folder: Path) -> None:
-        for name, files in folders.items():
+        for name, listed in folders.items():
             (folder / name).mkdir()
-            for file in files.split():
+            for file in listed.split():
                 (folder / name / file).write_bytes(PHOTO)
         manifest.discover(*(str(folder / name) for name in folders))
 
@@ -172,6 +193,12 @@ SITUATIONS: dict[str, Callable[[Path], object]] = {
     "an output with other files": other_files,
     "a full disk": full_disk,
     "a full disk in training": full_disk_in_training,
+    "masks in the way": lambda folder: (masks_with(folder), masks._old_masks(masks_config(folder))),
+    "nothing to merge with": lambda folder: merge.read_earlier(str(folder)),
+    "a label of a new class": lambda _: merge.require_known_classes(EARLIER, "labels.json", ("cat",), "ignore"),
+    "a photo under another id": lambda _: merge.require_same_ids(EARLIER, {"b": "a/b.jpg"}),
+    "an unfinished prediction": lambda folder: prediction_with(folder, "{}"),
+    "a prediction of another version": lambda folder: prediction_with(folder, "{}", files.SUCCESS),
     "no checkpoint": lambda folder: checkpoint.find(str(folder / "nowhere")),
     "no checkpoint yet": no_checkpoint_yet,
     "a checkpoint of other classes": lambda _: check._require_same_classes("run", CONFIG.class_names, ("cat", "dog")),
