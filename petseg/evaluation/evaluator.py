@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
@@ -116,6 +117,13 @@ class Evaluator:
         """Yield `visualize.comparison` for each row of a manifest, in order; None if the pair cannot be decoded."""
         return self._each(pairs, self._draw)
 
+    def masks(self, pairs: pa.Table) -> Iterator[np.ndarray | None]:
+        """Yield the predicted mask for each row of a manifest, in order: class ids, uint8 (H, W), at the photo's size.
+
+        None if the pair cannot be decoded.
+        """
+        return self._each(pairs, _class_ids)
+
     def _each(self, pairs: pa.Table, finish: Callable[[_Predicted], T]) -> Iterator[T]:
         contents = manifest.read_pairs(pairs, decode.max_bytes(self._max_pixels))
         ahead = 2 * self._threads
@@ -185,6 +193,11 @@ class Evaluator:
         photo = storage.read(pair.row["image"], at_most=decode.max_bytes(self._max_pixels))
         small = decode.decode_small(photo, visualize.COMPARISON_SIDE, self._max_pixels)
         return visualize.comparison(small, pair.decoded.truth_ids(), prediction.mask().class_ids, self._model.palette)
+
+
+def _class_ids(predicted: _Predicted) -> np.ndarray | None:
+    _, prediction = predicted
+    return None if prediction is None else prediction.mask().class_ids
 
 
 def _small_strips(prediction: Prediction | TiledPrediction) -> Iterator[tuple[int, Tensor]]:

@@ -14,6 +14,7 @@ import torch
 
 from petseg.config.base import MAX_PIXELS, default_batch_size
 from petseg.data.check import Disagreement
+from petseg.data.encode import encode_mask
 from petseg.data.labels import LabelMap
 from petseg.data.tiles import tiling_of
 from petseg.evaluation.evaluator import Evaluator
@@ -60,17 +61,18 @@ class LabelChecker:
         """Return the number of scores that `disagreements` computes for these pairs."""
         return sum(map(len, assign(pairs["id"].to_pylist(), [network.ids for network in self._networks])))
 
-    def pictures(self, pairs: pa.Table) -> dict[str, bytes]:
-        """Return `visualize.comparison` by id, each with a network that scored the pair.
+    def masks(self, pairs: pa.Table, palette: tuple[tuple[int, int, int], ...]) -> dict[str, bytes]:
+        """Return predicted masks by id, as `encode_mask` makes them, each by a network that scored the pair.
 
         A pair that cannot be read any more is missing.
         """
-        pictures: dict[str, bytes] = {}
+        masks: dict[str, bytes] = {}
         for network, part in self._assigned(pairs):
-            left = part.filter(pa.array([row_id not in pictures for row_id in part["id"].to_pylist()], pa.bool_()))
-            drawn = zip(left["id"].to_pylist(), network.pictures(left), strict=True)
-            pictures |= {row_id: picture for row_id, picture in drawn if picture is not None}
-        return pictures
+            left = part.filter(pa.array([row_id not in masks for row_id in part["id"].to_pylist()], pa.bool_()))
+            for row_id, class_ids in zip(left["id"].to_pylist(), network.masks(left), strict=True):
+                if class_ids is not None:
+                    masks[row_id] = encode_mask(class_ids, palette)
+        return masks
 
     def _assigned(self, pairs: pa.Table) -> Iterator[tuple[Evaluator, pa.Table]]:
         """Yield each network that has pairs to score, and these pairs."""

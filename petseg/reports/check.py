@@ -17,7 +17,7 @@ from petseg.reports.findings import Finding, value_text
 from petseg.reports.gallery import Gallery, GalleryItem
 from petseg.reports.html import Bars, Command, Picture, Sheet, Table
 
-LABEL_ERRORS_SHOWN = 24
+LABEL_ERRORS_SHOWN = 100
 """Maximum number of likely label errors that the page shows."""
 
 _LISTED = 100
@@ -26,19 +26,16 @@ _LISTED = 100
 _VALUES = 40
 """Maximum number of raw mask values that the table shows."""
 
-_PANELS = "photo, mask, prediction, differences in red"
-
 
 def page(checked: Checked, findings: Sequence[Finding], settings: Mapping[str, Any], command: str) -> bytes:
     """Return the report page. Photos are read again for its pictures; photos deleted meanwhile are skipped."""
     shown = [
         _findings_table(findings),
-        _label_errors_sheet(checked),
         _class_shares(checked),
         _masks_by_class(checked),
         _values_table(checked),
         _sizes_table(checked),
-        _samples_gallery(checked),
+        _gallery(checked),
         _duplicates_sheet("Duplicates across train/val/test", checked, checked.cross_split_duplicates()),
         _duplicates_sheet("Duplicates", checked, checked.duplicates()),
         _unusable_table(checked),
@@ -102,35 +99,45 @@ def _sizes_table(checked: Checked) -> Table:
     return Table(title="Sizes of the photos", heads=["width × height", "photos"], rows=shown, note=note)
 
 
-def _samples_gallery(checked: Checked) -> Gallery | None:
-    """Return sample photos with their masks, spread evenly over the names; None if there is no usable pair."""
-    good = [index for index, row in enumerate(checked.rows) if not row.error]
-    count, items, names = min(sections.SHOWN, len(good)), [], checked.classes.names
-    for index in [good[number * len(good) // count] for number in range(count)]:
-        preview, class_ids = _preview(checked, index), _class_ids(checked, index)
-        if preview is not None and class_ids is not None:
-            label = encode.encode_mask(class_ids, checked.classes.palette)
-            photo, masks = visualize.layers_for_report(preview, {"label": label})
-            present = [names[class_id] for class_id in np.unique(class_ids) if class_id < len(names)]
-            link = checked.pairs["image"][index].as_py()
-            items.append(GalleryItem(id=checked.rows[index].id, photo=photo, masks=masks, classes=present, link=link))
-    note = "Each photo under its mask, as training reads it. Ignored pixels are beige."
-    colours = dict(zip(names, checked.classes.palette, strict=True))
-    gallery = Gallery(title="Samples", items=items, note=note, colours=colours)
+def _gallery(checked: Checked) -> Gallery | None:
+    """Return the likeliest label errors or, without networks, samples of the pairs; None if no pair is usable."""
+    ranked = check.rank(checked.disagreements)[:LABEL_ERRORS_SHOWN]
+    if ranked:
+        index_of = {row.id: index for index, row in enumerate(checked.rows)}
+        chosen, title = [index_of[row_id] for row_id in ranked], "Possible label errors"
+        note = "The largest disagreement of the networks first. All are in check.parquet, column disagreement."
+    else:
+        good = [index for index, row in enumerate(checked.rows) if not row.error]
+        count, title = min(sections.SHOWN, len(good)), "Samples"
+        chosen = [good[number * len(good) // count] for number in range(count)]  # spread evenly over the names
+        note = "Each photo under its mask, as training reads it."
+    items = [item for index in chosen if (item := _item(checked, index)) is not None]
+    colours = dict(zip(checked.classes.names, checked.classes.palette, strict=True))
+    note = f"{note} Ignored pixels are beige."
+    gallery = Gallery(title=title, items=items, score_name="disagreement", note=note, colours=colours)
     return gallery if items else None
 
 
-def _label_errors_sheet(checked: Checked) -> Sheet | None:
-    """Return the masks with which the networks disagree most; None without --checkpoint."""
-    pictures = []
-    for name in check.rank(checked.disagreements)[:LABEL_ERRORS_SHOWN]:
-        if name in checked.comparisons:
-            value, out_of_fold = checked.disagreements[name]
-            caption = f"{name}: disagreement {value:.2f}" + ("" if out_of_fold else ", was trained on")
-            content = visualize.for_report(checked.comparisons[name])
-            pictures.append(Picture(content=content, caption=caption, alt=f"{name}: {_PANELS}"))
-    note = f"{_PANELS.capitalize()}. The largest disagreement first; all are in check.parquet, column disagreement."
-    return Sheet(title="Possible label errors", pictures=pictures, note=note) if pictures else None
+def _item(checked: Checked, index: int) -> GalleryItem | None:
+    """Return the entry of a pair; None if it can no longer be read."""
+    row_id, names = checked.rows[index].id, checked.classes.names
+    preview, class_ids = _preview(checked, index), _class_ids(checked, index)
+    if preview is None or class_ids is None:
+        return None
+    masks = {"label": encode.encode_mask(class_ids, checked.classes.palette)}
+    if row_id in checked.predictions:
+        masks["prediction"] = checked.predictions[row_id]
+    photo, masks = visualize.layers_for_report(preview, masks)
+    found = checked.disagreements.get(row_id)
+    return GalleryItem(
+        id=row_id,
+        photo=photo,
+        masks=masks,
+        score=found.value if found else None,
+        classes=[names[class_id] for class_id in np.unique(class_ids) if class_id < len(names)],
+        caption="A network was trained on this pair." if found and not found.out_of_fold else "",
+        link=checked.pairs["image"][index].as_py(),
+    )
 
 
 def _duplicates_sheet(title: str, checked: Checked, pairs: Sequence[tuple[int, int]]) -> Sheet | None:

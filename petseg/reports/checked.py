@@ -40,8 +40,8 @@ class Checked:
     """Near-duplicates as `check.find_duplicates` returns them."""
     disagreements: Mapping[str, Disagreement] = field(default_factory=dict)
     """How much the networks of --checkpoint disagree with the masks, by id. Pairs that cannot be used are missing."""
-    comparisons: Mapping[str, bytes] = field(default_factory=dict)
-    """`visualize.comparison` of the most likely label errors, by id."""
+    predictions: Mapping[str, bytes] = field(default_factory=dict)
+    """Predicted masks of the most likely label errors, as `encode_mask` makes them, by id."""
 
     def masks_upright(self) -> bool | None:
         """Return the decision of --masks-upright or, for auto, that of the masks' sizes. None if nothing decides."""

@@ -23,6 +23,7 @@ from petseg.data.labels import LabelMap
 from petseg.data.pairs import decode_pair
 from petseg.models import checkpoint, encoder_weights
 from petseg.models.build import build
+from petseg.reports.html import number
 from petseg.training import run_folder
 
 SIDE, PAIRS, STEPS = 64, 64, 80
@@ -109,7 +110,8 @@ def test_check_planted_label_errors_come_first(
     [broken] = [row for row in rows if row["error"] is not None]
     assert (broken["id"], broken["disagreement"], broken["out_of_fold"]) == ("pet_0000", None, None)
     page = (tmp_path / "checked" / "report.html").read_text()
-    assert f"{first[0]}: disagreement {rows[0]['disagreement']:.2f}" in page and "Possible label errors" in page
+    assert "Possible label errors" in page and f"disagreement {number(rows[0]['disagreement'])}" in page
+    assert page.index(f">{first[0]}<") < page.index(f">{first[1]}<")
     # By the checkpoint instead of the run, and again: the same.
     [location] = (judge / "checkpoints").iterdir()
     check(call_job, spoilt, "--checkpoint", location)
@@ -138,7 +140,7 @@ def test_check_pairs_that_all_runs_trained_on_are_marked_and_come_last(
     assert "  2 pairs that every network of --checkpoint was trained on, which may hide label errors; " in done.stdout
     assert "labels 26/26 masks" in done.stdout  # both networks score the two
     page = (tmp_path / "checked" / "report.html").read_text()
-    assert page.index("pet_0009: disagreement") < page.index(f"pet_0003: disagreement {rows[0]['disagreement']:.2f}, ")
+    assert page.index(">pet_0009<") < page.index(">pet_0003<") < page.index("A network was trained on this pair.")
 
 
 def test_check_runs_that_cannot_judge_are_refused(

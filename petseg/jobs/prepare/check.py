@@ -110,7 +110,7 @@ def _require_same_classes(location: str, theirs: tuple[str, ...], ours: tuple[st
 
 
 def _check_labels(checked: Checked, networks: "list[Trained]") -> Checked:
-    """Return the result with the disagreement of the networks, and pictures of the most likely label errors."""
+    """Return the result with the disagreement of the networks, and their masks of the most likely label errors."""
     from petseg.evaluation.label_errors import LabelChecker
 
     config, pairs = checked.config, checked.pairs
@@ -122,7 +122,8 @@ def _check_labels(checked: Checked, networks: "list[Trained]") -> Checked:
         progress.close()
     shown = set(check.rank(disagreements)[:LABEL_ERRORS_SHOWN])
     of_shown = pairs.filter(pa.array([row_id in shown for row_id in pairs["id"].to_pylist()], pa.bool_()))
-    return dataclasses.replace(checked, disagreements=disagreements, comparisons=checker.pictures(of_shown))
+    predictions = checker.masks(of_shown, checked.classes.palette)
+    return dataclasses.replace(checked, disagreements=disagreements, predictions=predictions)
 
 
 def _scan(

@@ -14,6 +14,7 @@ from petseg.config.prepare import CheckConfig
 from petseg.data import duplicates, labels
 from petseg.data.check import Disagreement, Row
 from petseg.data.classes import Classes
+from petseg.data.encode import encode_mask
 from petseg.data.labels import LabelMap
 from petseg.data.mask_values import Labels
 from petseg.reports import check
@@ -177,19 +178,19 @@ def on_disk(tmp_path: Path) -> Checked:
 
 
 def test_samples_gallery_missing_photo_or_mask_is_skipped(on_disk: Checked) -> None:
-    gallery = check._samples_gallery(on_disk)
+    gallery = check._gallery(on_disk)
     assert gallery is not None and [item.id for item in gallery.items] == ["a", "b"]
     assert gallery.items[0].link == on_disk.pairs["image"][0].as_py()
     Path(on_disk.pairs["mask"][1].as_py()).unlink()
-    gallery = check._samples_gallery(on_disk)
+    gallery = check._gallery(on_disk)
     assert gallery is not None and [item.id for item in gallery.items] == ["a"]
-    assert check._samples_gallery(dataclasses.replace(on_disk, rows=[Row("a", error="broken")])) is None
+    assert check._gallery(dataclasses.replace(on_disk, rows=[Row("a", error="broken")])) is None
 
 
 def test_samples_gallery_classes_are_those_of_the_mask(on_disk: Checked) -> None:
     label = np.repeat(np.array([[1, 3, 255]], np.uint8), 30, 0).repeat([20, 10, 10], 1)
     Image.fromarray(label).save(on_disk.pairs["mask"][0].as_py())
-    gallery = check._samples_gallery(on_disk)
+    gallery = check._gallery(on_disk)
     assert gallery is not None and [item.classes for item in gallery.items] == [["pet", "border"], ["pet"]]
     shown = np.asarray(Image.open(io.BytesIO(gallery.items[0].masks["label"])))
     assert np.array_equal(shown, np.where(label == 255, 255, label - 1))
@@ -204,14 +205,16 @@ def test_duplicates_sheet_each_pair_names_its_splits(on_disk: Checked) -> None:
     assert many is not None and many.note == "12 of 13; all are in check.parquet, column like."
 
 
-def test_label_errors_sheet_worst_first_and_trained_ones_last(on_disk: Checked, tmp_path: Path) -> None:
-    assert check._label_errors_sheet(on_disk) is None
-    picture = (tmp_path / "a.jpg").read_bytes()
+def test_gallery_of_label_errors_worst_first_and_trained_ones_last(on_disk: Checked) -> None:
+    """The two masks of a pair have one size, also where the prediction of another photo is missing."""
     found = {"a": Disagreement(9.0, False), "b": Disagreement(1.25, True), "c": Disagreement(2.5, True)}
-    result = dataclasses.replace(on_disk, disagreements=found, comparisons={"a": picture, "b": picture})
-    sheet = check._label_errors_sheet(result)
-    captions = ["b: disagreement 1.25", "a: disagreement 9.00, was trained on"]
-    assert sheet is not None and [shown.caption for shown in sheet.pictures] == captions
+    predicted = encode_mask(np.full((30, 40), 2, np.uint8), labels.palette(3))
+    gallery = check._gallery(dataclasses.replace(on_disk, disagreements=found, predictions={"b": predicted}))
+    assert gallery is not None and gallery.title == "Possible label errors"
+    assert [(item.id, item.score) for item in gallery.items] == [("b", 1.25), ("a", 9.0)]
+    assert [list(item.masks) for item in gallery.items] == [["label", "prediction"], ["label"]]
+    assert (np.asarray(Image.open(io.BytesIO(gallery.items[0].masks["prediction"]))) == 2).all()
+    assert [item.caption for item in gallery.items] == ["", "A network was trained on this pair."]
 
 
 def test_page_empty_sections_are_left_out(on_disk: Checked) -> None:
