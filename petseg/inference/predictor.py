@@ -151,12 +151,12 @@ class Predictor:
 
     @torch.inference_mode()
     def blended(
-        self, picture: Image.Image, see_tile: Callable[[Tensor], None] | None = None
+        self, picture: Image.Image, on_tile: Callable[[Tensor], None] | None = None
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield (number of its first row, probabilities (C, rows, W)) of strips of a whole photo, at the photo's size.
 
         Where tiles overlap, their probabilities are averaged, weighted by a tent function that falls off towards the
-        tile's edges. Apart from the photo, only one row of tiles is in memory at a time. `see_tile` is called with the
+        tile's edges. Apart from the photo, only one row of tiles is in memory at a time. `on_tile` is called with the
         probabilities of each tile, at the network's size.
         """
         tiling, (width, height) = self.tiling, picture.size
@@ -179,8 +179,8 @@ class Predictor:
         for top, following in zip(tops, [*tops[1:], height], strict=True):
             for left in lefts:
                 tile = next(predicted)
-                if see_tile is not None:
-                    see_tile(tile)
+                if on_tile is not None:
+                    on_tile(tile)
                 for below, strip in enlarge(tile, tile_h, tile_w):
                     rows = slice(below, below + strip.shape[1])
                     row[:, rows, left : left + tile_w] += strip * weight[rows]

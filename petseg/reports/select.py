@@ -24,7 +24,7 @@ def selection_pages(
     summary = [("photos", f"{len(items):,}"), ("of", f"{prediction.rows.num_rows:,}"), ("chosen by", config.by)]
     shown = [
         Gallery(title="Photos", items=items, score_name="unsure", note=note, colours=colours),
-        sections.facts("Settings", dataclasses.asdict(config)),
+        sections.facts("Settings", {name.rstrip("_"): value for name, value in dataclasses.asdict(config).items()}),
         html.versions(),
         html.rerun("prepare"),
     ]

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import io
 import json
 import shutil
@@ -19,6 +20,7 @@ from PIL import Image
 from petseg import files
 from petseg.data.classes import read_classes
 from petseg.data.labels import LabelMap
+from petseg.jobs.prepare import select
 from petseg.models import checkpoint
 
 MODEL = dataclasses.replace(CONFIG, image_size=(32, 48))
@@ -188,6 +190,20 @@ def test_select_copies_no_file_that_is_no_image(folder: Path, call_job: RunJob) 
     (folder / "secret").write_text("key")
     done = call_job("prepare", "select", "--from", "predicted", "--count", 3, "--output", "next")
     assert_refused(done, "none of the chosen photos can be used any more")
+    assert not (folder / "next").exists()
+
+
+def test_select_that_fails_at_the_end_leaves_nothing(
+    folder: Path, call_job: RunJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        assert (folder / "next" / "annotations.json").is_file() and (folder / "next" / files.REPORT).is_file()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(select, "_write_table", fail)
+    flags = ("--from", "predicted", "--count", 2, "--tool", "coco", "--output", "next")
+    done = call_job("prepare", "select", *flags)
+    assert done.returncode == 1 and "cannot be written: No space left on device; fix this and run" in done.stderr
     assert not (folder / "next").exists()
 
 

@@ -40,7 +40,7 @@ _WRITERS: Mapping[Tool, Callable[..., Iterator[tuple[str, bytes]]]] = {
 }
 
 _CANDIDATES = 10
-"""Photos that --by spread looks at, for each that it chooses: the most unsure ones. The network reads them again."""
+"""Number of photos that --by spread compares for each that it chooses. The network reads these photos again."""
 
 _REMEDY = "fix this, delete the folder, and run the same command again"
 
@@ -78,11 +78,19 @@ def select_photos(config: SelectConfig) -> None:
                 copied = _write(config, prediction, chosen)
         except BaseException:
             with contextlib.suppress(*STORAGE_ERRORS):
-                for name in storage.list_names(config.output):
-                    if name != files.LOCK:
-                        storage.remove_folder(storage.join(config.output, name))
+                _remove_all(config.output)
             raise
     _print_summary(config, copied, len(labelled) - labelled.sum())
+
+
+def _remove_all(output: str) -> None:
+    """Remove what this start has written to the output, which was empty."""
+    for name in storage.list_names(output):
+        location = storage.join(output, name)
+        if name in (files.PHOTO_FOLDER, files.MASK_FOLDER):
+            storage.remove_folder(location)
+        elif name != files.LOCK:
+            storage.remove_file(location)
 
 
 def _write(config: SelectConfig, prediction: FinishedPrediction, chosen: np.ndarray) -> list[_Copied]:

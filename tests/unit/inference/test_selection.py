@@ -1,4 +1,4 @@
-"""Which photos are chosen to be labelled next."""
+"""Tests of the choice of photos to label next."""
 
 import numpy as np
 
