@@ -1,21 +1,17 @@
 """Enlarge class probabilities to a photo's size, and compute what masks and scores need from them. No network."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 STRIP_VALUES = 3 * 2**20
 """Number of probabilities at the original size to process at a time. It bounds the memory for a large photo."""
 
 MARGIN = 0.5
-"""Difference of the two highest probabilities below which a pixel is unsure."""
+"""Difference of the two highest probabilities below which a pixel is unsure.
 
-OUTLINE = 1
-"""Distance from another class, in pixels of the network's size, up to which a pixel is on an outline.
-
-Both values were chosen on held-out photos of pets: with them, the order of the photos is closest to that of their mIoU.
+It was chosen on held-out photos of pets: with it, the order of the photos is closest to that of their mIoU.
 """
 
 
@@ -66,15 +62,26 @@ def _taps(length_in: int, length_out: int, device: torch.device) -> tuple[Tensor
 def unsure_fraction(probabilities_chw: Tensor) -> float:
     """Return the fraction of pixels whose two most probable classes are close, of those that are on no outline.
 
-    The outlines of a good mask are unsure, too. `probabilities_chw` is float (C, H, W). The result is 1 if all pixels
+    A pixel is on an outline if one of its eight neighbours has another class. The outlines of a good mask are unsure,
+    too. `probabilities_chw` is float (C, H, W). The result is 1 if all pixels
     are on an outline, as in noise.
     """
     highest, class_ids = most_probable(probabilities_chw)
     second = torch.zeros_like(highest)
     for class_id, of_class in enumerate(probabilities_chw):  # several times faster than topk
         second = torch.maximum(second, torch.where(class_ids == class_id, 0, of_class))
-    ids, around = class_ids[None].float(), 2 * OUTLINE + 1
-    largest, negated = (F.max_pool2d(values, around, stride=1, padding=OUTLINE)[0] for values in (ids, -ids))
-    inside = largest == -negated
+    inside = _neighbours(class_ids, torch.maximum) == _neighbours(class_ids, torch.minimum)
     unsure = inside & (highest - second < MARGIN)
     return (unsure.sum() / inside.sum()).item() if inside.any() else 1.0
+
+
+def _neighbours(class_ids: Tensor, reduce: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Reduce each value with its eight neighbours: (H, W). For uint8, it takes a fifth of the time of a pooling."""
+    for axis, side in enumerate(class_ids.shape):
+        before, after = class_ids.narrow(axis, 0, side - 1), class_ids.narrow(axis, 1, side - 1)
+        reduced = class_ids.clone()
+        reduced.narrow(axis, 1, side - 1).copy_(reduce(before, after))
+        front = reduced.narrow(axis, 0, side - 1)
+        front.copy_(reduce(front, after))
+        class_ids = reduced
+    return class_ids
