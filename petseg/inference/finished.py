@@ -1,10 +1,10 @@
 """Read a finished prediction: which photos it has, how unsure each mask is, and the masks of some of them."""
 
 import itertools
-import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +15,11 @@ from petseg.config.base import MAX_PIXELS
 from petseg.data.ids import safe_id
 from petseg.data.image_file import DecodeError, open_image
 from petseg.errors import InputError
+from petseg.inference.output_folder import SHARD_FILE
 from petseg.inference.plan import FORMAT
 from petseg.lookahead import map_ahead
 
 _COLUMNS = ["id", "image", "class_pixels", "unsure"]
-_SHARD = re.compile(r"part-\d{5,}-of-\d{5,}\.parquet")
 _THREADS = 16
 
 
@@ -31,6 +31,8 @@ class FinishedPrediction:
     rows: pa.Table
     """Columns `id`, `image`, `class_pixels`, `unsure` and `shard` (the name of the shard's file), in order of the ids.
     """
+    failed: int
+    """Number of photos without a mask, which are not in `rows`."""
     class_names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     checkpoint: str
@@ -65,24 +67,19 @@ def read_finished(location: str, flag: str) -> FinishedPrediction:
         raise InputError(f"{flag} {location}: {files.PLAN} or {files.CONFIG} was edited; predict again") from error
 
     def read(name: str) -> pa.Table:
-        with storage.open_file(storage.join(location, name)) as file:
-            rows = pq.read_table(file, columns=_COLUMNS).replace_schema_metadata(None)
+        rows = _read_shard(storage.join(location, name), _COLUMNS)
         # A dictionary, because the name is the same in all rows.
         shard = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows.num_rows, np.int32)), pa.array([name]))
         return rows.append_column("shard", shard)
 
-    shards = sorted(name for name in names if _SHARD.fullmatch(name))
-    with storage.as_input_error(f"{flag} {location}: cannot be read"), ThreadPoolExecutor(_THREADS) as pool:
-        try:
-            rows = pa.concat_tables(map_ahead(pool, read, shards, _THREADS))
-        except pa.ArrowException as error:
-            raise InputError(
-                f"{flag} {location}: a shard is broken ({storage.reason(error)}); predict again"
-            ) from error
-    rows = rows.filter(rows["unsure"].is_valid())
-    if not rows.num_rows:
+    shards = sorted(name for name in names if SHARD_FILE.fullmatch(name))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        rows = pa.concat_tables(map_ahead(pool, read, shards, _THREADS))
+    with_mask = rows.filter(rows["unsure"].is_valid())
+    if not with_mask.num_rows:
         raise InputError(f"{flag} {location}: no photo of it has a mask")
-    return FinishedPrediction(location, rows, class_names, palette, checkpoint)
+    failed = rows.num_rows - with_mask.num_rows
+    return FinishedPrediction(location, with_mask, failed, class_names, palette, checkpoint)
 
 
 def read_masks(prediction: FinishedPrediction, indices: Sequence[int]) -> Iterator[np.ndarray]:
@@ -97,11 +94,20 @@ def read_masks(prediction: FinishedPrediction, indices: Sequence[int]) -> Iterat
         unsafe = [row_id for row_id in ids if safe_id(row_id) != row_id]
         if unsafe:  # it will name a file
             raise InputError(f"{location}: {unsafe[0]!r} is not an id; was it edited?")
-        with storage.as_input_error(f"{location}: cannot be read"), storage.open_file(location) as file:
-            table = pq.read_table(file, columns=["id", "mask_png"], filters=[("id", "in", ids)])
+        table = _read_shard(location, ["id", "mask_png"], filters=[("id", "in", ids)])
         masks = dict(zip(table["id"].to_pylist(), table["mask_png"].to_pylist(), strict=True))
         for row_id in ids:
             yield _decode_mask(masks[row_id] or b"", len(prediction.class_names), f"{location}: the mask of {row_id}")
+
+
+def _read_shard(location: str, columns: list[str], filters: list[Any] | None = None) -> pa.Table:
+    """Return columns of a shard. Raises `InputError` if it cannot be read."""
+    with storage.as_input_error(f"{location}: cannot be read"):
+        try:
+            with storage.open_file(location) as file:
+                return pq.read_table(file, columns=columns, filters=filters).replace_schema_metadata(None)
+        except pa.ArrowException as error:
+            raise InputError(f"{location}: broken ({storage.reason(error)}); predict again") from error
 
 
 def _decode_mask(content: bytes, num_classes: int, what: str) -> np.ndarray:

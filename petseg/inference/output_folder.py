@@ -20,7 +20,9 @@ from petseg.files import MASK_FOLDER, OVERLAY_FOLDER
 from petseg.inference.plan import Outputs, Plan, Summary, Target, fingerprint
 from petseg.storage import checks, sharded_output
 
-_SHARD_FILE = re.compile(r"part-\d{5,}-of-\d{5,}\.parquet")
+SHARD_FILE = re.compile(r"part-\d{5,}-of-\d{5,}\.parquet")
+"""Pattern of the file names of shards."""
+
 _IO_THREADS = 16
 _CHUNK = 10_000
 _NAMES_SHOWN = 5
@@ -223,7 +225,7 @@ def _clear(output: str, before: dict[str, Any]) -> None:
     for name in (files.SUCCESS, files.REPORT):
         storage.remove_file(storage.join(output, name))
     for name in names:
-        if _SHARD_FILE.fullmatch(name):
+        if SHARD_FILE.fullmatch(name):
             storage.remove_file(storage.join(output, name))
     folders = {folder: ending for folder, ending in _outputs_of(before).files().items() if folder in names}
     if not folders:

@@ -5,9 +5,7 @@ import dataclasses
 from petseg import storage
 from petseg.config.base import SPLITS, ConfigT
 
-LOCATIONS = {
-    *("images", "masks", "labels", "labelled", "data", "checkpoint", "init_from", "storage", "output", "cache"),
-}
+LOCATIONS = set("images masks labels labelled data checkpoint init_from storage output cache".split())
 """Names of the settings that are locations: local paths or URIs."""
 
 

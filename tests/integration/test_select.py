@@ -74,6 +74,7 @@ def test_select_copies_the_most_unsure_photos_with_their_masks(folder: Path, cal
     done = call_job("prepare", "select", "--from", "predicted", "--count", 5, "--output", "next")
     assert done.returncode == 0, done.stderr
     assert f"5 photos with their masks: {folder / 'next'}" in done.stdout
+    assert "note: 1 photos of the prediction failed; without a mask they are not chosen" in done.stdout
     rows = table(folder / "next" / files.PHOTOS)
     assert [row["id"] for row in rows] == [row["id"] for row in expected]
     for row, of_prediction in zip(rows, expected, strict=True):

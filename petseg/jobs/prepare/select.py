@@ -80,7 +80,7 @@ def select_photos(config: SelectConfig) -> None:
             with contextlib.suppress(*STORAGE_ERRORS):
                 _remove_all(config.output)
             raise
-    _print_summary(config, copied, len(labelled) - labelled.sum())
+    _print_summary(config, copied, len(labelled) - labelled.sum(), prediction.failed)
 
 
 def _remove_all(output: str) -> None:
@@ -171,6 +171,7 @@ def _copy(config: SelectConfig, prediction: FinishedPrediction, chosen: np.ndarr
     progress = Progress(len(rows), 0, 0, sys.stdout, unit=("photos", 1))
     try:
         for row, entry, content, mask in zip(rows, entries, contents, read_masks(prediction, rows), strict=True):
+            progress.add(1)
             try:
                 preview = _preview(content, mask)
             except (DecodeError, OSError) as error:
@@ -179,7 +180,6 @@ def _copy(config: SelectConfig, prediction: FinishedPrediction, chosen: np.ndarr
                 continue
             assert isinstance(content, bytes)
             copied[row] = _copy_one(config, prediction, row, entry, content, preview, mask)
-            progress.add(1)
     finally:
         progress.close()
     return [copied[row] for row in chosen.tolist() if row in copied]
@@ -222,7 +222,7 @@ def _copy_one(
         photo=photo,
         masks=masks,
         score=entry["unsure"],
-        classes=[name for name, pixels in zip(prediction.class_names, entry["class_pixels"], strict=True) if pixels],
+        classes=[label for label, pixels in zip(prediction.class_names, entry["class_pixels"], strict=True) if pixels],
         link=f"{files.PHOTO_FOLDER}/{name}",
     )
     return _Copied(row, name, item)
@@ -260,14 +260,17 @@ def _write_table(config: SelectConfig, prediction: FinishedPrediction, copied: l
     storage.write(storage.join(config.output, files.PHOTOS), table.getvalue().encode())
 
 
-def _print_summary(config: SelectConfig, copied: list[_Copied], available: int) -> None:
-    """Print what was written. `available` is the number of photos that could be chosen."""
+def _print_summary(config: SelectConfig, copied: list[_Copied], available: int, failed: int) -> None:
+    """Print what was written. `available` photos could be chosen; `failed` ones have no mask."""
     print(f"{len(copied)} photos with their masks: {config.output}")
+    if failed:
+        print(f"note: {failed} photos of the prediction failed; without a mask they are not chosen")
     if available < config.count:
         print(f"note: --count {config.count}: the prediction has only {available} photos without a label")
     print(f"look at them: {storage.join(config.output, files.REPORT)}")
     if config.tool is not None:
-        merges = {files.CLASSES, files.PHOTOS} <= set(storage.list_names(config.labelled or config.output))
+        names = storage.list_names(config.labelled) if config.labelled else []
+        merges = files.CLASSES in names and files.PHOTOS in names
         words = ["masks", "--from", config.tool, "--images", "PHOTOS", "--labels", "LABELS", "--unlabelled"]
         words += [config.unlabelled or "CLASS", "--output", *([config.labelled, "--merge"] if merges else ["MASKS"])]
         print(f"next, with the corrected labels: {command_line('prepare', words)}")
