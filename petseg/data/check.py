@@ -80,7 +80,7 @@ class Row:
 
 
 class Disagreement(NamedTuple):
-    """How much networks disagree with a mask. See `ROWS` for the fields."""
+    """Disagreement of networks with a mask: the columns `disagreement` and `out_of_fold` of `ROWS`."""
 
     value: float
     out_of_fold: bool

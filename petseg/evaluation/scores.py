@@ -81,9 +81,8 @@ def disagreement(strips: Iterable[tuple[int, Tensor]], truth: np.ndarray) -> flo
 
     It ranks masks by how likely they have a label error. `strips` and `truth` are those of `count`. Due to the squares,
     a pixel where the network is sure of another class counts more than several where it is unsure, such as those along
-    contours. A small part that is wrong therefore stands out, which it does not in the mean
-    (`benchmarks/label_errors.py`). Probabilities below `LEAST_PROBABILITY` are raised to it, so that no few pixels
-    decide.
+    contours. So a small part that is wrong counts more than in the mean: `benchmarks/label_errors.py` compares both.
+    Probabilities below `LEAST_PROBABILITY` are raised to it, so that a few pixels do not decide.
     """
     squares, pixels = 0.0, 0
     for top, strip in strips:

@@ -39,7 +39,7 @@ class Checked:
     near_duplicates: Sequence[tuple[int, int, int]]
     """Near-duplicates as `check.find_duplicates` returns them."""
     disagreements: Mapping[str, Disagreement] = field(default_factory=dict)
-    """How much the networks of --checkpoint disagree with the masks, by id. Pairs that cannot be used are missing."""
+    """Disagreement of the networks of --checkpoint with each mask, by id. Masks that cannot be read have none."""
     predictions: Mapping[str, bytes] = field(default_factory=dict)
     """Predicted masks of the most likely label errors, as `encode_mask` makes them, by id."""
 

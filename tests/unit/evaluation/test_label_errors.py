@@ -72,7 +72,7 @@ def test_disagreement_small_sure_error_outranks_an_unsure_contour() -> None:
 
 
 def test_disagreement_equals_hand_computed_in_strips_of_any_height() -> None:
-    """Of four pixels, one is ignored, one is right, one has 1/4, and one has 0, which counts as 1e-4."""
+    """The label's probability is 1, 1/4 and 0 at three pixels, and 0 counts as 1e-4. The fourth pixel is ignored."""
     found = torch.tensor([[[0.5, 1.0], [0.25, 1.0]], [[0.5, 0.0], [0.75, 0.0]]])
     mask = np.array([[IGNORE_ID, 0], [0, 1]], np.uint8)
     mask.flags.writeable = False  # as Pillow's are

@@ -17,7 +17,7 @@ def test_unsure_fraction_sure_mask_is_zero() -> None:
 
 
 def test_unsure_fraction_counts_close_pixels_off_the_outline() -> None:
-    """Of 20 columns, those on both sides of the outline do not count; 9 of the other 18 are unsure."""
+    """The two columns at the outline do not count. Half of the other 18 columns are unsure."""
     assert unsure_fraction(halves(0.99, 0.45)) == 0.5
 
 
