@@ -5,7 +5,9 @@ import dataclasses
 from petseg import storage
 from petseg.config.base import SPLITS, ConfigT
 
-LOCATIONS = set("images masks labels labelled data checkpoint init_from storage output cache".split())
+LOCATIONS = {
+    "images", "masks", "labels", "labelled", "data", "checkpoint", "init_from", "storage", "output", "cache",
+}  # fmt: skip
 """Names of the settings that are locations: local paths or URIs."""
 
 

@@ -1,5 +1,6 @@
 """Download the Oxford-IIIT Pet dataset: `petseg prepare oxford-pets`."""
 
+import tarfile
 from pathlib import Path
 
 from petseg import cli, storage
@@ -22,6 +23,8 @@ def download(config: OxfordConfig) -> None:
     unpacked = oxford_pets.finished(output)
     status = "already finished; nothing to do"
     if unpacked is None:
+        if not hasattr(tarfile, "data_filter"):
+            raise InputError("petseg prepare oxford-pets needs Python 3.11.4 or later, which can check archives")
         oxford_pets.fetch(config.url, Path(cache))
         with checks.translate_write_errors(output):
             unpacked = oxford_pets.unpack(Path(cache), output)

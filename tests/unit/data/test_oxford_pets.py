@@ -341,6 +341,14 @@ runpy.run_path({str(ROOT / "jobs" / "prepare.py")!r}, run_name="__main__")
             assert_refused(call_job("prepare", "oxford-pets", *places, *flags), line)
             assert not (tmp_path / "pets").exists()
 
+    def test_job_python_that_cannot_check_archives_is_refused(
+        self, server: Server, tmp_path: Path, call_job: RunJob, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delattr(tarfile, "data_filter")  # as with Debian 12's Python 3.11.2
+        places = ("--output", "pets", "--cache", "archives", "--url", f"{server.address}/data")
+        assert_refused(call_job("prepare", "oxford-pets", *places), "needs Python 3.11.4 or later")
+        assert not (tmp_path / "archives").exists()
+
     def test_job_archive_with_other_md5_stops_and_removes_it(self, server: Server, tmp_path: Path) -> None:
         server.files["/data/images.tar.gz"] = b"other"
         done = self.run(tmp_path, f"{server.address}/data")
