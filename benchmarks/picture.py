@@ -92,7 +92,8 @@ def draw(results: str) -> str:
 
 def draw_curve(results: str) -> str:
     """Return the SVG of mIoU over the number of labelled pairs, on a logarithmic axis, a line for each recipe."""
-    counts = sorted(int(count) for count in re.findall(r"^\| pretrained, (\d+) pairs \|", results, re.MULTILINE))
+    # A set, because another table of the section has the same rows.
+    counts = sorted({int(count) for count in re.findall(r"^\| pretrained, (\d+) pairs \|", results, re.MULTILINE)})
     left, right, top, bottom, low, high = 60, _WIDTH - 170, 52, 300, 0.3, 0.8
 
     def place(count: int, miou: float) -> tuple[int, int]:

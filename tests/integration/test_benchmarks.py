@@ -71,7 +71,10 @@ def test_ratio_compares_the_same_round() -> None:
 def test_picture_equals_the_figures_in_the_results() -> None:
     results = picture.RESULTS.read_text()
     assert picture.PICTURE.read_text() == picture.draw(results), "run benchmarks/picture.py"
-    assert picture.CURVE.read_text() == picture.draw_curve(results), "run benchmarks/picture.py"
+    curve = picture.draw_curve(results)
+    assert picture.CURVE.read_text() == curve, "run benchmarks/picture.py"
+    points = [line for line in curve.splitlines() if line.startswith("<circle")]
+    assert len(points) == len(set(points)) == 2 * 6  # two recipes, from 50 to 1,319 pairs
 
 
 def test_pet_with_border_counts_both_as_one_class() -> None:
