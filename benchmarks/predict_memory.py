@@ -104,10 +104,10 @@ def list_names(count: int) -> str:
     from petseg.data import manifest
     from petseg.inference.plan import Outputs, make_plan
 
-    def listed(_: str) -> Iterator[str]:
-        return (f"{i % 1000:03}/photo-{i * 7919 % count:08}.jpg" for i in range(count))
+    def listed(*_: object) -> Iterator[tuple[str, str]]:
+        return ((f"{i % 1000:03}/photo-{i * 7919 % count:08}.jpg", f"{i}-{i}") for i in range(count))
 
-    storage.list_files = listed
+    storage.list_versions = listed
     before = megabytes(os.getpid(), "VmHWM")
     started = time.monotonic()
     found = manifest.discover("/data/photos/of/some/project")

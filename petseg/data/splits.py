@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from petseg import storage
 from petseg.config.base import SPLITS, parse_fold
-from petseg.data.manifest import IMAGE_EXTENSIONS
+from petseg.data.listing import IMAGE_EXTENSIONS
 from petseg.errors import InputError
 from petseg.storage import sharded_output
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from petseg import cli, files, storage
 from petseg.config.model import ModelConfig
 from petseg.config.predict import PredictConfig
-from petseg.data import manifest
+from petseg.data import listing, manifest
 from petseg.data.notes import note_lines
 from petseg.data.photo_table import place_to_share
 from petseg.data.tiles import tiling_of
@@ -35,7 +35,7 @@ def main() -> None:
     checks.require_no_overlap(output, {"--images": images}, (files.MASK_FOLDER, files.OVERLAY_FOLDER))
     checks.require_writable(output, "--output")
     clock = Clock()
-    skipped: manifest.Skipped = {}
+    skipped: listing.Skipped = {}
     photos = manifest.discover(images, skipped=skipped)
     if config.limit is not None:
         photos = manifest.sample(photos, config.limit)
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def _predict(
-    config: PredictConfig, plan: Plan, model: ModelConfig, weights: bytes, skipped: manifest.Skipped, clock: Clock
+    config: PredictConfig, plan: Plan, model: ModelConfig, weights: bytes, skipped: listing.Skipped, clock: Clock
 ) -> None:
     """Predict the missing shards, and finish the output."""
     output = plan.target.output
@@ -155,9 +155,9 @@ def _require_few_errors(failed: int, plan: Plan, done: dict[int, Summary], max_e
     )
 
 
-def _print_summary(summary: Summary, skipped: manifest.Skipped, output: str, status: str) -> None:
+def _print_summary(summary: Summary, skipped: listing.Skipped, output: str, status: str) -> None:
     print(f"{status}; {summary.rows} rows, {summary.failed} failed: {output}")
-    for line in manifest.skipped_lines(skipped):
+    for line in listing.skipped_lines(skipped):
         print(f"  {line}")
     for line in note_lines(summary.notes):
         print(f"  note: {line}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from petseg.config.prepare import CheckConfig
-from petseg.data import manifest, orientation
+from petseg.data import listing, orientation
 from petseg.data.check import Disagreement, Row
 from petseg.data.classes import Classes
 from petseg.data.mask_values import Labels
@@ -27,7 +27,7 @@ class Checked:
     """Ids of the photos without a mask."""
     unpaired_masks: Sequence[str]
     """Ids of the masks without a photo."""
-    skipped: manifest.Skipped
+    skipped: listing.Skipped
     """Numbers of files in the two folders that are no images."""
     splits: Mapping[str, str]
     """Split (train, val or test) of each id."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from petseg.config.prepare import CheckConfig
-from petseg.data import check, duplicates, manifest, orientation
+from petseg.data import check, duplicates, listing, orientation
 from petseg.data.check import Row
 from petseg.data.labels import IGNORE_ID, LOSSY_REMEDY
 from petseg.data.mask_values import Labels, suggest
@@ -66,7 +66,7 @@ def _unpaired(names: Sequence[str], kind: str, missing: str, folder: str) -> Fin
 
 def _skipped_files(checked: Checked) -> list[Finding]:
     remedy = "convert or rename those that are images"
-    return [Finding(line, remedy, blocks_training=False) for line in manifest.skipped_lines(checked.skipped)]
+    return [Finding(line, remedy, blocks_training=False) for line in listing.skipped_lines(checked.skipped)]
 
 
 def _notes(checked: Checked) -> list[Finding]:

@@ -72,15 +72,43 @@ def list_files(folder: str, skipped: Counter[str] | None = None) -> Iterator[str
     """
     skipped = Counter() if skipped is None else skipped
     if is_local(folder):
-        yield from local.list_files(folder, skipped)
-        return
+        for below, _ in local.list_files(folder, skipped):
+            yield below
+    else:
+        for below, _ in _list_remote(folder, skipped):
+            yield below
+
+
+def list_versions(folder: str, skipped: Counter[str] | None = None) -> Iterator[tuple[str, str]]:
+    """Do as `list_files`, but yield (path, version) of every file.
+
+    A file whose content changes gets another version. It consists of the size and the modification time of the file,
+    or is the ETag of an object. It is "" for a link to nothing.
+    """
+    skipped = Counter() if skipped is None else skipped
+    if is_local(folder):
+        for below, entry in local.list_files(folder, skipped):
+            yield below, local.version(entry)
+    else:
+        yield from _list_remote(folder, skipped)
+
+
+def version(location: str) -> str:
+    """Return the version of a local file, as `list_versions` does; "" if it is missing, or in an object store.
+
+    There, it would need a request.
+    """
+    return local.version(Path(location)) if is_local(location) else ""
+
+
+def _list_remote(folder: str, skipped: Counter[str]) -> Iterator[tuple[str, str]]:
     store, path = remote(folder)
     with as_input_error(f"{folder}: cannot be listed"):
-        for below in store.list_files(path):
+        for below, etag in store.list_files(path):
             if any(part.startswith(".") for part in below.split("/")):
                 skipped["hidden"] += 1
             else:
-                yield below
+                yield below, etag
 
 
 def is_file(location: str) -> bool:

@@ -30,14 +30,14 @@ class ArrowStore:
         except (OSError, pa.ArrowException) as error:
             raise NoSuchPlaceError(f"{self._place}: cannot be opened: {without_secrets(error)}") from error
 
-    def list_files(self, folder: str) -> Iterator[str]:
+    def list_files(self, folder: str) -> Iterator[tuple[str, str]]:
         """Do as `S3Store.list_files`."""
         path = self._path(folder)
         with self._errors(folder):
             infos = self._filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
         for info in infos:
             if info.type == pafs.FileType.File:
-                yield info.path[len(path) + 1 :]
+                yield info.path[len(path) + 1 :], f"{info.size}-{info.mtime_ns or 0}"
 
     def list_names(self, folder: str) -> list[str]:
         """Do as `S3Store.list_names`."""
@@ -76,7 +76,7 @@ class ArrowStore:
 
     def remove_folder(self, path: str) -> None:
         """Do as `S3Store.remove_folder`."""
-        for below in self.list_files(path):
+        for below, _ in self.list_files(path):
             self.remove_file(f"{path}/{below}")
 
     def require_writable(self, folder: str) -> None:

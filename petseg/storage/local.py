@@ -18,8 +18,8 @@ TEMPORARY = ".petseg-tmp-"
 """Prefix of the temporary name under which a file is written before it is renamed."""
 
 
-def list_files(folder: str, skipped: Counter[str]) -> Iterator[str]:
-    """Do as `storage.list_files`."""
+def list_files(folder: str, skipped: Counter[str]) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
+    """Do as `storage.list_files`, but yield (path, entry) of every file."""
     if os.path.isfile(folder):  # noqa: PTH113
         raise InputError(f"{folder}: it is a file; give the folder that contains it")
     if not os.path.isdir(folder):  # noqa: PTH112
@@ -41,11 +41,20 @@ def list_files(folder: str, skipped: Counter[str]) -> Iterator[str]:
                     elif entry.is_dir():
                         waiting.append((f"{below}{entry.name}/", above))
                     elif entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)):  # noqa: PTH110
-                        yield below + entry.name
+                        yield below + entry.name, entry
                     else:
                         skipped["pipe or device"] += 1
         except OSError as error:
             raise InputError(f"{error.filename}: cannot be listed: {error.strerror}") from error
+
+
+def version(file: "os.DirEntry[str] | Path") -> str:
+    """Do as `storage.version`."""
+    try:
+        found = file.stat()
+    except OSError:
+        return ""
+    return f"{found.st_size}-{found.st_mtime_ns}"
 
 
 def write(location: str, content: bytes, scratch: str | None) -> None:

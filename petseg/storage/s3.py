@@ -38,13 +38,13 @@ class S3Store:
     def __init__(self, bucket: str) -> None:
         self._bucket = bucket
 
-    def list_files(self, folder: str) -> Iterator[str]:
-        """Yield the path, relative to `folder`, of every object in it. One request lists 1,000 objects."""
+    def list_files(self, folder: str) -> Iterator[tuple[str, str]]:
+        """Yield (path relative to `folder`, version) of every object in it. One request lists 1,000 objects."""
         start = f"{folder}/" if folder else ""
         for page in self._pages(Prefix=start):
             for item in page.get("Contents", ()):
                 if not item["Key"].endswith("/"):  # some tools create empty objects as folders
-                    yield item["Key"][len(start) :]
+                    yield item["Key"][len(start) :], item.get("ETag", "")
 
     def list_names(self, folder: str) -> list[str]:
         """Return the names of the objects and folders directly in `folder`."""

@@ -22,7 +22,7 @@ import tifffile
 from PIL import Image
 
 from petseg.config.train import TrainConfig
-from petseg.data import manifest, orientation
+from petseg.data import listing, manifest, orientation
 from petseg.data.classes import resolve_classes
 from petseg.data.labels import IGNORE_ID
 from petseg.errors import InputError
@@ -296,7 +296,7 @@ def differences(truth: Truth) -> list[str]:
 
 
 def _predicted(truth: Truth) -> list[str]:
-    skipped: manifest.Skipped = {}
+    skipped: listing.Skipped = {}
     photos = manifest.discover(truth.images, skipped=skipped)
     found, expected = set(photos["id"].to_pylist()), truth.photos.keys() | truth.broken_photos
     wrong = [f"ids {found ^ expected}"] if found != expected else []

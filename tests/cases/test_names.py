@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from petseg.data import manifest, splits
+from petseg.data import listing, manifest, splits
 from petseg.errors import InputError
 
 NAMES = [
@@ -85,12 +85,12 @@ def test_every_file_that_is_no_photo_is_counted_by_reason(tmp_path: Path, capsys
     photos = [f"{i}{ending}" for i, ending in enumerate([".jpg", ".JFIF", ".jpe", ".mpo", ".avif", ".jp2"])]
     others = ["a.mov", "b.MOV", "c.dng", "d", "sub.dir/e", ".f.jpg", "g.jpg.part"]
     images = touch(tmp_path, *photos, *others)
-    skipped: manifest.Skipped = {}
+    skipped: listing.Skipped = {}
     assert manifest.discover(images, skipped=skipped).num_rows == len(photos)
     assert skipped == {"--images": {".mov": 2, ".dng": 1, "without extension": 2, "hidden": 1, ".part": 1}}
     assert sum(skipped["--images"].values()) == len(others)
     line = "--images: skipped 2 .mov, 2 without extension, 1 .dng, 1 .part, 1 hidden"
-    assert manifest.skipped_lines(skipped) == [line]
+    assert listing.skipped_lines(skipped) == [line]
     assert not capsys.readouterr().out
     manifest.discover(images)
     assert capsys.readouterr().out == f"note: --images {images}: {line.removeprefix('--images: ')}\n"
@@ -131,7 +131,7 @@ def test_names_that_end_differently_are_paired(case: str, tmp_path: Path, capsys
 def test_suffix_flag_takes_one_of_several_files_per_photo(tmp_path: Path) -> None:
     images = touch(tmp_path / "photos", "a_0000.png", "a_0001.png", "b_0000.png", "b_0001.png")
     masks = touch(tmp_path / "masks", "a.png", "b.png")
-    skipped: manifest.Skipped = {}
+    skipped: listing.Skipped = {}
     found = manifest.discover(images, masks, suffixes=("_0000", ""), skipped=skipped)
     assert found["id"].to_pylist() == ["a_0000", "b_0000"]
     assert skipped == {"--images": {"without --image-suffix _0000": 2}, "--masks": {}}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from petseg.data.annotations.labels import PhotoLabels
 from petseg.data.ids import safe_id
-from petseg.data.manifest import IMAGE_EXTENSIONS
+from petseg.data.listing import IMAGE_EXTENSIONS
 from petseg.errors import InputError
 
 _ENDINGS = {*IMAGE_EXTENSIONS, ".json", ".txt"}

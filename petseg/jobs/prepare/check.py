@@ -12,7 +12,7 @@ from petseg import cli, files, storage
 from petseg.cli.invocation import command_line
 from petseg.config.base import MAX_PIXELS
 from petseg.config.prepare import CheckConfig
-from petseg.data import check, manifest, splits
+from petseg.data import check, listing, manifest, splits
 from petseg.data.classes import Classes, resolve_classes
 from petseg.data.mask_values import sum_values
 from petseg.errors import InputError, JobError
@@ -37,7 +37,7 @@ def check_set(config: CheckConfig) -> None:
         raise InputError(
             f"--output {config.output}: {files.REPORT} already exists; choose another folder, or pass --overwrite"
         )
-    skipped: manifest.Skipped = {}
+    skipped: listing.Skipped = {}
     suffixes = (config.image_suffix, config.mask_suffix)
     pairs, unpaired_photos, unpaired_masks = manifest.match(
         config.images, config.masks, suffixes=suffixes, skipped=skipped
@@ -132,7 +132,7 @@ def _scan(
     pairs: pa.Table,
     unpaired_photos: pa.Table,
     unpaired_masks: pa.Table,
-    skipped: manifest.Skipped,
+    skipped: listing.Skipped,
 ) -> Checked:
     """Read all pairs and return everything the report needs."""
     val_fraction = config.val_fraction or (None if config.val_count else recipes.VAL_FRACTION)

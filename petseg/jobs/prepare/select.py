@@ -16,7 +16,7 @@ from petseg import cli, files, storage
 from petseg.cli.invocation import command_line
 from petseg.config.base import MAX_PIXELS
 from petseg.config.labelling import SelectConfig, Tool
-from petseg.data import manifest, visualize
+from petseg.data import listing, manifest, visualize
 from petseg.data.annotations import coco, label_studio, labelme
 from petseg.data.annotations.labels import MaskedPhoto
 from petseg.data.classes import numbered_classes, write_classes
@@ -210,7 +210,7 @@ def _copy_one(
     """Write a photo and its mask. `entry` has the values of its row."""
     row_id = entry["id"]
     extension = PurePosixPath(entry["image"]).suffix
-    if extension.lower() not in manifest.IMAGE_EXTENSIONS:  # a table may name any file
+    if extension.lower() not in listing.IMAGE_EXTENSIONS:  # a table may name any file
         extension = f".{content_format(content).lower().replace('jpeg2000', 'jp2')}"
     name = row_id + extension
     png = encode_mask(mask, prediction.palette)

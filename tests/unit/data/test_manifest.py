@@ -1,10 +1,13 @@
+import os
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from petseg.data import manifest, splits
+from petseg import storage
+from petseg.data import listing, manifest, splits
 from petseg.errors import InputError
+from petseg.storage import checks
 
 
 def touch(folder: Path, *names: str) -> str:
@@ -23,11 +26,28 @@ def test_discover_subfolders_photos_and_masks_are_paired_by_path(tmp_path: Path)
     ]
 
 
-def test_discover_no_masks_column_is_null(tmp_path: Path) -> None:
-    found = manifest.discover(touch(tmp_path, "b.webp", "a.tif"))
-    assert found.schema == manifest.SCHEMA
-    assert found["id"].to_pylist() == ["a", "b"]
-    assert found["mask"].null_count == 2
+def test_discover_photos_alone_have_a_version_that_changes_with_the_file(tmp_path: Path) -> None:
+    folder = touch(tmp_path, "b.webp", "a.tif")
+    (tmp_path / "link.png").symlink_to("nowhere")
+    before = manifest.discover(folder)
+    assert before.column_names == ["id", "image", "version"]
+    assert before["id"].to_pylist() == ["a", "b", "link"]
+    assert before["version"][2].as_py() is None
+    assert manifest.discover(folder) == before
+    (tmp_path / "a.tif").write_bytes(b"longer")
+    os.utime(tmp_path / "b.webp", ns=(1, 1))
+    after = manifest.discover(folder)
+    assert after["version"][0] != before["version"][0] and after["version"][1] != before["version"][1]
+
+
+def test_discover_table_local_files_have_versions_and_objects_have_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "require_readable", lambda *_: None)
+    folder = touch(tmp_path / "photos", "a.jpg")
+    (tmp_path / "photos.csv").write_text("id,uri\na,photos/a.jpg\nb,s3://bucket/b.jpg\n")
+    found = manifest.discover(str(tmp_path / "photos.csv"))
+    assert found["version"].to_pylist() == [*manifest.discover(folder)["version"].to_pylist(), None]
 
 
 def test_discover_mask_folder_inside_photo_folder_masks_are_skipped(tmp_path: Path) -> None:
@@ -92,8 +112,8 @@ UNSAFE = {
 @pytest.mark.parametrize("name", UNSAFE)
 def test_discover_key_that_is_no_safe_path_gets_an_escaped_id(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Most of these are names of objects only."""
-    monkeypatch.setattr(manifest.storage, "list_files", lambda *_: iter([f"{name}.jpg"]))
-    monkeypatch.setattr(manifest.checks, "require_readable", lambda *_: None)
+    monkeypatch.setattr(storage, "list_versions", lambda *_: iter([(f"{name}.jpg", "")]))
+    monkeypatch.setattr(checks, "require_readable", lambda *_: None)
     [row] = manifest.discover("s3://bucket/photos").to_pylist()
     assert (row["id"], row["image"]) == (UNSAFE[name], f"s3://bucket/photos/{name}.jpg")
 
@@ -104,7 +124,7 @@ def test_discover_escaped_id_that_another_name_has_is_refused(tmp_path: Path) ->
 
 
 def test_discover_undecodable_file_name_is_counted(tmp_path: Path) -> None:
-    skipped: manifest.Skipped = {}
+    skipped: listing.Skipped = {}
     photos = manifest.discover(touch(tmp_path, "\udcff.jpg", "a.jpg"), skipped=skipped)
     assert photos["id"].to_pylist() == ["a"]
     assert skipped == {"--images": {"with a name that is not UTF-8": 1}}
@@ -112,10 +132,10 @@ def test_discover_undecodable_file_name_is_counted(tmp_path: Path) -> None:
 
 def test_discover_single_photo_is_taken(tmp_path: Path) -> None:
     folder = touch(tmp_path, "a.v1.JPG", "b.jpg", "c.txt")
-    skipped: manifest.Skipped = {}
+    skipped: listing.Skipped = {}
     [row] = manifest.discover(f"{folder}/a.v1.JPG", skipped=skipped).to_pylist()
     assert skipped == {"--images": {}}
-    assert row == {"id": "a.v1", "image": f"{folder}/a.v1.JPG", "mask": None}
+    assert (row["id"], row["image"]) == ("a.v1", f"{folder}/a.v1.JPG") and row["version"] is not None
     with pytest.raises(InputError, match=r"c\.txt: it is a file; give the folder that contains it"):
         manifest.discover(f"{folder}/c.txt")
 
@@ -153,7 +173,7 @@ def test_sample_rows_are_evenly_spaced(tmp_path: Path) -> None:
 
 
 def test_discover_several_chunks_rows_are_sorted_by_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifest, "_CHUNK", 3)
+    monkeypatch.setattr(listing, "CHUNK", 3)
     names = [f"{i % 3}/{i:02}.jpg" for i in range(20)]
     rows = manifest.discover(touch(tmp_path, *names))
     assert rows["image"].to_pylist() == sorted(f"{tmp_path}/{name}" for name in names)
