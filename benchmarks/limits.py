@@ -37,11 +37,10 @@ from petseg.config.train import TrainConfig
 from petseg.data import decode, demo, encode, labels, manifest
 from petseg.data.decode import Photo
 from petseg.inference import output_folder, plan
-from petseg.inference.plan import Outputs, shard_rows
+from petseg.inference.plan import Outputs
 from petseg.inference.predictor import Predictor
 from petseg.inference.shard import read_shard, write_shard
 from petseg.models import checkpoint, precision
-from petseg.storage import sharded_output
 from petseg.training import recipes, run_folder
 from petseg.training.trainer import Trainer
 
@@ -84,7 +83,8 @@ def main() -> None:
 def alone(photos: Path, run: Path, folder: Path, cores: int, use_gpu: bool) -> dict[str, float]:
     """Return photos per second of each part, run alone on all cores."""
     table = manifest.sample(manifest.discover(str(photos)), max(SHARD, min(1024, 4 * SHARD)))
-    parts = [shard_rows(table, shard, SHARD) for shard in range(sharded_output.count_shards(table, SHARD))]
+    job = plan.make_plan(table, str(folder), shard_size=SHARD, outputs=Outputs(), settings={})
+    parts = [job.rows(shard) for shard in range(job.target.num_shards)]
     found = checkpoint.find(str(run))
     size = found.model.image_size
     read = partial(read_shard, size_hw=size, max_pixels=10**8, resize=found.model.resize)

@@ -1,5 +1,7 @@
 """Names of the files and folders that jobs leave, which other jobs and people read."""
 
+import re
+
 CONFIG = "config.json"
 """File name of the resolved settings of a job, which --config reads; in a checkpoint, of the network's settings."""
 
@@ -28,6 +30,7 @@ PLAN = "_plan.json"
 # Lists of photos do not end in .parquet: `*.parquet` must read the shards alone.
 PREDICTION_MANIFEST = "_manifest.arrow"
 OLD_PREDICTION_MANIFEST = "_manifest.parquet"
+PREDICTION_SHARD = re.compile(r"part-(g\d{4,}-)?\d{5,}-of-\d{5,}\.parquet")
 SUCCESS = "_SUCCESS.json"
 MASK_FOLDER = "masks"
 OVERLAY_FOLDER = "overlays"

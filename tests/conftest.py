@@ -22,7 +22,7 @@ from PIL import Image
 
 from petseg.data import decode, labels, manifest
 from petseg.inference import plan
-from petseg.inference.plan import Outputs, Plan, Summary, shard_rows
+from petseg.inference.plan import Outputs, Plan, Summary, Work
 from petseg.inference.shard import predict_shard, read_shard, write_shard
 
 if TYPE_CHECKING:
@@ -293,16 +293,22 @@ def paint(photos: list[decode.Photo]) -> "Iterator[Prediction]":
 
 def do_shards(plan: Plan, *numbers: int, tiling: "Tiling | None" = None) -> dict[int, Summary]:
     """Read, predict (see `paint`) and write these shards as the job does, without Ray."""
+    return do_work(Work(plan, list(numbers), {}), tiling=tiling)
+
+
+def do_work(work: Work, tiling: "Tiling | None" = None) -> dict[int, Summary]:
+    """Read, predict (see `paint`) and write as the job does, without Ray."""
 
     def paint_tiled(picture: Image.Image) -> "Prediction":
         pixels = np.asarray(picture)
         return next(paint([decode.Photo(pixels, *pixels.shape[:2])]))
 
-    done, outputs = {}, plan.target.outputs
+    done, target = {}, work.plan.target
+    outputs = target.outputs
     common: Any = {"size_hw": SHARD_SIZE_HW, "max_pixels": 10**6}
     with ThreadPoolExecutor(2) as pool:
-        for number in numbers:
-            table = shard_rows(plan.manifest, number, plan.shard_size)
+        for number in work.shards:
+            table = work.rows(number)
             table = read_shard(table, **common, tiling=tiling, previews=outputs.overlay)
             table = predict_shard(
                 table,
@@ -313,5 +319,5 @@ def do_shards(plan: Plan, *numbers: int, tiling: "Tiling | None" = None) -> dict
                 predict_tiled=paint_tiled,
                 pool=pool,
             )
-            done[number] = write_shard(table, plan.target)
+            done[number] = write_shard(table, target, into_existing=number in work.again)
     return done

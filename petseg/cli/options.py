@@ -50,7 +50,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "training": ("epochs", "learning_rate", "clip_norm", "augment", "loss", "class_weights", "keep_best_by", "seed"),
     "speed and memory": ("batch_size", "accumulate", "precision", "compile", "feed_budget_gb"),
     "cluster": ("num_workers", "use_gpu", "cpus_per_worker", "max_failures", "wait_min"),
-    "output": ("storage", "name", "resume", "output", "merge", "overwrite"),
+    "output": ("storage", "name", "resume", "output", "append", "retry_errors", "merge", "overwrite"),
     "output formats": ("tool", "png", "overlay", "probabilities", "coco_rle", "shard_size", "formats", "licence"),
     "logging": ("mlflow", "wandb"),
 }

@@ -22,6 +22,12 @@ class PredictConfig:
     """Replace the results of another job in --output (other settings, checkpoint or photo names). Results of this same
     job are kept and continued."""
 
+    append: bool = False
+    """Continue an output with the photos that are new or have changed since. Without it, other photos are refused."""
+
+    retry_errors: bool = False
+    """Predict photos that have failed again. Their rows are replaced."""
+
     limit: int | None = None
     """Use only this many photos, spread evenly over the sorted names. Useful for a quick trial."""
 
@@ -73,6 +79,8 @@ class PredictConfig:
         for flag in ("shard_size", "batch_size", "num_workers", "max_pixels", "limit"):
             value = getattr(self, flag)
             require(value is None or value >= 1, f"--{flag.replace('_', '-')} {value}: give at least 1")
+        for flag, given in (("--append", self.append), ("--retry-errors", self.retry_errors)):
+            require(not (given and self.overwrite), f"{flag} and --overwrite: give one of them")
         require(0 <= self.wait_min < float("inf"), f"--wait-min {self.wait_min}: give 0 or more")
         require(
             self.max_errors is None

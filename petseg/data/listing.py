@@ -35,6 +35,8 @@ content, not from the extension.
 CHUNK = 2**16
 """Number of names that are held as Python strings at a time."""
 
+UNKNOWN_VERSION = 0
+
 Skipped = dict[str, dict[str, int]]
 """Numbers of files that a listing skipped, by flag ("--images", "--masks") and reason (".txt", "hidden", …)."""
 
@@ -44,8 +46,8 @@ def list_images(
 ) -> pa.Table:
     """Return `id` and `image` of every image below a folder, sorted by id, except those in the folder `excluded`.
 
-    With `versions` there is also the column `version`: an int64 that changes when the file does. It is null if that
-    is not known, as for a file in an object store that a table names.
+    With `versions` there is also the column `version`: an int64 that changes when the file does. It is
+    `UNKNOWN_VERSION` for a file in an object store that a table names, because it would need a request.
 
     An id is in Unicode's form NFC, because some systems store "é" as "e" and an accent (NFD). Characters that are not
     safe in the name of an output are escaped; see `ids.safe_id`. `location` may also be a single image; or a table
@@ -130,10 +132,10 @@ def _list(folder: str, others: Counter[str], versions: bool) -> Iterator[tuple[s
     return ((name, "") for name in storage.list_files(folder, others))
 
 
-def _version_number(version: str) -> int | None:
-    """Return a hash of a version. It takes a quarter of the memory of the text."""
+def _version_number(version: str) -> int:
+    """Return a hash of a version, which takes a quarter of the memory of the text; `UNKNOWN_VERSION` for ""."""
     if not version:
-        return None
+        return UNKNOWN_VERSION
     return int.from_bytes(hashlib.blake2b(version.encode(), digest_size=8).digest(), "little", signed=True)
 
 
@@ -165,7 +167,7 @@ class _Column:
         self._chunks: list[pa.Array] = []
         self._last: list[Any] = []
 
-    def append(self, value: str | int | None) -> None:
+    def append(self, value: str | int) -> None:
         self._last.append(value)
         if len(self._last) == CHUNK:
             self._close()

@@ -2,7 +2,7 @@
 
 Its columns are strings: `id` (path below the folder without extension, "/" between its parts; it names every output),
 `image` (absolute path or URI) and `mask` (the same). Rows are sorted by `id`, or as in the table that --images names.
-When predicting, there is `version` instead of `mask`: an int64 that changes when the photo's file does, or null.
+When predicting, there is `version` instead of `mask`: an int64 that changes when the photo's file does.
 """
 
 import hashlib

@@ -15,7 +15,6 @@ from petseg.config.base import MAX_PIXELS
 from petseg.data.ids import safe_id
 from petseg.data.image_file import DecodeError, open_image
 from petseg.errors import InputError
-from petseg.inference.output_folder import SHARD_FILE
 from petseg.inference.plan import FORMAT
 from petseg.lookahead import map_ahead
 
@@ -29,7 +28,8 @@ class FinishedPrediction:
 
     location: str
     rows: pa.Table
-    """Columns `id`, `image`, `class_pixels`, `unsure` and `shard` (the name of the shard's file), in order of the ids.
+    """Columns `id`, `image`, `class_pixels`, `unsure` and `shard` (the name of the shard's file), in order of the
+    shards.
     """
     failed: int
     """Number of photos without a mask, which are not in `rows`."""
@@ -72,7 +72,7 @@ def read_finished(location: str, flag: str) -> FinishedPrediction:
         shard = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows.num_rows, np.int32)), pa.array([name]))
         return rows.append_column("shard", shard)
 
-    shards = sorted(name for name in names if SHARD_FILE.fullmatch(name))
+    shards = sorted(name for name in names if files.PREDICTION_SHARD.fullmatch(name))
     with ThreadPoolExecutor(_THREADS) as pool:
         rows = pa.concat_tables(map_ahead(pool, read, shards, _THREADS))
     with_mask = rows.filter(rows["unsure"].is_valid())

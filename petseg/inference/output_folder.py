@@ -6,26 +6,27 @@ second start makes the same plan. `shard.py` processes a single shard. This modu
 
 import errno
 import json
-import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from petseg import files, storage
 from petseg.data.notes import add_notes, count_notes
-from petseg.errors import STORAGE_ERRORS, InputError
+from petseg.errors import InputError
 from petseg.files import MASK_FOLDER, OVERLAY_FOLDER
+from petseg.inference import existing
+from petseg.inference.existing import Start
 from petseg.inference.plan import Outputs, Plan, Summary, Target, fingerprint
+from petseg.lookahead import map_ahead
 from petseg.storage import checks, sharded_output
-
-SHARD_FILE = re.compile(r"part-\d{5,}-of-\d{5,}\.parquet")
-"""Pattern of the file names of shards."""
 
 _IO_THREADS = 16
 _CHUNK = 10_000
-_NAMES_SHOWN = 5
 
 
 def require_plan(target: Target) -> None:
@@ -44,8 +45,9 @@ def require_plan(target: Target) -> None:
 def find_done(plan: Plan, *, overwrite: bool = False) -> dict[int, Summary]:
     """Return the summaries of the shards of this plan that are already committed, by shard. Changes no file.
 
-    Raises `InputError` if the folder is not writable. Raises it if the folder holds the output of another plan, unless
-    `overwrite` is set. Raises it in any case if the folder holds output that its plan does not account for.
+    Raises `InputError` if the folder is not writable. Raises it if the folder holds the output of a job that `plan`
+    does not continue, unless `overwrite` is set. Raises it in any case if the folder holds output that its plan does
+    not account for.
     """
     output = plan.target.output
     checks.require_writable(output, "--output")
@@ -56,29 +58,38 @@ def find_done(plan: Plan, *, overwrite: bool = False) -> dict[int, Summary]:
         if ours:
             raise InputError(f"--output {output}: {ours[0]} already exists, but no {files.PLAN}; choose another folder")
         return {}
-    before = _read_plan(output)
+    before = existing.read_plan(output)
     for folder in plan.target.outputs.files().keys() - _outputs_of(before).files().keys():
         if folder in names:
             raise InputError(
                 f"--output {output}: its {folder}/ is not of the job that was begun there; choose another folder"
             )
-    if overwrite and before != plan.description:
+    if overwrite and not existing.is_continued(plan, before):
         return {}
-    _require_same_plan(plan, before)
+    existing.require_continuable(plan, before, names)
     return _find_committed(plan)
 
 
-def _require_same_plan(plan: Plan, before: dict[str, Any]) -> None:
-    """Raise `InputError` if `before`, the plan the output was started with, differs from `plan`."""
-    differing = sorted(key for key in before.keys() | plan.description if before.get(key) != plan.description.get(key))
-    if differing:
-        changes = [f"{key} (was {before.get(key)}, now {plan.description.get(key)})" for key in differing]
-        if "manifest_sha256" in differing:
-            changes += _changed_names(plan)
-        raise InputError(
-            f"--output {plan.target.output}: started with other settings: {', '.join(changes)}; choose another folder, "
-            "or pass --overwrite to replace what is in this one"
-        )
+def find_again(start: Start, done: dict[int, Summary], *, retry_errors: bool) -> dict[int, list[int]]:
+    """Return the photos of committed shards to predict again: their indices in each shard.
+
+    They are the changed photos and, with `retry_errors`, those that have failed.
+    """
+    plan = start.plan
+    again = {shard: set(indices) for shard, indices in plan.places(start.changed).items() if shard in done}
+    failed = [shard for shard in sorted(done) if done[shard].failed] if retry_errors else []
+    with ThreadPoolExecutor(_IO_THREADS) as pool:
+        errors = map_ahead(pool, partial(_read_errors, plan), failed, _IO_THREADS)
+        for shard, indices in zip(failed, errors, strict=True):
+            again.setdefault(shard, set()).update(indices)
+    return {shard: sorted(indices) for shard, indices in again.items()}
+
+
+def _read_errors(plan: Plan, shard: int) -> list[int]:
+    """Return the indices of a shard's photos that have failed."""
+    with storage.open_file(plan.target.location(shard)) as file:
+        errors = pq.read_table(file, columns=["error"])["error"]
+    return np.flatnonzero(errors.is_valid().to_numpy()).tolist()
 
 
 def _find_committed(plan: Plan) -> dict[int, Summary]:
@@ -95,9 +106,8 @@ def _find_committed(plan: Plan) -> dict[int, Summary]:
                 raise footer
             continue
         summary = target.summary(shard, footer)
-        rows = min(plan.shard_size, plan.manifest.num_rows - shard * plan.shard_size)
-        if summary is not None and footer.num_rows == rows:
-            committed[shard] = Summary(rows, *summary)
+        if summary is not None and footer.num_rows == plan.num_rows(shard):
+            committed[shard] = Summary(footer.num_rows, *summary)
     return committed
 
 
@@ -107,29 +117,32 @@ def is_finished(plan: Plan, done: dict[int, Summary]) -> bool:
 
 
 def begin(plan: Plan, *, overwrite: bool = False) -> None:
-    """Create the output folder and write the plan.
+    """Create the output folder, or prepare an existing one, and write the plan.
 
-    If the folder holds the same plan, the leftovers of a killed start are removed. If it holds another plan and
-    `overwrite` is set, the output of that plan is deleted first.
+    If `plan` continues the output that the folder holds, the leftovers of a killed start are removed. If it does not
+    and `overwrite` is set, that output is deleted first. From here to `finish`, there is no `_SUCCESS.json`.
 
     Raises `InputError` if another job has started there since `find_done` ran, and `OSError` if the folder cannot be
     written.
     """
     output = plan.target.output
-    location = storage.join(output, files.PLAN)
-    before = _read_plan(output) if files.PLAN in storage.list_names(output) else None
+    names = storage.list_names(output)
+    before = existing.read_plan(output) if files.PLAN in names else None
     if before is not None and not overwrite:
-        _require_same_plan(plan, before)
+        existing.require_continuable(plan, before, names)
     storage.remove_leftovers(output)
-    if before is not None and before != plan.description:
-        _clear(output, before)
-    content = (json.dumps(plan.description, indent=2) + "\n").encode()
+    location, content = storage.join(output, files.PLAN), _as_json(plan.description)
     if before is None:
         storage.create(location, content, "--output")
-    manifest = sharded_output.to_arrow(plan.manifest.select(["id", "image"]))
-    storage.write(storage.join(output, files.PREDICTION_MANIFEST), manifest)
-    if before is not None and before != plan.description:
+        existing.write_manifest(plan)
+        return
+    storage.remove_file(storage.join(output, files.SUCCESS))
+    if not existing.is_continued(plan, before):
+        _clear(output, before)
         storage.remove_file(storage.join(output, files.OLD_PREDICTION_MANIFEST))
+    # The plan comes last: until then it does not count the photos that are added.
+    existing.write_manifest(plan)
+    if before != plan.description:
         storage.write(location, content)
 
 
@@ -141,13 +154,19 @@ def summarise(rows: pa.Table) -> Summary:
         if error is not None
     ]
     notes = count_notes(rows["id"].to_pylist(), rows["notes"].to_pylist())
-    return Summary(rows.num_rows, len(errors), errors[:_NAMES_SHOWN], notes)
+    return Summary(rows.num_rows, len(errors), errors[: existing.NAMES_SHOWN], notes)
 
 
-def finish(plan: Plan, done: dict[int, Summary], skipped: Mapping[str, int] | None = None) -> Summary:
+def finish(
+    plan: Plan,
+    done: dict[int, Summary],
+    skipped: Mapping[str, int] | None = None,
+    changed: Mapping[int, int] | None = None,
+) -> Summary:
     """Remove leftovers, write `_SUCCESS.json` and return the summary over all shards. Every shard must be committed.
 
-    `skipped` are the numbers of files in the folder of the photos that are no images, by reason.
+    `skipped` are the numbers of files in the folder of the photos that are no images, by reason. `changed` is that of
+    the `Start`, whose photos are predicted again.
 
     Raises `OSError` if the file cannot be written or another job has written to the folder.
     """
@@ -158,6 +177,8 @@ def finish(plan: Plan, done: dict[int, Summary], skipped: Mapping[str, int] | No
     summary = total(done)
     assert summary.rows == plan.manifest.num_rows
     storage.remove_leftovers(plan.target.output)
+    if changed:
+        existing.write_manifest(plan, changed)
     content = {
         "images": summary.rows,
         "failed": summary.failed,
@@ -166,7 +187,7 @@ def finish(plan: Plan, done: dict[int, Summary], skipped: Mapping[str, int] | No
         "shards": len(done),
         "plan": plan.description,
     }
-    storage.write(storage.join(plan.target.output, files.SUCCESS), (json.dumps(content, indent=2) + "\n").encode())
+    storage.write(storage.join(plan.target.output, files.SUCCESS), _as_json(content))
     return summary
 
 
@@ -175,45 +196,16 @@ def total(done: dict[int, Summary]) -> Summary:
     in_order = [done[shard] for shard in sorted(done)]
     errors = [error for summary in in_order for error in summary.first_errors]
     rows, failed = sum(s.rows for s in in_order), sum(s.failed for s in in_order)
-    return Summary(rows, failed, errors[:_NAMES_SHOWN], add_notes(summary.notes for summary in in_order))
+    return Summary(rows, failed, errors[: existing.NAMES_SHOWN], add_notes(summary.notes for summary in in_order))
 
 
-def _read_plan(output: str) -> dict[str, Any]:
-    location = storage.join(output, files.PLAN)
-    before = storage.read_json(location)
-    if not isinstance(before, dict):
-        raise InputError(f"{location}: an object with one key per setting is expected; was it edited?")
-    if not before.keys() >= {"manifest_sha256", "shard_size"}:
-        raise InputError(f"{location}: not the plan of a prediction; choose another folder")
-    return before
+def _as_json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
 
 
 def _outputs_of(before: dict[str, Any]) -> Outputs:
     """Return the outputs that a job with the plan `before` writes."""
     return Outputs(png=bool(before.get("png")), overlay=bool(before.get("overlay")))
-
-
-def _changed_names(plan: Plan) -> list[str]:
-    """Describe the photos added and removed since the output was started; empty if its manifest is unreadable."""
-    try:
-        before = set(_read_manifest(plan.target.output)["image"].to_pylist())
-    except (*STORAGE_ERRORS, pa.ArrowException):
-        return []
-    now = set(plan.manifest["image"].to_pylist())
-    changes = []
-    for what, names in (("new", sorted(now - before)), ("gone", sorted(before - now))):
-        if names:
-            shown = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
-            changes.append(f"{len(names)} {what}: {shown}")
-    return changes
-
-
-def _read_manifest(output: str) -> pa.Table:
-    """Return the list of photos in an output, also in one that an earlier version wrote."""
-    try:
-        return sharded_output.parse_arrow(storage.read(storage.join(output, files.PREDICTION_MANIFEST)))
-    except FileNotFoundError:
-        return sharded_output.parse_parquet(storage.read(storage.join(output, files.OLD_PREDICTION_MANIFEST)))
 
 
 def _clear(output: str, before: dict[str, Any]) -> None:
@@ -222,16 +214,15 @@ def _clear(output: str, before: dict[str, Any]) -> None:
     The plan is replaced last. If this process is killed, the next start can still identify the remaining files.
     """
     names = storage.list_names(output)
-    for name in (files.SUCCESS, files.REPORT):
-        storage.remove_file(storage.join(output, name))
+    storage.remove_file(storage.join(output, files.REPORT))
     for name in names:
-        if SHARD_FILE.fullmatch(name):
+        if files.PREDICTION_SHARD.fullmatch(name):
             storage.remove_file(storage.join(output, name))
     folders = {folder: ending for folder, ending in _outputs_of(before).files().items() if folder in names}
     if not folders:
         return
     try:
-        ids = _read_manifest(output)["id"].to_pylist()
+        ids = existing.read_manifest(output)["id"].to_pylist()
     except (OSError, pa.ArrowException) as error:
         location = storage.join(output, files.PREDICTION_MANIFEST)
         raise InputError(f"{location}: cannot be read, so what to overwrite is not known; delete {output}") from error

@@ -1,5 +1,6 @@
 """Process one shard: read its photos, predict their masks, write its rows and files. No Ray and no network code."""
 
+import errno
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from petseg import storage
@@ -23,9 +25,10 @@ from petseg.files import OVERLAY_FOLDER
 from petseg.inference import crash_guard, output_folder, plan
 from petseg.inference.plan import Outputs, Summary, Target
 from petseg.lookahead import map_ahead
+from petseg.storage import sharded_output
 
 _IO_THREADS = 16
-_NOT_WRITTEN = ["shard", "preview", "notes"]  # columns that travel with a shard's rows, but are not in its file
+_NOT_WRITTEN = ["shard", "preview"]  # columns that travel with a shard's rows, but are not in its file
 _KILLED = "decoding it crashed, or ran out of memory, in every attempt; convert the photo, or leave it out"
 _PIXELS_WAITING = 2**25  # maximum total pixels of original-size masks that wait for an encoder
 
@@ -87,7 +90,7 @@ def predict_shard(
     pool: ThreadPoolExecutor,
     in_subprocess: bool = False,
 ) -> pa.Table:
-    """Convert the rows of `read_shard` to rows of `plan.schema`, with the columns `shard`, `preview` and `notes` added.
+    """Convert the rows of `read_shard` to rows of `plan.schema`, with the columns `shard` and `preview` added.
 
     `predict` yields a `predictor.Prediction` for each decoded photo, in order. `predict_tiled` returns a
     `predictor.TiledPrediction` for a photo at its own size. With `in_subprocess`, photos at their own size are decoded
@@ -110,8 +113,10 @@ def predict_shard(
     return table
 
 
-def write_shard(rows: pa.Table, target: Target) -> Summary:
+def write_shard(rows: pa.Table, target: Target, *, into_existing: bool = False) -> Summary:
     """Write the files of a shard's rows and then, as the commit, its Parquet file. Repeating it gives the same bytes.
+
+    With `into_existing`, the rows replace those of the same ids in the shard's file.
 
     Raises `OSError` if a job with another plan has taken over the output, and `OSError` or `UnavailableError` if the
     output cannot be written.
@@ -126,11 +131,28 @@ def write_shard(rows: pa.Table, target: Target) -> Summary:
         used = {name.rpartition("/")[0] for name, mask in zip(names, masks, strict=True) if mask is not None}
         used |= {str(above) for below in used for above in PurePosixPath(below).parents}
         storage.flush_folders(storage.join(target.output, below) for below in used)
-    summary = output_folder.summarise(rows)
     rows = rows.drop_columns(_NOT_WRITTEN)
+    if into_existing:
+        rows = _merge(rows, target, shard)
+    summary = output_folder.summarise(rows)
     target.write_shard(shard, rows, [summary.failed, summary.first_errors, summary.notes])
     storage.flush_folders([target.output])
     return summary
+
+
+def _merge(rows: pa.Table, target: Target, shard: int) -> pa.Table:
+    """Return the rows of a shard's file, with those of the ids in `rows` replaced."""
+    location = target.location(shard)
+    before = sharded_output.parse_parquet(storage.read(location))
+    if (before.schema.metadata or {}).get(target.mark_key) != target.mark(shard):
+        raise OSError(errno.EEXIST, "another job has been writing there", location)
+    before = before.replace_schema_metadata(None).cast(rows.schema)  # Parquet has another name for the items of lists
+    replacement = pc.index_in(before["id"], value_set=rows["id"])  # pyright: ignore[reportAttributeAccessIssue]
+    assert replacement.null_count == before.num_rows - rows.num_rows
+    indices = [
+        index if of_new is None else before.num_rows + of_new for index, of_new in enumerate(replacement.to_pylist())
+    ]
+    return pa.concat_tables([before, rows]).take(indices).combine_chunks()
 
 
 @dataclass(frozen=True)
@@ -175,7 +197,7 @@ def _encode(
 ) -> tuple[int, dict[str, Any]]:
     """Return (row, its values by column name), computing its mask."""
     if predicted.make_mask is None:
-        return predicted.row, {"height": None, "width": None, "error": predicted.error}
+        return predicted.row, {"height": None, "width": None, "notes": None, "error": predicted.error}
     mask = predicted.make_mask()
     height, width = mask.class_ids.shape
     values: dict[str, Any] = {

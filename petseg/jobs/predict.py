@@ -18,8 +18,9 @@ from petseg.data.notes import note_lines
 from petseg.data.photo_table import place_to_share
 from petseg.data.tiles import tiling_of
 from petseg.errors import JobError
-from petseg.inference import output_folder
-from petseg.inference.plan import Outputs, Plan, Summary, make_plan
+from petseg.inference import existing, output_folder
+from petseg.inference.existing import Start
+from petseg.inference.plan import Outputs, Plan, Summary, Work, make_plan
 from petseg.progress import Clock
 from petseg.reports.predict import PredictionReport, prediction_page
 from petseg.reports.sections import save_report
@@ -55,11 +56,15 @@ def _predict(
 ) -> None:
     """Predict the missing shards, and finish the output."""
     output = plan.target.output
+    start = existing.find_start(plan, append=config.append)
+    plan = start.plan
     make_report = partial(
         PredictionReport, plan=plan, model=model, max_pixels=config.max_pixels, skipped=skipped["--images"]
     )
     done = output_folder.find_done(plan, overwrite=config.overwrite)
-    if output_folder.is_finished(plan, done):
+    again = output_folder.find_again(start, done, retry_errors=config.retry_errors)
+    work = Work(plan, [shard for shard in range(plan.target.num_shards) if shard not in done], again)
+    if not again and output_folder.is_finished(plan, done):
         summary = output_folder.total(done)
         if files.REPORT not in storage.list_names(output):  # an earlier job was killed before it wrote the report
             content = make_report(summary=summary, seconds={}, status="already finished")
@@ -69,10 +74,11 @@ def _predict(
     _require_few_errors(output_folder.total(done).failed, plan, done, config.max_errors)
     status = "all shards were already written"
     clock.lap("listing files, importing, checking shards")
-    if len(done) < plan.target.num_shards:
-        status = _run(plan, done, model, weights, config, clock)
+    if work.shards:
+        _print_work(start, work)
+        status = _run(work, done, model, weights, config, clock)
     with checks.translate_write_errors(output):
-        summary = output_folder.finish(plan, done, skipped["--images"])
+        summary = output_folder.finish(plan, done, skipped["--images"], start.changed)
     clock.lap("finishing")
     content = make_report(summary=summary, seconds=clock.laps, status=status)
     save_report(output, lambda: prediction_page(content))
@@ -104,10 +110,19 @@ def _plan(config: PredictConfig, model: ModelConfig, photos: pa.Table, output: s
     return make_plan(photos, output, shard_size=config.shard_size, outputs=outputs, settings=settings)
 
 
+def _print_work(start: Start, work: Work) -> None:
+    """Print which photos are added to an output, and which are predicted again."""
+    counts = {"new photos": start.num_new, "changed or failed ones": sum(map(len, work.again.values()))}
+    found = [f"{what}: {count}" for what, count in counts.items() if count]
+    if found:
+        print(", ".join(found), flush=True)
+
+
 def _run(
-    plan: Plan, done: dict[int, Summary], model: ModelConfig, weights: bytes, config: PredictConfig, clock: Clock
+    work: Work, done: dict[int, Summary], model: ModelConfig, weights: bytes, config: PredictConfig, clock: Clock
 ) -> str:
-    """Predict the missing shards and add their summaries to `done`. Return the status line with the speed."""
+    """Predict the photos of `work` and add the summaries to `done`. Return the status line with the speed."""
+    plan = work.plan
     from petseg.cluster import connect, resources
     from petseg.pipelines.predict import predict_shards
     from petseg.pipelines.shards import run_shards
@@ -125,21 +140,23 @@ def _run(
         storage.write(storage.join(plan.target.output, files.CONFIG), cli.as_file(config))
     clock.lap("starting Ray")
 
-    def shards_within_error_limit() -> Iterator[tuple[int, Summary]]:
-        failed = output_folder.total(done).failed
-        for shard, summary in predict_shards(plan, done, model, weights, config):
-            yield shard, summary
-            failed += summary.failed
-            _require_few_errors(failed, plan, done, config.max_errors)
+    failed = output_folder.total(done).failed
 
-    status = run_shards(shards_within_error_limit(), done, plan.manifest.num_rows, _count, "images")
+    def count(shard: int, summary: Summary) -> tuple[int, int]:
+        return work.num_rows(shard), summary.failed - (done[shard].failed if shard in done else 0)
+
+    def shards_within_error_limit() -> Iterator[tuple[int, Summary]]:
+        all_failed = failed
+        for shard, summary in predict_shards(work, model, weights, config):
+            all_failed += count(shard, summary)[1]
+            yield shard, summary
+            _require_few_errors(all_failed, plan, done, config.max_errors)
+
+    total = plan.manifest.num_rows
+    before = total - sum(map(work.num_rows, work.shards)), failed
+    status = run_shards(shards_within_error_limit(), done, count, total, before, "images")
     clock.lap("starting processes, predicting")
     return status
-
-
-def _count(summary: Summary) -> tuple[int, int]:
-    """Return (rows, failed rows) of a shard."""
-    return summary.rows, summary.failed
 
 
 def _require_few_errors(failed: int, plan: Plan, done: dict[int, Summary], max_errors: float | None) -> None:

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
@@ -23,7 +22,7 @@ from petseg.data.photo_table import place_to_share
 from petseg.data.tiles import tiling_of
 from petseg.errors import JobError, UnavailableError
 from petseg.inference import crash_guard
-from petseg.inference.plan import Plan, Summary, Target, shard_rows
+from petseg.inference.plan import Summary, Target, Work
 from petseg.inference.shard import predict_shard, read_shard, write_shard
 from petseg.pipelines.datasets import WHOLE_BLOCKS, catch_unavailable, data_context, unavailable_reason
 from petseg.pipelines.shards import iter_shards, report_shard
@@ -37,20 +36,17 @@ _PREVIEW_BYTES = 200_000
 
 
 def predict_shards(
-    plan: Plan, done: dict[int, Summary], model: ModelConfig, weights: bytes, config: PredictConfig
+    work: Work, model: ModelConfig, weights: bytes, config: PredictConfig
 ) -> Iterator[tuple[int, Summary]]:
-    """Yield each shard that is not in `done`, once it is committed, in any order.
+    """Yield each shard of `work`, once it is committed, in any order.
 
     Raises `JobError` if a shard cannot be written or storage does not answer.
     """
-    missing = np.array([shard for shard in range(plan.target.num_shards) if shard not in done])
+    target, num_shards = work.plan.target, len(work.shards)
     read = partial(
         _read,
-        missing=missing,
-        images=place_to_share(storage.absolute(config.images), plan.manifest["image"]),
-        manifest=ray.put(plan.manifest),
-        shard_size=plan.shard_size,
-        target=plan.target,
+        work=ray.put(work),
+        images=place_to_share(storage.absolute(config.images), work.plan.manifest["image"]),
         size_hw=model.image_size,
         max_pixels=config.max_pixels,
         resize=model.resize,
@@ -61,11 +57,11 @@ def predict_shards(
     with data_context(**_memory_limit(model, config)):
         written = (
             # Tables of our own would take three times as long to start.
-            ray.data.range(len(missing), override_num_blocks=len(missing))
+            ray.data.range(num_shards, override_num_blocks=num_shards)
             .map_batches(read, num_cpus=1 if resources.total("CPU") > 1 else 0.5, **WHOLE_BLOCKS)
             .map_batches(
                 _ShardPredictor,
-                fn_constructor_args=(model, weights, config, plan.target, cpus),
+                fn_constructor_args=(model, weights, config, target, cpus),
                 compute=ray.data.ActorPoolStrategy(size=config.num_workers),
                 # Less than a core each leaves cores for decoding: the model's threads take what they get.
                 num_cpus=0.5,
@@ -73,7 +69,7 @@ def predict_shards(
                 runtime_env={"env_vars": resources.KEEP_MEMORY},
                 **WHOLE_BLOCKS,
             )
-            .map_batches(partial(_write, target=plan.target), num_cpus=0.25, **WHOLE_BLOCKS)
+            .map_batches(partial(_write, target=target, again=frozenset(work.again)), num_cpus=0.25, **WHOLE_BLOCKS)
         )
     return iter_shards(written, Summary)
 
@@ -92,13 +88,12 @@ def _memory_limit(model: ModelConfig, config: PredictConfig) -> dict[str, float]
     return {"override_object_store_memory_limit_fraction": fraction}
 
 
-def _read(
-    index: pa.Table, missing: np.ndarray, images: str, manifest: Any, shard_size: int, target: Target, **settings: Any
-) -> pa.Table:
-    """Read the shard at an index of `missing`. The manifest travels once to each machine, not once per shard."""
-    shard = int(missing[index["id"][0].as_py()])
-    rows = shard_rows(ray.get(manifest), shard, shard_size)
-    with crash_guard.crash_marker(_marker_name(target, shard, "read")) as died_before:
+def _read(index: pa.Table, work: Any, images: str, **settings: Any) -> pa.Table:
+    """Read the shard at an index of the shards of `work`, which travels once to each machine, not once per shard."""
+    to_do: Work = ray.get(work)
+    shard = to_do.shards[index["id"][0].as_py()]
+    rows = to_do.rows(shard)
+    with crash_guard.crash_marker(_marker_name(to_do.plan.target, shard, "read")) as died_before:
         return catch_unavailable(lambda: _read_below(images, rows, **settings, in_subprocess=died_before))
 
 
@@ -155,13 +150,15 @@ class _ShardPredictor:
             return catch_unavailable(lambda: self._predict_shard(decoded, in_subprocess=died_before))
 
 
-def _write(predicted: pa.Table, target: Target) -> pa.Table:
+def _write(predicted: pa.Table, target: Target, again: frozenset[int]) -> pa.Table:
+    """Write a shard, or the rows of one in `again`."""
     reason = unavailable_reason(predicted)
+    shard = -1 if reason else predicted["shard"][0].as_py()
 
     def write() -> Summary:
         if reason is not None:
             raise JobError(f"{reason}; {checks.RERUN}")
         with checks.translate_write_errors(target.output):
-            return write_shard(predicted, target)
+            return write_shard(predicted, target, into_existing=shard in again)
 
-    return report_shard(-1 if reason else predicted["shard"][0].as_py(), write)
+    return report_shard(shard, write)

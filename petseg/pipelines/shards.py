@@ -48,23 +48,23 @@ def iter_shards(reported: ray.data.Dataset, make: Callable[..., Summary]) -> Ite
 def run_shards(
     shards: Iterator[tuple[int, Summary]],
     done: dict[int, Summary],
+    count: Callable[[int, Summary], tuple[int, int]],
     total: int,
-    count: Callable[[Summary], tuple[int, int]],
+    before: tuple[int, int],
     unit: str,
 ) -> str:
     """Put every shard of `shards` into `done` once it is finished, and show the progress of the job.
 
-    `count` returns (rows, failed rows) of a summary, and `total` is the number of rows of all shards. Returns a line
-    about the speed, in which `unit` names the rows.
+    `count` returns (rows processed, rows that failed) for a shard and its summary, before the shard is put into `done`.
+    `before` has the sums over earlier starts, and `total` is the number of rows in the end. Returns a line about the
+    speed, in which `unit` names the rows.
     """
-    before = [count(summary) for summary in done.values()]
-    rows_before = sum(rows for rows, _ in before)
     started, finished = time.perf_counter(), 0
-    progress = Progress(total, rows_before, sum(failed for _, failed in before), sys.stdout)
+    progress = Progress(total, *before, sys.stdout)
     try:
         for shard, summary in shards:
+            rows, failed = count(shard, summary)
             done[shard] = summary
-            rows, failed = count(summary)
             finished += rows
             progress.add(rows, failed)
     finally:

@@ -9,7 +9,7 @@ import pyarrow as pa
 from petseg.config.model import ModelConfig
 from petseg.data import visualize
 from petseg.data.notes import Notes
-from petseg.inference.plan import Plan, Summary
+from petseg.inference.plan import Plan, Summary, settings_of
 from petseg.inference.survey import Sample, render_previews, survey
 from petseg.reports import html, sections
 from petseg.reports.gallery import Gallery, GalleryItem
@@ -51,11 +51,15 @@ def prediction_page(report: PredictionReport) -> bytes:
         _skipped_table(report.skipped),
         _notes_table(report.summary.notes),
         sections.time_chart(report.seconds) if report.seconds else None,
-        sections.facts("Settings", report.plan.description),
+        sections.facts("Settings", settings_of(report.plan.description) | _counts(report.plan)),
         html.versions(),
         html.rerun("predict"),
     ]
     return html.page(title="Prediction", summary=_summary(report, sample), sections=shown)
+
+
+def _counts(plan: Plan) -> dict[str, int]:
+    return {"images": plan.manifest.num_rows, "generations": len(plan.target.generations)}
 
 
 def _skipped_table(skipped: Mapping[str, int]) -> Table | None:

@@ -49,14 +49,18 @@ def test_run_shards_collects_summaries_and_one_failure_stops_the_job(capsys: pyt
 
         return report_shard(shard, finish)
 
-    def shards(count: int) -> ray.data.Dataset:
+    def shards(number: int) -> ray.data.Dataset:
         with data_context():
-            return ray.data.range(count, override_num_blocks=count).map_batches(work, **WHOLE_BLOCKS)
+            return ray.data.range(number, override_num_blocks=number).map_batches(work, **WHOLE_BLOCKS)
+
+    def count(shard: int, summary: Summary) -> tuple[int, int]:
+        assert shard not in done
+        return summary.rows, summary.failed
 
     done = {5: Summary(10, 0, [])}
-    status = run_shards(iter_shards(shards(3), Summary), done, 40, lambda found: (found.rows, found.failed), "images")
+    status = run_shards(iter_shards(shards(3), Summary), done, count, 40, (10, 0), "images")
     assert done == {number: Summary(10, number, [f"{number}: broken"]) for number in range(3)} | {5: Summary(10, 0, [])}
     assert status.startswith("30 images in ") and status.endswith(" images/s")
     assert capsys.readouterr().out.splitlines()[-1].startswith("40/40 images  100%")
     with pytest.raises(JobError, match="--output out: cannot be written"):
-        run_shards(iter_shards(shards(8), Summary), {}, 80, lambda found: (found.rows, found.failed), "images")
+        run_shards(iter_shards(shards(8), Summary), {}, count, 80, (0, 0), "images")

@@ -21,7 +21,7 @@ from petseg.data import decode, manifest, orientation
 from petseg.data.classes import numbered_classes
 from petseg.data.labels import LabelMap
 from petseg.data.pairs import decode_pair
-from petseg.inference import output_folder
+from petseg.inference import existing, output_folder
 from petseg.inference.finished import read_finished
 from petseg.jobs.prepare import check, masks, merge
 from petseg.models import checkpoint, encoder_weights
@@ -129,6 +129,22 @@ def other_settings(folder: Path) -> None:
     output_folder.find_done(make_plan(folder / "photos", folder / "out", settings={"checkpoint_sha256": "0"}))
 
 
+def other_photos(folder: Path) -> None:
+    discover(photos="a.png")(folder)
+    plan = make_plan(folder / "photos", folder / "out")
+    output_folder.begin(plan)
+    storage.write(plan.target.location(0), b"")
+    (folder / "photos" / "b.png").write_bytes(PHOTO)
+    output_folder.find_done(make_plan(folder / "photos", folder / "out"))
+
+
+def moved_photos(folder: Path) -> None:
+    discover(photos="a.png")(folder)
+    output_folder.begin(make_plan(folder / "photos", folder / "out"))
+    (folder / "photos").rename(folder / "elsewhere")
+    existing.find_start(make_plan(folder / "elsewhere", folder / "out"), append=True)
+
+
 def other_files(folder: Path) -> None:
     discover(photos="a.png")(folder)
     storage.write(str(folder / "out" / "part.parquet"), b"")
@@ -190,6 +206,8 @@ SITUATIONS: dict[str, Callable[[Path], object]] = {
     "an output that is not ours to write": lambda folder: checks.require_writable(f"{folder}/out", "--output"),
     "a name in use": started_twice,
     "an output in use": other_settings,
+    "an output of other photos": other_photos,
+    "an output of moved photos": moved_photos,
     "an output with other files": other_files,
     "a full disk": full_disk,
     "a full disk in training": full_disk_in_training,

@@ -194,6 +194,21 @@ def test_predict_broken_and_valid_photos_each_has_a_row(
     other = call_job("predict", *flags, *settings, "--no-png")
     assert_refused(other, "png (was True, now False)", "--overwrite")
 
+    shutil.copy(photos / "cmyk.tif", photos / "broken.jpg")
+    shutil.copy(photos / "cmyk.tif", photos / "new.tif")
+    grown = call_job("predict", *flags, *settings)
+    assert_refused(grown, f"1 new: {photos}/new.tif; pass --append", "--overwrite")
+    grown = call_job("predict", *flags, *settings, "--append", "--retry-errors")
+    assert grown.returncode == 0, grown.stderr
+    lines = grown.stdout.splitlines()
+    assert lines[0] == "new photos: 1, changed or failed ones: 1"
+    assert lines[1].startswith(f"{PAIRS + 1}/{PAIRS + 3} images  ") and "  1 failed" in lines[1]
+    assert any(line.startswith(f"{PAIRS + 3}/{PAIRS + 3} images  100%") and "  0 failed" in line for line in lines)
+    shards = sorted((tmp_path / "out").glob("part-*.parquet"))
+    after = [row for file in shards for row in pq.read_table(file).to_pylist()]
+    assert after[1:-1] == rows[1:] and [row["id"] for row in after] == [*ids, "new"]
+    assert after[0]["mask_png"] == after[1]["mask_png"] == after[-1]["mask_png"]
+
 
 @pytest.mark.ray
 def test_predict_all_outputs_are_readable_by_other_tools(

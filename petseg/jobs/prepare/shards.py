@@ -62,10 +62,12 @@ def _run_shards(target: Target, pairs: pa.Table, done: dict[int, Summary], label
     resources.require({"CPU": 1}, 1, "prepare shards")
     storage.remove_leftovers(target.output)
     shards = prepare_shards(target, pairs, done, label_map, skip_bad)
-    return run_shards(shards, done, pairs.num_rows, _count, "pairs")
+    counts = [_count(shard, summary) for shard, summary in done.items()]
+    before = sum(pairs for pairs, _ in counts), sum(skipped for _, skipped in counts)
+    return run_shards(shards, done, _count, pairs.num_rows, before, "pairs")
 
 
-def _count(summary: Summary) -> tuple[int, int]:
+def _count(_: int, summary: Summary) -> tuple[int, int]:
     """Return (pairs processed, pairs skipped) of a shard."""
     return summary.rows + len(summary.skipped), len(summary.skipped)
 

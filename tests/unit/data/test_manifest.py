@@ -32,7 +32,7 @@ def test_discover_photos_alone_have_a_version_that_changes_with_the_file(tmp_pat
     before = manifest.discover(folder)
     assert before.column_names == ["id", "image", "version"]
     assert before["id"].to_pylist() == ["a", "b", "link"]
-    assert before["version"][2].as_py() is None
+    assert before["version"][2].as_py() == listing.UNKNOWN_VERSION
     assert manifest.discover(folder) == before
     (tmp_path / "a.tif").write_bytes(b"longer")
     os.utime(tmp_path / "b.webp", ns=(1, 1))
@@ -47,7 +47,10 @@ def test_discover_table_local_files_have_versions_and_objects_have_none(
     folder = touch(tmp_path / "photos", "a.jpg")
     (tmp_path / "photos.csv").write_text("id,uri\na,photos/a.jpg\nb,s3://bucket/b.jpg\n")
     found = manifest.discover(str(tmp_path / "photos.csv"))
-    assert found["version"].to_pylist() == [*manifest.discover(folder)["version"].to_pylist(), None]
+    assert found["version"].to_pylist() == [
+        *manifest.discover(folder)["version"].to_pylist(),
+        listing.UNKNOWN_VERSION,
+    ]
 
 
 def test_discover_mask_folder_inside_photo_folder_masks_are_skipped(tmp_path: Path) -> None:
@@ -135,7 +138,7 @@ def test_discover_single_photo_is_taken(tmp_path: Path) -> None:
     skipped: listing.Skipped = {}
     [row] = manifest.discover(f"{folder}/a.v1.JPG", skipped=skipped).to_pylist()
     assert skipped == {"--images": {}}
-    assert (row["id"], row["image"]) == ("a.v1", f"{folder}/a.v1.JPG") and row["version"] is not None
+    assert (row["id"], row["image"]) == ("a.v1", f"{folder}/a.v1.JPG") and row["version"]
     with pytest.raises(InputError, match=r"c\.txt: it is a file; give the folder that contains it"):
         manifest.discover(f"{folder}/c.txt")
 
