@@ -52,15 +52,15 @@ def main() -> None:
     clock = Clock()
     pairs = find_pairs(config)
     with hold(run, "--storage"):
-        _train(config, run, pairs, clock)
+        _train(config, run, pairs, clock, first.epochs if first else config.epochs)
 
 
-def _train(config: TrainConfig, run: str, pairs: TrainingSet, clock: Clock) -> None:
-    """Train until all epochs are done, and write the run's report."""
+def _train(config: TrainConfig, run: str, pairs: TrainingSet, clock: Clock, epochs_before: int) -> None:
+    """Train until all epochs are done, and write the run's report. `epochs_before` is --epochs of the start before."""
 
     # Importing Ray and torch takes seconds, so invalid flags and data are reported first.
     from petseg.models import checkpoint
-    from petseg.training.fit import fit
+    from petseg.training.fit import fit, schedule_note
 
     setup = _set_up(config, run, pairs, clock)
     run_folder.begin(config, pairs.parts)
@@ -68,6 +68,8 @@ def _train(config: TrainConfig, run: str, pairs: TrainingSet, clock: Clock) -> N
     num_train, num_val = pairs.parts["train"].num_rows, pairs.parts["val"].num_rows
     if setup.init_from is None and pairs_are_own and num_train < _FEW_PAIRS and not config.resume:
         print("note: the network starts from random weights; for so few pairs --recipe pretrained gives better masks")
+    if note := schedule_note(setup, epochs_before):
+        print(note)
     crops = f" ({setup.train.num_rows} and {setup.val.num_rows} crops)" if config.crop else ""
     print(f"training on {num_train} pairs, validating on {num_val}{crops}; run {run}", flush=True)
     try:

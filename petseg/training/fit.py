@@ -1,4 +1,4 @@
-"""Start the workers of a training run with Ray Train, and restart them after a failure."""
+"""Start the workers of a training run with Ray Train, and restart them after a failure. Note a changed schedule."""
 
 import signal
 import tempfile
@@ -12,8 +12,9 @@ from petseg.cluster import ray_compat, resources
 from petseg.config.train import TrainConfig
 from petseg.errors import InputError, JobError, UnavailableError
 from petseg.models import checkpoint
-from petseg.training import epoch_printer
+from petseg.training import epoch_printer, optim
 from petseg.training.loop import WorkerSetup, train_loop_per_worker
+from petseg.training.recipes import RECIPES
 
 
 class _EpochCallback(ray.train.UserCallback):
@@ -68,6 +69,27 @@ def require_workers(config: TrainConfig, cpus: int) -> None:
         resources.require({"GPU": 1, "CPU": cpus}, config.min_workers, f"{flags} with --use-gpu", limit_s)
     else:
         resources.require({"CPU": cpus}, config.min_workers, flags, limit_s)
+
+
+def schedule_note(setup: WorkerSetup, epochs_before: int) -> str:
+    """Return a note if another number of epochs changes the learning rate at which the run continues, else "".
+
+    `epochs_before` is the number that the run had until now. If the number of workers is elastic, the note assumes the
+    maximum.
+    """
+    config, last = setup.config, checkpoint.last(setup.run)
+    if last is None or last.epoch >= config.epochs:
+        return ""
+    recipe, epoch_steps = RECIPES[config.recipe], setup.epoch_steps(config.max_workers)
+    step = last.epoch * epoch_steps + last.step
+    totals = (epochs_before * epoch_steps, config.epochs * epoch_steps)
+    before, now = (optim.schedule(recipe, min(step, total), total) for total in totals)
+    if before == now:
+        return ""
+    return (
+        f"note: --epochs {config.epochs} instead of {epochs_before}: the learning rate continues on the schedule of "
+        f"{config.epochs} epochs, at {now:.2g} instead of {before:.2g} of --learning-rate"
+    )
 
 
 def _explain(error: ray.train.WorkerGroupError) -> tuple[str, bool]:

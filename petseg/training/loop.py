@@ -57,6 +57,11 @@ class WorkerSetup:
     init_from: dict[str, Tensor] | None = None
     """Weights to start a new run with, or None for random ones."""
 
+    def epoch_steps(self, world_size: int) -> int:
+        """Return the number of steps of an epoch: the batches of the rank that has the fewest pairs."""
+        assert self.config.batch_size is not None
+        return self.train.num_rows // world_size // (self.config.batch_size // world_size)
+
 
 def train_loop_per_worker(loop_config: dict[str, WorkerSetup]) -> None:
     """Train on one worker until `epochs` are done. Ray Train calls this in every worker."""
@@ -93,7 +98,7 @@ class _Worker:
         self._train = RankData(setup.train, self._rank, self._world_size, device, budget_bytes)
         budget_bytes -= self._train.resident_bytes
         self._val = RankData(setup.val, self._rank, self._world_size, device, budget_bytes)
-        self._steps = self._train.smallest // self._batch_size
+        self._steps = setup.epoch_steps(self._world_size)
         # Continue at the same fraction of the epoch, because the number of ranks may have changed.
         self._skip = done[0] * self._steps // done[1]
         self.logs = Logs(setup.config, self._run) if self._rank == 0 else None

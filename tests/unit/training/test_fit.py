@@ -4,9 +4,12 @@ from unittest import mock
 import pytest
 import ray.exceptions
 import ray.train
+from checkpoints import CONFIG
 
+from petseg.config.train import RecipeName, TrainConfig
 from petseg.errors import InputError, JobError, UnavailableError
-from petseg.training import fit
+from petseg.training import fit, recipes
+from petseg.training.loop import WorkerSetup
 
 DEATH = ray.exceptions.ActorDiedError()
 
@@ -66,3 +69,42 @@ def test_fit_error_for_the_user_ends_it_at_once(
 ) -> None:
     with pytest.raises(raised, match=r"^a"):
         run_fit(monkeypatch, [{0: DEATH, 1: cause}], [0])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "reached", "before", "now", "note"),
+    [
+        (
+            "best",
+            (15, 0),
+            15,
+            30,
+            "30 instead of 15: the learning rate continues on the schedule of 30 epochs, at 0.59",
+        ),
+        ("best", (15, 0), 15, 30, " instead of 0 of --learning-rate"),
+        ("pretrained", (5, 0), 15, 30, "at 0.99 instead of 0.84 of"),
+        ("best", (5, 14), 15, 30, "at 0.98 instead of 0.78 of"),
+        ("best", (5, 0), 15, 10, "at 0.59 instead of 0.84 of"),
+        ("best", (5, 0), 15, 15, ""),
+        ("best", (5, 0), 15, 5, ""),  # nothing is left to train
+        ("best", None, 15, 30, ""),  # nothing was trained
+        ("keras", (15, 0), 15, 30, ""),
+    ],
+)
+def test_schedule_note_has_both_factors_of_the_next_step(
+    recipe: RecipeName,
+    reached: tuple[int, int] | None,
+    before: int,
+    now: int,
+    note: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """165 pairs: two workers have 20 batches of 4, one worker has 20 of 8."""
+    last = reached and mock.Mock(epoch=reached[0], step=reached[1])
+    monkeypatch.setattr(fit.checkpoint, "last", lambda _: last)
+    for workers in ((1,), (1, 2)):
+        config = recipes.resolve(TrainConfig(recipe=recipe, epochs=now, num_workers=workers, batch_size=8))
+        pairs: Any = mock.Mock(num_rows=165)
+        setup = WorkerSetup(config=config, model=CONFIG, run="run", cpus=1, train=pairs, val=pairs)
+        line = fit.schedule_note(setup, before)
+        assert note in line and bool(note) == line.startswith("note: --epochs ")
