@@ -15,7 +15,7 @@ from petseg import storage
 from petseg.cli import options, terminal
 from petseg.cli.invocation import as_started, program
 from petseg.config.base import Config, ConfigT, to_json, typed_values
-from petseg.config.train import TrainConfig
+from petseg.config.train import Resume, TrainConfig
 from petseg.errors import InputError, JobError, UnavailableError
 from petseg.storage.locations import absolute_locations
 
@@ -116,17 +116,22 @@ def is_debugging() -> bool:
     return "--debug" in sys.argv
 
 
-def peek_resume() -> tuple[str, str] | None:
-    """Return --storage and --name from `sys.argv` if --resume and --name are given, else None.
+def peek_resume() -> tuple[str, str, Resume] | None:
+    """Return --storage, --name and --resume from `sys.argv` if --resume and --name are given, else None.
 
-    They are needed before the other flags are parsed, because the settings of the resumed run are the defaults.
+    They are needed before the other flags are parsed, because the settings of the resumed run are the defaults. The
+    file in --config may give --storage. An invalid value of --resume also gives None: `parse` reports it.
     """
     parser = options.Parser("", None)
-    parser.add_argument("--storage", default=TrainConfig.storage)
-    parser.add_argument("--name", default="")
-    parser.add_argument("--resume", action="store_true", default=False)
-    given, _ = parser.parse_known_args()
-    return (given.storage, given.name) if given.resume and given.name else None
+    for name in ("storage", "name", "config"):
+        parser.add_argument(options.flag(name))
+    parser.add_argument("--resume", nargs="?", const=True)
+    given = vars(parser.parse_known_args()[0])
+    if not given.get("name") or given.get("resume") not in (True, "auto"):
+        return None
+    of_file = _read(TrainConfig, given["config"]) if "config" in given else {}
+    location = ({"storage": TrainConfig.storage} | of_file | given)["storage"]
+    return location, given["name"], given["resume"]
 
 
 @contextlib.contextmanager

@@ -136,6 +136,12 @@ def _add(group: Any, name: str, hint: Any, text: str) -> None:
     if hint is bool:
         group.add_argument(flag(name), dest=name, action=argparse.BooleanOptionalAction, help=text)
         return
+    if bool in typing.get_args(hint):  # the flag alone is True
+        [kind] = [member for member in typing.get_args(hint) if member is not bool]
+        group.add_argument(
+            flag(name), dest=name, nargs="?", const=True, type=_reader(kind), metavar=_metavar(name, kind), help=text
+        )
+        return
     several = typing.get_origin(hint) is tuple
     kinds = typing.get_args(hint) if several else (hint,)
     nargs = None if not several else "*" if Ellipsis in kinds else len(kinds)

@@ -12,6 +12,9 @@ Loss = Literal["ce", "ce+dice"]
 
 RecipeName = Literal["best", "keras", "pretrained"]
 
+Resume = bool | Literal["auto"]
+"""Value of --resume. `run_folder.resolve` replaces "auto" by True if the run exists, else by False."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -160,9 +163,9 @@ class TrainConfig:
     name: str = ""
     """Name of this run and of its folder in --storage. Default: the date and time."""
 
-    resume: bool = False
+    resume: Resume = False
     """Continue the run --name from its last checkpoint. Its settings are used; --epochs and those about the machine may
-    be given again."""
+    be given again. auto: begin the run if it does not exist. A finished run stays as it is."""
 
     mlflow: bool = False
     """Also log to MLflow, to the tracking server in MLFLOW_TRACKING_URI."""

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from petseg import files, storage
 from petseg.config.base import from_json, to_json
-from petseg.config.train import TrainConfig
+from petseg.config.train import Resume, TrainConfig
 from petseg.errors import InputError
 from petseg.storage import checks, sharded_output
 from petseg.storage.locations import absolute_locations
@@ -50,14 +50,16 @@ def folder(config: TrainConfig) -> str:
     return storage.join(config.storage, config.name)
 
 
-def first_settings(storage_location: str, name: str) -> TrainConfig:
+def first_settings(storage_location: str, name: str, resume: Resume = True) -> TrainConfig | None:
     """Return the settings a run was started with. They are the defaults of a start with --resume.
 
-    Raises `InputError` if the run does not exist.
+    If the run does not exist, return None for `resume` "auto", and raise `InputError` otherwise.
     """
     absolute = storage.absolute(storage_location)
     run = storage.join(absolute, name)
     if files.CONFIG not in storage.list_names(run):
+        if resume == "auto":
+            return None
         raise InputError(f"--resume --name {name}: there is no run in {run}")
     location = storage.join(run, files.CONFIG)
     first = from_json(TrainConfig, storage.read(location), location)
@@ -67,17 +69,21 @@ def first_settings(storage_location: str, name: str) -> TrainConfig:
 def resolve(config: TrainConfig, first: TrainConfig | None) -> TrainConfig:
     """Return the settings with a name and absolute locations. `first` holds the settings of the run to resume, if any.
 
+    `resume` of the result is True or False.
+
     Raises `InputError` if the name of a new run is taken, or if the run to resume was started with other settings.
     """
     config = dataclasses.replace(
         recipes.resolve(config),
         name=config.name or datetime.now().astimezone().strftime("%Y-%m-%d-%H%M%S"),
+        resume=first is not None,
     )
     config = absolute_locations(config)
     run = folder(config)
     checks.require_writable(run, "--storage")
     if first is None:
-        names = set(storage.list_names(run)) - {files.LOCK}  # of a start that was killed at once
+        # A start that was killed at once leaves hidden files only: its lock, or a temporary file.
+        names = [name for name in storage.list_names(run) if not name.startswith(".")]
         if names:
             remedy = "--resume continues it" if files.CONFIG in names else "it holds other files"
             raise InputError(f"--name {config.name}: {run} already exists; choose another name ({remedy})")
@@ -106,8 +112,6 @@ def begin(config: TrainConfig, parts: dict[str, pa.Table]) -> None:
     if not config.resume:
         storage.create(settings, content, "--name")
     elif files.RUN_MANIFEST in storage.list_names(run):
-        storage.remove_leftovers(run)
-        storage.remove_leftovers(storage.join(run, files.CHECKPOINTS_FOLDER))
         # Locations are not compared: the folders may have been moved.
         before = sharded_output.parse_parquet(storage.read(location), ["id", "split"])
         if before != pairs.select(["id", "split"]):
@@ -116,6 +120,9 @@ def begin(config: TrainConfig, parts: dict[str, pa.Table]) -> None:
                 f"--resume: the pairs, or their order, are not those that {run} was started with ({len(new - old)} "
                 f"new, {len(old - new)} gone); start a new run with another --name"
             )
+    storage.remove_leftovers(run)
+    storage.remove_leftovers(storage.join(run, files.CHECKPOINTS_FOLDER))
+    if config.resume:
         storage.write(settings, content)
     buffer = io.BytesIO()
     pq.write_table(pairs, buffer)

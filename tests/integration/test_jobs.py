@@ -99,12 +99,18 @@ def test_train_existing_name_is_refused_without_resume(storage: Path, tmp_path: 
     shutil.copytree(storage, tmp_path / "runs")
     assert_refused(call_job("train", "--name", "first"), "error: --name first: ")
 
-    finished = call_job("train", "--name", "first", "--resume")
-    assert finished.returncode == 0
-    assert f"already has {EPOCHS} epochs; to train more, raise --epochs" in finished.stdout
+    assert_refused(call_job("train", "--resume", "auto"), "error: --resume needs --name")
 
-    longer = call_job("train", "--name", "first", "--resume", "--epochs", EPOCHS + 1, "--cpus-per-worker", 1)
+    for resume in (["--resume"], ["--resume", "auto", "--epochs", EPOCHS, "--image-size", 64, 64]):
+        finished = call_job("train", "--name", "first", *resume)
+        assert (finished.returncode, finished.stderr) == (0, "")
+        run = tmp_path / "runs" / "first"
+        assert finished.stdout == f"{run} already has {EPOCHS} epochs; to train more, raise --epochs\n"
+
+    longer = call_job("train", "--name", "first", "--resume", "auto", "--epochs", EPOCHS + 1, "--cpus-per-worker", 1)
     assert longer.returncode == 0, longer.stderr
+    # 24 steps per epoch, and 12 of 120 to warm up: 0.5 * (1 + cos(pi * (96 - 12) / (120 - 12)))
+    assert "the learning rate continues on the schedule of 5 epochs, at 0.12 instead of 0 of" in longer.stdout
     before = (storage / "first" / "metrics.jsonl").read_text()
     after = (tmp_path / "runs" / "first" / "metrics.jsonl").read_text()
     assert after.startswith(before) and after.count("\n") == EPOCHS + 1

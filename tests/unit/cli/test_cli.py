@@ -11,7 +11,7 @@ from petseg.config import base
 from petseg.config.evaluate import EvaluateConfig
 from petseg.config.predict import PredictConfig
 from petseg.config.prepare import OxfordConfig, ShardsConfig
-from petseg.config.train import TrainConfig
+from petseg.config.train import Resume, TrainConfig
 from petseg.data import manifest
 from petseg.errors import InputError, JobError, NoSuchPlaceError, UnavailableError
 
@@ -117,17 +117,31 @@ def test_parse_flags_override_given_defaults(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ("--resume --name a", ("runs", "a")),
-        ("--epochs 3 --name=a --storage s3://b/c --resume", ("s3://b/c", "a")),
+        ("--resume --name a", ("runs", "a", True)),
+        ("--epochs 3 --name=a --storage s3://b/c --resume", ("s3://b/c", "a", True)),
+        ("--resume auto --name a --epochs 3", ("runs", "a", "auto")),
+        ("--name a --resume=auto", ("runs", "a", "auto")),
         ("--name a", None),
         ("--resume", None),
+        ("--resume auto", None),
+        ("--resume atuo --name a", None),
     ],
 )
-def test_peek_resume_returns_storage_and_name_only_if_both_flags_are_given(
-    flags: str, expected: tuple[str, str] | None, monkeypatch: pytest.MonkeyPatch
+def test_peek_resume_returns_storage_name_and_resume_only_if_both_flags_are_given(
+    flags: str, expected: tuple[str, str, Resume] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given(monkeypatch, flags)
     assert cli.peek_resume() == expected
+
+
+def test_peek_resume_config_file_its_storage_is_taken_as_parse_takes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text('{"storage": "/b", "name": "first", "resume": false}')
+    for flags, expected in (("", "/b"), ("--storage /c", "/c")):
+        given(monkeypatch, f"--config {tmp_path}/config.json --name a --resume auto {flags}")
+        assert cli.peek_resume() == (expected, "a", "auto")
+        assert cli.parse("train", TrainConfig).storage == expected
 
 
 def test_parse_invalid_setting_error_names_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:

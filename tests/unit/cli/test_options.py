@@ -37,6 +37,9 @@ def given(cls: type[base.Config], line: str) -> dict[str, Any]:
         ("--split-file", {"split_file": ()}),
         ("--use-gpu --no-mlflow", {"use_gpu": True, "mlflow": False}),
         ("--val-count None --images None", {"val_count": None, "images": None}),
+        ("--resume --epochs 3", {"resume": True, "epochs": 3}),
+        ("--resume auto", {"resume": "auto"}),
+        ("--resume=auto", {"resume": "auto"}),
         ("--recipe keras --name None", {"recipe": "keras", "name": "None"}),
         ("--label-map=#ff0000:cat,#000000:dog", {"label_map": "#ff0000:cat,#000000:dog"}),
     ],
@@ -61,6 +64,7 @@ def test_given_returns_only_the_flags_on_the_command_line(line: str, expected: d
         ("--batch-size 1.5", "--batch-size: '1.5' is not a whole number (see --help)"),
         ("--learning-rate fast", "--learning-rate: 'fast' is not a number (see --help)"),
         ("--recipe kera", "--recipe: 'kera' is not one of best, keras, pretrained (see --help)"),
+        ("--resume atuo", "--resume: 'atuo' is not one of auto (see --help)"),
         ("--epochs", "--epochs: expected one argument (see --help)"),
         ("--image-size 64", "--image-size: expected 2 arguments (see --help)"),
     ],
@@ -99,6 +103,11 @@ def test_help_has_units_defaults_and_required_flags(monkeypatch: pytest.MonkeyPa
     )
     assert "--precision auto|bf16|fp32 " in words and "else fp32. Default: auto." in words
     assert "--png, --no-png Write masks/<id>.png beside the Parquet files. Default: yes." in words
+
+
+def test_help_optional_value_is_in_brackets() -> None:
+    words = " ".join(options.parser_of(TrainConfig, "job", None).format_help().split())
+    assert "--resume [auto] Continue the run --name" in words
 
 
 def test_help_percent_sign_is_kept() -> None:

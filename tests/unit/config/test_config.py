@@ -118,6 +118,7 @@ def test_from_json_truncated_or_incomplete_is_refused() -> None:
         ({"name": "../elsewhere"}, "--name '../elsewhere'"),
         ({"name": ".."}, "--name '..'"),
         ({"resume": True}, "--resume needs --name"),
+        ({"resume": "auto"}, "--resume needs --name"),
     ],
 )
 def test_train_config_invalid_setting_is_refused(settings: dict[str, object], message: str) -> None:

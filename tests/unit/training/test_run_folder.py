@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import pyarrow as pa
 import pytest
 from checkpoints import CONFIG
 
+from petseg import cli, storage
 from petseg.config.train import TrainConfig
 from petseg.data import labels, manifest
 from petseg.errors import InputError
@@ -28,6 +31,7 @@ def begin_run(storage: Path, **settings: Any) -> TrainConfig:
 def resume(storage: Path, **flags: Any) -> TrainConfig:
     """Resolve the settings as a job with --resume and these flags does."""
     first = run_folder.first_settings(str(storage), "run")
+    assert first is not None
     return run_folder.resolve(dataclasses.replace(first, **flags), first)
 
 
@@ -142,6 +146,70 @@ def test_resume_run_killed_at_its_start_is_continued(tmp_path: Path) -> None:
     (tmp_path / "run" / "manifest.parquet").unlink()
     run_folder.begin(resume(tmp_path), {"train": pairs("b", "a"), "val": pairs("c")})
     assert (tmp_path / "run" / "manifest.parquet").exists()
+
+
+def start(monkeypatch: pytest.MonkeyPatch, *flags: object) -> TrainConfig:
+    """Return the settings of a start with --resume auto and these flags, after its run folder is begun."""
+    monkeypatch.setattr(sys, "argv", ["petseg", "--name", "run", "--resume", "auto", *map(str, flags)])
+    resumed = cli.peek_resume()
+    assert resumed is not None
+    first = run_folder.first_settings(*resumed)
+    config = run_folder.resolve(cli.parse("train", TrainConfig, first), first)
+    run_folder.begin(config, {"train": pairs("b", "a"), "val": pairs("c")})
+    return config
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        pytest.param((), id="nothing"),
+        pytest.param((".petseg-lock",), id="killed before it wrote a file"),
+        pytest.param((".petseg-lock", ".petseg-tmp-0123"), id="killed while it wrote config.json"),
+        pytest.param((".petseg-lock", "config.json"), id="killed before manifest.parquet"),
+        pytest.param((".petseg-lock", "config.json", "manifest.parquet", ".petseg-tmp-0123"), id="before an epoch"),
+    ],
+)
+def test_resume_auto_start_that_was_killed_is_continued_by_the_same_command(
+    left: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, flags = tmp_path / "run", ("--storage", tmp_path, "--recipe", "keras", "--val-fold", "1/2", "--epochs", 3)
+    undisturbed = start(monkeypatch, *flags)
+    written = {path.name: path.read_bytes() for path in run.iterdir()}
+    assert not undisturbed.resume and sorted(written) == ["config.json", "manifest.parquet"]
+    shutil.rmtree(run)
+    for name in left:
+        storage.write(str(run / name), written.get(name, b"half"))
+    again = start(monkeypatch, *flags)
+    assert again == dataclasses.replace(undisturbed, resume="config.json" in left)
+    found = {path.name: path.read_bytes() for path in run.iterdir() if path.name != ".petseg-lock"}
+    assert found == written
+
+
+def test_resume_auto_raised_epochs_are_kept_though_the_first_start_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(monkeypatch, "--storage", tmp_path, "--epochs", 3)
+    (tmp_path / "run" / "manifest.parquet").unlink()
+    start(monkeypatch, "--storage", tmp_path, "--epochs", 9)
+    assert start(monkeypatch, "--storage", tmp_path).epochs == 9
+
+
+def test_resume_auto_other_settings_or_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start(monkeypatch, "--storage", tmp_path, "--seed", 5)
+    with pytest.raises(InputError, match=r"was started with other settings: --seed \(was 5, now 6\); leave them out"):
+        start(monkeypatch, "--storage", tmp_path, "--seed", 6)
+    storage.write(str(tmp_path / "other" / "run" / "file"), b"")
+    with pytest.raises(InputError, match=r"--name run: .*it holds other files"):
+        start(monkeypatch, "--storage", tmp_path / "other")
+
+
+def test_resume_auto_two_starts_at_once_one_gets_the_name(tmp_path: Path) -> None:
+    config = TrainConfig(storage=str(tmp_path), name="run", resume="auto")
+    starts = [(config, run_folder.first_settings(str(tmp_path), "run", "auto")) for _ in range(2)]
+    first, second = (run_folder.resolve(*each) for each in starts)
+    run_folder.begin(first, {"train": pairs("a"), "val": pairs("c")})
+    with pytest.raises(InputError, match=r"--name: .*run/config\.json already exists; was another job started"):
+        run_folder.begin(second, {"train": pairs("a"), "val": pairs("c")})
 
 
 @pytest.mark.parametrize("content", [b'{"epoch": 1', b"\xff"])
