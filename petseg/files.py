@@ -18,7 +18,7 @@ CHANGES = "changes.csv"
 """File name of the table of the masks that merges of labels have added or changed."""
 
 LOCK = ".petseg-lock"
-"""File name of the lock on a local folder that a job writes to."""
+"""File name of the lock on a local folder that a job writes to, or of the lease in S3."""
 
 # In the folder of a training run
 RUN_METRICS = "metrics.jsonl"

@@ -70,13 +70,8 @@ def list_files(folder: str, skipped: Counter[str] | None = None) -> Iterator[str
 
     Raises `InputError` if the folder does not exist or cannot be read.
     """
-    skipped = Counter() if skipped is None else skipped
-    if is_local(folder):
-        for below, _ in local.list_files(folder, skipped):
-            yield below
-    else:
-        for below, _ in _list_remote(folder, skipped):
-            yield below
+    for below, _ in _list(folder, skipped):
+        yield below
 
 
 def list_versions(folder: str, skipped: Counter[str] | None = None) -> Iterator[tuple[str, str]]:
@@ -85,23 +80,21 @@ def list_versions(folder: str, skipped: Counter[str] | None = None) -> Iterator[
     A file whose content changes gets another version. It consists of the size and the modification time of the file,
     or is the ETag of an object. It is "" for a link to nothing.
     """
-    skipped = Counter() if skipped is None else skipped
-    if is_local(folder):
-        for below, entry in local.list_files(folder, skipped):
-            yield below, local.version(entry)
-    else:
-        yield from _list_remote(folder, skipped)
+    for below, found in _list(folder, skipped):
+        yield below, found if isinstance(found, str) else local.version(found)
 
 
 def version(location: str) -> str:
-    """Return the version of a local file, as `list_versions` does; "" if it is missing, or in an object store.
-
-    There, it would need a request.
-    """
+    """Return the version of a local file; "" if it is missing, or in an object store, where it would need a request."""
     return local.version(Path(location)) if is_local(location) else ""
 
 
-def _list_remote(folder: str, skipped: Counter[str]) -> Iterator[tuple[str, str]]:
+def _list(folder: str, skipped: Counter[str] | None) -> Iterator[tuple[str, "os.DirEntry[str] | str"]]:
+    """Yield (path, entry of a local folder or version of an object) of every file."""
+    skipped = Counter() if skipped is None else skipped
+    if is_local(folder):
+        yield from local.list_files(folder, skipped)
+        return
     store, path = remote(folder)
     with as_input_error(f"{folder}: cannot be listed"):
         for below, etag in store.list_files(path):

@@ -1,4 +1,4 @@
-"""Keep two jobs on one machine from writing to the same folder."""
+"""Keep two jobs from writing to the same folder at the same time."""
 
 import contextlib
 import datetime
@@ -10,18 +10,25 @@ from pathlib import Path
 from typing import TextIO
 
 from petseg import files, storage
-from petseg.errors import InputError
+from petseg.errors import InputError, JobError
+from petseg.storage.lease import LAPSE_S, Lease
+from petseg.storage.s3 import S3Store
 
 
 @contextlib.contextmanager
 def hold(folder: str, flag: str) -> Iterator[None]:
-    """Hold a local folder for this process in the `with` block. The system lets go of it if the process is killed.
+    """Hold a folder for this process in the `with` block.
 
-    Does nothing in object stores, and on file systems without locks. Raises `InputError`, naming `flag` and the holder,
-    if another process holds the folder.
+    A local folder is locked. The system lets go of it if the process is killed; a network file system does so for the
+    processes of all machines, if it has locks. In S3 there is a lease (`lease.py`). In other object stores, and on file
+    systems without locks, this does nothing.
+
+    Raises `InputError`, naming `flag` and the holder, if another process holds the folder, and `JobError` if one has
+    taken over the lease, because this process could not renew it in time.
     """
     if not storage.is_local(folder):
-        yield
+        with _lease(folder, flag):
+            yield
         return
     with storage.as_input_error(f"{flag} {folder}: cannot be written"):
         new = [above for above in (Path(folder), *Path(folder).parents) if not above.exists()]
@@ -35,6 +42,33 @@ def hold(folder: str, flag: str) -> Iterator[None]:
                 Path(file.name).unlink()
                 for made in new:
                     made.rmdir()
+
+
+@contextlib.contextmanager
+def _lease(folder: str, flag: str) -> Iterator[None]:
+    store, path = storage.remote(storage.join(folder, files.LOCK))
+    if not isinstance(store, S3Store):
+        yield
+        return
+    with storage.as_input_error(f"{flag} {folder}: cannot be written"):
+        lease = Lease(store, path, _describe_self(), f"{flag} {folder}")
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not lease.lost_to:
+            raise
+    finally:
+        lease.release()
+    if lease.lost_to:
+        raise JobError(
+            f"{flag} {folder}: {lease.lost_to} has taken it over, because this job did not reach the store for "
+            f"{LAPSE_S:g} seconds; finished work is kept"
+        )
+
+
+def _describe_self() -> str:
+    now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+    return f"process {os.getpid()} on {socket.gethostname()}, since {now},"
 
 
 def _lock(path: Path, what: str) -> TextIO:
@@ -54,8 +88,7 @@ def _lock(path: Path, what: str) -> TextIO:
             break
         file.close()  # its holder removed it just now
     file.truncate(0)
-    now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
-    file.write(f"process {os.getpid()} on {socket.gethostname()}, since {now},\n")
+    file.write(_describe_self() + "\n")
     file.flush()
     return file
 

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import pyarrow as pa
@@ -71,8 +72,34 @@ class S3Store:
             else:
                 s3_client.client().upload_fileobj(io.BytesIO(content), self._bucket, path)
 
-    def create(self, path: str, content: bytes) -> None:
-        """Write an object that must not exist yet. If two processes try, one gets `FileExistsError`.
+    def read_tagged(self, path: str) -> tuple[bytes, str, float]:
+        """Return the content of a small object, its ETag, and its age in seconds by the store's own clock."""
+        with self._errors(path):
+            response = s3_client.client().get_object(Bucket=self._bucket, Key=path)
+            with closing(response["Body"]) as body:
+                content = body.read()
+        headers = response["ResponseMetadata"]["HTTPHeaders"]
+        now, written = (parsedate_to_datetime(headers[name]) for name in ("date", "last-modified"))
+        return content, response["ETag"], (now - written).total_seconds()
+
+    def replace(self, path: str, content: bytes, etag: str) -> str:
+        """Replace an object that still has this ETag, and return the new one. Raises `FileExistsError` if it has not.
+
+        A store without conditional writes replaces it in any case.
+        """
+        put = functools.partial(s3_client.client().put_object, Bucket=self._bucket, Key=path, Body=content)
+        try:
+            with self._errors(path):
+                return put(IfMatch=etag)["ETag"]
+        except ConflictError as error:
+            raise FileExistsError(errno.EEXIST, "another write of it is under way", self._name(path)) from error
+        except UnsupportedError:
+            with self._errors(path):
+                return put()["ETag"]
+
+    def create(self, path: str, content: bytes) -> str:
+        """Write an object that must not exist yet, and return its ETag. If two processes try, one gets
+        `FileExistsError`.
 
         The object is looked up first, because a store without conditional writes may ignore the condition silently.
         """
@@ -85,19 +112,18 @@ class S3Store:
         for pause in s3_client.pauses():
             try:
                 with self._errors(path):
-                    put(IfNoneMatch="*")
-                return
+                    return put(IfNoneMatch="*")["ETag"]
             except ConflictError:  # another process is writing it; the next attempt shows the outcome
                 time.sleep(pause)
             except FileExistsError:
                 # The object may be ours: boto3 repeats a write whose response was lost.
-                if self._head(path).get("Metadata") != mark:
+                there = self._head(path)
+                if there.get("Metadata") != mark:
                     raise
-                return
+                return there["ETag"]
             except UnsupportedError:
                 with self._errors(path):
-                    put()
-                return
+                    return put()["ETag"]
         raise UnavailableError(f"{self._name(path)}: others keep writing it")
 
     def exists(self, path: str) -> bool:

@@ -1,8 +1,11 @@
 """Object stores: a real one, with network faults and with error answers."""
 
 import errno
+import json
 import os
 import secrets
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,10 +19,11 @@ import pytest
 import stores
 from conftest import Store
 
-from petseg import storage
+from petseg import files, storage
 from petseg.data import manifest
-from petseg.errors import InputError, UnavailableError
-from petseg.storage import arrow, checks, s3, s3_client
+from petseg.errors import InputError, JobError, UnavailableError
+from petseg.storage import arrow, checks, lease, s3, s3_client
+from petseg.storage.hold import hold
 
 
 @pytest.fixture
@@ -172,25 +176,30 @@ def test_create_lost_answer_is_recognised_as_own(store: Store, prefix: str) -> N
         storage.create(f"{prefix}/0", b"x", "--output")
 
 
-@pytest.mark.usefixtures("quick")
-def test_create_store_without_conditional_writes_existing_is_refused(
+@pytest.mark.usefixtures("quick", "brief")
+def test_create_and_hold_store_without_conditional_writes_existing_is_refused(
     store: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put = s3_client.client().put_object
 
-    def old_put(**given: object) -> None:
-        if "IfNoneMatch" in given:
+    def old_put(**given: object) -> object:
+        if {"IfNoneMatch", "IfMatch"} & given.keys():
             answer = {"Error": {"Code": "NotImplemented"}, "ResponseMetadata": {"HTTPStatusCode": 501}}
             from botocore.exceptions import ClientError
 
             raise ClientError(answer, "PutObject")  # pyright: ignore[reportArgumentType]
-        put(**given)
+        return put(**given)
 
     monkeypatch.setattr(s3_client.client(), "put_object", old_put)
     storage.create(f"{prefix}/a", b"first", "--name")
     with pytest.raises(InputError, match=r"--name: .* already exists"):
         storage.create(f"{prefix}/a", b"second", "--name")
     assert storage.read(f"{prefix}/a") == b"first"
+    with hold(prefix, "--output"):
+        threading.Event().wait(1)
+        assert json.loads(storage.read(f"{prefix}/{files.LOCK}"))["beats"] > 0
+        with pytest.raises(InputError, match="is writing there"), hold(prefix, "--output"):
+            pass
 
 
 @pytest.mark.usefixtures("quick")
@@ -471,3 +480,116 @@ def test_require_writable_read_only_user_is_refused(store: Store, monkeypatch: p
         list(storage.list_files(f"{store.url}/closed"))
     [refused] = storage.read_each([f"{store.url}/closed/a.jpg"])
     assert isinstance(refused, PermissionError) and "access denied" in str(refused)
+
+
+HOLD = """
+import sys
+from petseg.storage.hold import hold
+with hold(sys.argv[1], "--output"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the times of a lease."""
+    monkeypatch.setattr(lease, "BEAT_S", 0.2)
+    monkeypatch.setattr(lease, "LAPSE_S", 2.0)
+    monkeypatch.setattr(lease, "_POLL_S", 0.1)
+
+
+def write_lease(prefix: str) -> None:
+    """Write a lease as a process on another machine does."""
+    process = {"holder": "process 7 on elsewhere", "process": ["boot", "pid:[1]", 7, "1"], "beats": -1}
+    storage.write(f"{prefix}/{files.LOCK}", json.dumps(process).encode())
+
+
+def test_hold_second_process_is_refused_at_once_and_a_killed_one_is_followed_at_once(store: Store, prefix: str) -> None:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", HOLD, prefix], **pipes) as other:
+        try:
+            assert other.stdout is not None and other.stdout.readline() == "held\n"
+            with (
+                pytest.raises(InputError, match=f"--output {prefix}: process {other.pid} on .*, since .* is writing"),
+                hold(prefix, "--output"),
+            ):
+                pass
+        finally:
+            other.kill()
+    started = time.monotonic()
+    with hold(prefix, "--output"):
+        assert time.monotonic() - started < 5
+        assert storage.list_names(prefix) == [files.LOCK]
+    assert storage.list_names(prefix) == []
+
+
+@pytest.mark.usefixtures("brief")
+def test_hold_lease_of_another_machine_is_taken_over_once_it_has_lapsed(
+    store: Store, prefix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_lease(prefix)
+    started = time.monotonic()
+    with hold(prefix, "--output"):
+        assert 1 < time.monotonic() - started < 10
+    assert capsys.readouterr().out == "waiting up to 2 s to see whether process 7 on elsewhere is still there\n"
+    write_lease(prefix)
+    time.sleep(4)  # the store's clock counts whole seconds
+    started = time.monotonic()
+    with hold(prefix, "--output"):
+        assert time.monotonic() - started < 1
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.usefixtures("brief")
+def test_hold_lease_of_another_machine_that_is_renewed_is_refused(
+    store: Store, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "_identity", lambda pid: ["boot of", f"machine of {threading.get_ident()}", pid, "1"])
+    with hold(prefix, "--output"), ThreadPoolExecutor(1) as pool:
+
+        def hold_too() -> None:
+            with hold(prefix, "--output"):
+                pass
+
+        with pytest.raises(InputError, match=f"process {os.getpid()} on .* is writing there"):
+            pool.submit(hold_too).result()
+        time.sleep(2.5)  # longer than a lease that is not renewed
+        with pytest.raises(InputError, match="is writing there"):
+            pool.submit(hold_too).result()
+
+
+@pytest.mark.usefixtures("brief")
+def test_hold_lease_that_another_has_taken_over_ends_the_job(store: Store, prefix: str) -> None:
+    with (
+        pytest.raises(JobError, match=f"--output {prefix}: process 7 on elsewhere has taken it over, because"),
+        hold(prefix, "--output"),
+    ):
+        write_lease(prefix)
+        time.sleep(20)
+    assert json.loads(storage.read(f"{prefix}/{files.LOCK}"))["beats"] == -1
+
+
+@pytest.mark.usefixtures("brief")
+def test_hold_lease_that_is_deleted_or_renewed_twice_is_kept(store: Store, prefix: str) -> None:
+    """boto3 repeats a request whose response was lost, so the store may have another ETag than this process knows."""
+    location = f"{prefix}/{files.LOCK}"
+    with hold(prefix, "--output"):
+        storage.remove_file(location)
+        time.sleep(0.5)
+        entry = json.loads(storage.read(location))
+        storage.write(location, json.dumps(entry | {"beats": 99}).encode())
+        time.sleep(0.5)
+        assert json.loads(storage.read(location))["beats"] > entry["beats"]
+    assert storage.list_names(prefix) == []
+
+
+@pytest.mark.usefixtures("quick", "brief")
+def test_hold_store_that_does_not_answer_for_a_while_does_not_end_the_job(store: Store, prefix: str) -> None:
+    pause = threading.Event()
+    with hold(prefix, "--output"):
+        store.proxy.answer = stores.SLOW_DOWN
+        pause.wait(1)
+        store.proxy.answer = None
+        pause.wait(1)
+    assert storage.list_names(prefix) == []

@@ -47,11 +47,6 @@ def test_hold_leaves_no_empty_folder(tmp_path: Path) -> None:
     assert (tmp_path / "out").is_dir()
 
 
-def test_hold_object_store_does_nothing() -> None:
-    with hold("s3://no-such-bucket/out", "--output"):
-        pass
-
-
 def test_hold_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
