@@ -115,10 +115,10 @@ class Lease:
 def _describe(content: bytes) -> tuple[str, bool | None]:
     """Return (holder of a lease, whether it still runs), None if it runs on another machine."""
     entry, own = _parse(content), _identity(os.getpid())
-    process = entry.get("process")
-    is_here = own is not None and isinstance(process, list) and process[:2] == own[:2]
-    is_alive = _identity(process[2]) == process if is_here else None
-    return str(entry.get("holder", "another job")), is_alive
+    holder, process = str(entry.get("holder", "another job")), entry.get("process")
+    if own is None or not isinstance(process, list) or process[:2] != own[:2]:
+        return holder, None
+    return holder, _identity(process[2]) == process
 
 
 def _parse(content: bytes) -> dict[str, Any]:
