@@ -49,12 +49,19 @@ def serve() -> Iterator[Server]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state = Server(f"http://127.0.0.1:{server.server_port}")
+    with listen(Handler) as address:
+        state = Server(address)
+        yield state
+
+
+@contextmanager
+def listen(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Serve requests on the loopback and yield the server's address."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
-        yield state
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         thread.join()

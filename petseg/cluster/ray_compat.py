@@ -11,8 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ray.exceptions
 from ray._common import utils
 from ray._private import services, worker
+from ray._private.services import psutil  # pyright: ignore[reportPrivateImportUsage] - Ray's own copy
+from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue] - compiled
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # pyright: ignore[reportAttributeAccessIssue]
+
+from petseg.errors import JobError
 
 IDLE_WORKER_CONFIG = {"idle_worker_killing_time_threshold_ms": 60_000}
 """System configuration of a local Ray: end an idle worker process after 60 s instead of 1 s.
@@ -20,6 +26,9 @@ IDLE_WORKER_CONFIG = {"idle_worker_killing_time_threshold_ms": 60_000}
 With Ray's default, a worker process ends after one idle second if all cores are busy. A new process spends a core's
 second on imports. Shards are written about every two seconds, so each would need a new process.
 """
+
+_DRAIN_S = 10
+"""Maximum seconds until the answer to a request to drain a node."""
 
 
 def find_address() -> str | None:
@@ -54,6 +63,33 @@ def started_local_ray() -> bool:
 def log_folder() -> Path | None:
     """Return the folder of Ray's logs on this machine; None if this process has not joined a Ray."""
     return None if worker._global_node is None else Path(worker._global_node.get_logs_dir_path())
+
+
+def local_node(address: str) -> tuple[int, str] | None:
+    """Return (process id, node id) of the newest node on this machine that joined the cluster at `address`, or None."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "create_time"]):
+        words = process.info["cmdline"]
+        if services._is_raylet_process(words) and f"--gcs-address={address}" in words:
+            [node_id] = [word.removeprefix("--node_id=") for word in words if word.startswith("--node_id=")]
+            found.append((process.info["create_time"], process.pid, node_id))
+    return max(found)[1:] if found else None
+
+
+def drain_node(address: str, node_id: str, reason: str, end_s: float) -> None:
+    """Tell the cluster at `address` that a node will be taken away at the Unix time `end_s`. It gets no more tasks.
+
+    Ray Train reports this to the workers of that node's training run. Raises `JobError` if the cluster does not answer
+    or rejects the request.
+    """
+    preemption = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    try:
+        client = GcsClient(address=address)
+        accepted, why = client.drain_node(node_id, preemption, reason, int(end_s * 1000), timeout=_DRAIN_S)
+    except ray.exceptions.RayError as error:
+        raise JobError(f"the Ray at {address} does not answer ({error})") from error
+    if not accepted:
+        raise JobError(f"the Ray at {address} rejects it ({why})")
 
 
 def replace_worker_log_printer(show: Callable[[str], None]) -> None:

@@ -3,12 +3,17 @@
 import inspect
 import io
 import sys
+import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import click
 import pytest
+import ray
+import ray.exceptions
 
 from petseg.cluster import ray_compat
+from petseg.errors import JobError
 
 
 def test_find_address_equals_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,7 +34,6 @@ def test_find_address_no_ray_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_versions_of_mismatch_ray_message_has_four_versions() -> None:
     import platform
 
-    import ray
     from ray._private.utils import check_version_info
 
     with pytest.raises(RuntimeError) as caught:
@@ -52,6 +56,35 @@ def test_log_folder_without_ray_is_none(monkeypatch: pytest.MonkeyPatch) -> None
     assert ray_compat.log_folder() is None and not ray_compat.started_local_ray()
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_local_node_is_the_node_of_that_cluster() -> None:
+    context = ray.get_runtime_context()
+    found = ray_compat.local_node(context.gcs_address)
+    assert found is not None and found[1] == context.get_node_id()
+    assert b"/raylet" in Path(f"/proc/{found[0]}/cmdline").read_bytes().split(b"\0")[0]
+    assert ray_compat.local_node("127.0.0.1:1") is None
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_drain_node_other_nodes_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray accepts the request for a node that is gone. tests/integration/test_submit.py drains a real one."""
+    address = ray.get_runtime_context().gcs_address
+    ray_compat.drain_node(address, "f0" * 28, "a test", time.time() + 60)
+    assert [node["Alive"] for node in ray.nodes()] == [True]
+    refused = Mock(return_value=Mock(drain_node=Mock(return_value=(False, "busy"))))
+    monkeypatch.setattr(ray_compat, "GcsClient", refused)
+    with pytest.raises(JobError, match=r"the Ray at .* rejects it \(busy\)"):
+        ray_compat.drain_node(address, "f0" * 28, "a test", time.time() + 60)
+
+
+def test_drain_node_no_answer_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_compat, "GcsClient", Mock(side_effect=ray.exceptions.RpcError("timed out")))
+    with pytest.raises(JobError, match=r"the Ray at 127\.0\.0\.1:1 does not answer \(timed out\)"):
+        ray_compat.drain_node("127.0.0.1:1", "f0" * 28, "a test", time.time() + 60)
+
+
 def test_replace_worker_log_printer_lines_reach_the_replacement(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -66,8 +99,6 @@ def test_replace_worker_log_printer_lines_reach_the_replacement(
 
 
 def test_memory_in_log_line_matches_the_raylet_message() -> None:
-    import ray
-
     raylet = Path(ray.__file__).parent / "core" / "src" / "ray" / "raylet" / "raylet"
     content = raylet.read_bytes()
     assert b"running low on memory" in content and b" limit (" in content
@@ -77,8 +108,6 @@ def test_memory_in_log_line_matches_the_raylet_message() -> None:
 
 
 def test_idle_worker_setting_exists_in_ray() -> None:
-    import ray
-
     [name] = ray_compat.IDLE_WORKER_CONFIG
     raylet = Path(ray.__file__).parent / "core" / "src" / "ray" / "raylet" / "raylet"
     assert name.encode() in raylet.read_bytes()

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import ec2_metadata
 import pyarrow.parquet as pq
 import pytest
 import ray_head
@@ -226,9 +227,28 @@ def test_ray_start_second_machine_joins_only_with_the_token(submitter: Submitter
         assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o077 == 0
         status = f"RAY_AUTH_MODE=token ray status --address={head.address}"
         wait_until(lambda: submitter.run(status, **ray_head.LOOPBACK)[1].count(" 1 node_") == 2, 30)
+        drain_by_notice(submitter, env)
+        wait_until(lambda: submitter.run(status, **ray_head.LOOPBACK)[1].count(" 1 node_") == 1, 30)
     finally:
         node.terminate()
         node.wait(30)
+
+
+def drain_by_notice(submitter: Submitter, env: dict[str, str]) -> None:
+    """Run the command of cluster.yaml that watches for EC2's notice on the newest node, and give the notice.
+
+    A second watcher sees no notice. It ends because Ray ends on the drained node.
+    """
+    start = yaml.safe_load((ROOT / "cluster.yaml").read_text())["worker_start_ray_commands"]
+    [watch] = [command.replace("/tmp/ray", f"{submitter.head.folder}/ray") for command in start if "spot" in command]  # noqa: S108
+    spot_log = submitter.head.folder / "ray" / "session_latest" / "logs" / "spot.log"
+    with ec2_metadata.serve() as metadata:
+        metadata.interrupt()
+        for endpoint, line in (("http://127.0.0.1:1", "no valid answer"), (metadata.address, "is draining")):
+            code, output = submitter.run(watch, AWS_EC2_METADATA_SERVICE_ENDPOINT=endpoint, **env, **ray_head.LOOPBACK)
+            assert code == 0, output
+            wait_until(lambda line=line: spot_log.exists() and line in spot_log.read_text(), 30)
+    wait_until(lambda: "petseg.cluster.spot" not in str(submitter.head.processes()), 30)
 
 
 def test_token_is_readable_only_by_its_owner_and_in_no_log(submitter: Submitter) -> None:
