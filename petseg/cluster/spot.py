@@ -86,7 +86,8 @@ def watch(address: str, pid: int, node_id: str) -> None:
                 notice = read_notice(endpoint)
                 if notice is not None:
                     log_once(f"notice: EC2 will {notice.action} this instance at {notice.time.isoformat()}")
-                    ray_compat.drain_node(address, node_id, f"EC2 spot: {notice.action}", notice.time.timestamp())
+                    reason = f"EC2 will {notice.action} this spot instance"
+                    ray_compat.drain_node(address, node_id, reason, notice.time.timestamp())
                     logging.info(f"node {node_id} is draining: it gets no more work")
                     return
             except (OSError, http.client.HTTPException, ValueError) as error:

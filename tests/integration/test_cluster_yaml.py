@@ -92,6 +92,24 @@ def test_start_commands_require_the_token_and_keep_dashboard_on_loopback() -> No
     assert "chmod 600 ~/.ray/auth_token" in CONFIG["setup_commands"]
 
 
+def test_worker_start_commands_watch_for_the_spot_notice_after_ray_start() -> None:
+    """The command must return at once and survive the SSH session. tests/integration/test_submit.py runs it."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    stop, start, watch = CONFIG["worker_start_ray_commands"]
+    assert stop == "ray stop" and "ray start " in start
+    assert re.fullmatch(
+        r"export RAY_AUTH_MODE=token; nohup python -m petseg\.cluster\.spot < /dev/null >> \S+/spot\.log 2>&1 &", watch
+    )
+    log = re.findall(r">> (\S+)", watch)[0]
+    assert f"`{log}`" in PAGE
+    # Only spot instances need it, but Ray has no start commands by node type.
+    config = prepare_config(CONFIG)
+    config["available_node_types"]["gpu"]["worker_start_ray_commands"] = CONFIG["worker_start_ray_commands"]
+    with pytest.raises(Exception, match="'worker_start_ray_commands' was unexpected"):
+        validate_config(config)
+
+
 def test_setup_commands_pin_versions_allowed_by_the_project() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     setup = " ".join(CONFIG["setup_commands"])

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ec2_metadata
 import kill_predict
 import pytest
 import torch
@@ -105,20 +106,21 @@ def test_train_killed_and_resumed_weights_equal_an_undisturbed_run(drawn: tuple[
 def test_train_preempted_node_saves_and_continues_with_one_worker(
     cluster: Any, pairs: tuple[str, str], prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue] - compiled
-    from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # pyright: ignore[reportAttributeAccessIssue]
-
+    """EC2's notice reaches the run as on AWS: from the metadata service, through the node's watcher and Ray."""
     monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")
-    both = [cluster.add_node(num_cpus=2), cluster.add_node(num_cpus=2)]
+    nodes = [cluster.add_node(num_cpus=2), cluster.add_node(num_cpus=2)]
     workers = ("--num-workers", 1, 2, "--cpus-per-worker", 2)
-    job = Job(tmp_path, pairs, "run", *workers, "--batch-size", 2, "--epochs", 8, runs=prefix)
-    job.wait_until(lambda: job.epochs() >= 1)
-    lost = both[1]
-    preemption = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    deadline_ms = int((time.time() + 120) * 1000)
-    accepted, why = GcsClient(address=cluster.address).drain_node(lost.node_id, preemption, "spot", deadline_ms)
-    assert accepted, why
-    job.wait_until(lambda: checkpoints_within_an_epoch(job.run))
+    with ec2_metadata.serve() as metadata:
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata.address)
+        watcher = subprocess.Popen([sys.executable, "-m", "petseg.cluster.spot"], stdout=subprocess.PIPE, text=True)
+        job = Job(tmp_path, pairs, "run", *workers, "--batch-size", 2, "--epochs", 8, runs=prefix)
+        job.wait_until(lambda: job.epochs() >= 1)
+        assert watcher.poll() is None and metadata.polls
+        metadata.interrupt()
+        job.wait_until(lambda: checkpoints_within_an_epoch(job.run))
+    log, _ = watcher.communicate(timeout=30)
+    lost = nodes[1]  # the newest one on this machine
+    assert watcher.returncode == 0 and f"node {lost.node_id} is draining" in log
     os.kill(lost.all_processes["raylet"][0].process.pid, signal.SIGKILL)
     job.end()
     assert "a worker has died" in job.output()

@@ -89,7 +89,7 @@ def test_watch_notice_drains_the_node_once_until_its_time(
     metadata.notice = NOTICE
     watcher.join(10)
     assert not watcher.is_alive() and raylet.poll() is None
-    assert asked == [("10.0.0.1:6379", "f00d", "EC2 spot: stop", AT.timestamp())] * 3
+    assert asked == [("10.0.0.1:6379", "f00d", "EC2 will stop this spot instance", AT.timestamp())] * 3
     assert caplog.messages == [
         "notice: EC2 will stop this instance at 2026-05-18T08:22:00+00:00",
         "node f00d is not draining: no answer; trying again every 0.05 s",
@@ -132,3 +132,11 @@ def test_watch_no_metadata_service_is_one_line_and_tried_again(
     first, *others = caplog.messages
     assert first.startswith("no valid answer from http://127.0.0.1:1: ") and "refused" in first
     assert [line.split(":")[0] for line in others] == ["notice", "node f00d is draining"]
+
+
+@pytest.mark.parametrize("address", [None, "10.0.0.1:6379"])
+def test_main_no_ray_on_this_machine_is_one_line(address: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_compat, "find_address", lambda: address)
+    monkeypatch.setattr(ray_compat, "local_node", lambda _: None)
+    with pytest.raises(SystemExit, match="error: no Ray runs on this machine; run `ray start` first"):
+        spot.main()
