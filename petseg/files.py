@@ -45,6 +45,7 @@ SET_MANIFEST = "_manifest.arrow"
 # In the folder of an evaluation, a check and an export
 METRICS = "metrics.json"
 SCORES = "per_image.parquet"
+EVALUATION_SHARDS = "_shards"
 WORST_FOLDER = "worst"
 CHECK = "check.parquet"
 EXPORT_CHECKS = "checks.json"

@@ -7,10 +7,14 @@ from petseg.config.base import MAX_PIXELS, MasksUpright, Precision, default_batc
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Score a network on photos and their masks, and show its worst predictions."""
+    """Score a network, or masks that it has predicted, on photos and their masks, and show the worst pairs."""
 
-    checkpoint: str
+    checkpoint: str = ""
     """Path or URI of a run (its best checkpoint is used), or of one checkpoint in it."""
+
+    from_: str = ""
+    """Score these masks instead of a network: the output of a prediction, or a folder of masks with the names of the
+    photos, also from another program."""
 
     images: str
     """Folder or URI of the photos, or a table: .csv or .parquet with the columns id and uri."""
@@ -56,13 +60,24 @@ class EvaluateConfig:
     precision: Precision = "auto"
     """Numeric precision of the network. auto: bf16 where the hardware supports it, else fp32."""
 
+    num_workers: int = 1
+    """Number of processes that score, each with its own copy of the model. With several, or with RAY_ADDRESS, the job
+    runs on Ray."""
+
     use_gpu: bool = False
-    """Run the network on a GPU."""
+    """Use one GPU per worker."""
+
+    wait_min: float = 30.0
+    """Minutes to wait for an autoscaling cluster to reach the requested size."""
 
     def __post_init__(self) -> None:
-        for flag in ("batch_size", "max_pixels", "limit"):
+        for flag in ("batch_size", "max_pixels", "limit", "num_workers"):
             value = getattr(self, flag)
             require(value is None or value >= 1, f"--{flag.replace('_', '-')} {value}: give at least 1")
+        require(0 <= self.wait_min < float("inf"), f"--wait-min {self.wait_min}: give 0 or more")
+        require(bool(self.checkpoint) != bool(self.from_), "--checkpoint and --from: give one of them")
+        for flag, value in (("--exclude-class", self.exclude_class), ("--use-gpu", self.use_gpu)):
+            require(not (value and self.from_), f"{flag} needs a network: leave it out, or give --checkpoint")
 
     @property
     def photos_per_pass(self) -> int:

@@ -25,37 +25,47 @@ _FOLDER_FLAGS = {"--image-suffix": "--images", "--mask-suffix": "--masks"}
 
 
 def discover(
-    images: str, masks: str | None = None, *, suffixes: tuple[str, str] = ("", ""), skipped: Skipped | None = None
+    images: str,
+    masks: str | None = None,
+    *,
+    suffixes: tuple[str, str] = ("", ""),
+    skipped: Skipped | None = None,
+    versions: bool = False,
 ) -> pa.Table:
     """Return the manifest of a folder (or table) of photos, or of two, whose files are paired by id.
 
     `suffixes` are --image-suffix and --mask-suffix: what the names of photos and masks end with, beside the common
     part. Without them, suffixes that all names have are found. Skipped files are added to `skipped`. Without it, a line
-    about them is printed.
+    about them is printed. With `versions`, pairs have the columns `image_version` and `mask_version`, too.
 
     Raises `InputError` if a folder is missing or holds no image, if two files have one id, if a photo has no mask or a
     mask no photo, or if a name cannot safely name an output.
     """
     if masks is None:
         return list_images(images, "--images", skipped=skipped, versions=True)
-    pairs, unpaired_photos, unpaired_masks = match(images, masks, suffixes=suffixes, skipped=skipped)
+    pairs, unpaired_photos, unpaired_masks = match(images, masks, suffixes=suffixes, skipped=skipped, versions=versions)
     _require_no_unpaired(unpaired_photos["id"].to_pylist(), "photo", "without a mask", masks)
     _require_no_unpaired(unpaired_masks["id"].to_pylist(), "mask", "without a photo", images)
     return pairs
 
 
 def match(
-    images: str, masks: str, *, suffixes: tuple[str, str] = ("", ""), skipped: Skipped | None = None
+    images: str,
+    masks: str,
+    *,
+    suffixes: tuple[str, str] = ("", ""),
+    skipped: Skipped | None = None,
+    versions: bool = False,
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
     """Return (manifest of the pairs, photos without a mask, masks without a photo).
 
-    The last two have the columns `id` and `image`. `suffixes` and `skipped` are those of `discover`. Raises
+    The last two have the columns `id` and `image`. `suffixes`, `skipped` and `versions` are those of `discover`. Raises
     `InputError` as `discover` does, except for files without a partner.
     """
     if images == masks and not is_table(images):
         raise InputError(f"--images and --masks are the same folder, {images}; give a separate folder for each")
-    photos = list_images(images, "--images", excluded=masks, skipped=skipped)
-    mask_files = list_images(masks, "--masks", excluded=images, skipped=skipped)
+    photos = list_images(images, "--images", excluded=masks, skipped=skipped, versions=versions)
+    mask_files = list_images(masks, "--masks", excluded=images, skipped=skipped, versions=versions)
     any_equal = pc.any(pc.is_in(photos["id"], mask_files["id"])).as_py()  # pyright: ignore[reportAttributeAccessIssue]
     if suffixes == ("", "") and not any_equal:
         suffixes = find_suffixes(photos["id"].to_pylist(), mask_files["id"].to_pylist())
@@ -65,8 +75,11 @@ def match(
     photos = _add_keys(photos, suffixes[0], "--image-suffix", skipped)
     mask_files = _add_keys(mask_files, suffixes[1], "--mask-suffix", skipped)
     mask_of = pc.index_in(photos["key"], value_set=mask_files["key"])  # pyright: ignore[reportAttributeAccessIssue]
-    pairs = photos.filter(mask_of.is_valid()).select(["id", "image"])
-    pairs = pairs.append_column("mask", mask_files["image"].take(mask_of.drop_null())).cast(SCHEMA)
+    paired, masks_of_pairs = photos.filter(mask_of.is_valid()), mask_files.take(mask_of.drop_null())
+    pairs = paired.select(["id", "image"]).append_column("mask", masks_of_pairs["image"]).cast(SCHEMA)
+    if versions:
+        pairs = pairs.append_column("image_version", paired["version"])
+        pairs = pairs.append_column("mask_version", masks_of_pairs["version"])
     has_photo = pc.is_in(mask_files["key"], photos["key"])  # pyright: ignore[reportAttributeAccessIssue]
     unpaired_photos, unpaired_masks = photos.filter(mask_of.is_null()), mask_files.filter(pc.invert(has_photo))  # pyright: ignore[reportAttributeAccessIssue]
     return pairs, unpaired_photos.select(["id", "image"]), unpaired_masks.select(["id", "image"])

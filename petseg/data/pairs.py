@@ -64,6 +64,18 @@ class WholePair:
         return self.class_ids
 
 
+@dataclass(frozen=True)
+class Truth:
+    """A mask without its photo, at the photo's own size and upright."""
+
+    class_ids: np.ndarray
+    """Class ids: uint8 (H, W)."""
+    drawn: Drawn | None
+    """Result of `drawn` for the photo and the mask."""
+    notes: tuple[str, ...]
+    """Result of `notes.notes_of` for the photo."""
+
+
 class UnclearMaskError(DecodeError):
     """Raised if nothing shows whether a mask was drawn on the upright photo, or on the photo as it is stored."""
 
@@ -102,6 +114,15 @@ def decode_whole_pair(
     picture = decode.load_whole(opened)
     truth, how = _decode_truth(opened.header, mask, label_map, max_pixels, masks_upright)
     return WholePair(picture, truth.original(), how, notes)
+
+
+def decode_truth(
+    photo: bytes, mask: bytes, label_map: LabelMap, max_pixels: int, masks_upright: bool | None = None
+) -> Truth:
+    """Decode the mask alone, as `decode_whole_pair` does. Of the photo only the header is read."""
+    opened = image_file.open_image(photo, max_pixels)
+    truth, how = _decode_truth(opened.header, mask, label_map, max_pixels, masks_upright)
+    return Truth(truth.original(), how, notes_of(opened))
 
 
 def drawn(photo: image_file.Header, mask: image_file.Header) -> Drawn | None:

@@ -1,4 +1,4 @@
-"""Score a network on pairs, and draw the worst pairs.
+"""Score a network, or masks that were predicted before, on pairs, and draw pairs.
 
 This runs in a plain process without Ray. Threads decode ahead of the network and count behind it. Apart from a row of
 numbers per pair, memory does not grow with the number of pairs. This module writes no files.
@@ -7,6 +7,7 @@ numbers per pair, memory does not grow with the number of pairs. This module wri
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,6 +15,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from petseg import storage
+from petseg.config.base import Resize
 from petseg.config.model import ModelConfig
 from petseg.data import decode, manifest, visualize
 from petseg.data.image_file import DecodeError
@@ -22,6 +24,7 @@ from petseg.data.orientation import Drawn
 from petseg.data.pairs import Pair, UnclearMaskError, WholePair, decode_pair, decode_whole_pair
 from petseg.evaluation import scores
 from petseg.evaluation.scores import Counts, View
+from petseg.inference import crash_guard
 from petseg.inference.predictor import Prediction, Predictor, TiledPrediction
 from petseg.lookahead import map_ahead
 
@@ -76,6 +79,9 @@ class _Pair:
 
 
 _Predicted = tuple[_Pair, Prediction | TiledPrediction | None]
+_Read = tuple[dict[str, str], bytes, bytes, str]
+KILLED = "decoding it crashed, or ran out of memory, in every attempt; convert its files, or leave it out"
+"""Error of a pair that repeatedly kills the process that decodes it."""
 
 
 class Evaluator:
@@ -102,9 +108,17 @@ class Evaluator:
         self.masks_upright = masks_upright
         self._views = scores.views(model.class_names, exclude_class, tiled=predictor.tiling is not None)
 
-    def results(self, pairs: pa.Table) -> Iterator[Result]:
-        """Yield one result for each row of a manifest, in order."""
-        return self._each(pairs, self._score)
+    @property
+    def views(self) -> list[View]:
+        """Views of which there are counts."""
+        return self._views
+
+    def results(self, pairs: pa.Table, *, in_subprocess: bool = False) -> Iterator[Result]:
+        """Yield one result for each row of a manifest, in order.
+
+        With `in_subprocess`, pairs are decoded in a subprocess. One that repeatedly kills it gets an error.
+        """
+        return self._each(pairs, self._score, in_subprocess)
 
     def disagreements(self, pairs: pa.Table) -> Iterator[float | None]:
         """Yield `scores.disagreement` for each row of a manifest, in order; None if the pair cannot be decoded.
@@ -124,33 +138,27 @@ class Evaluator:
         """
         return self._each(pairs, _class_ids)
 
-    def _each(self, pairs: pa.Table, finish: Callable[[_Predicted], T]) -> Iterator[T]:
+    def _each(self, pairs: pa.Table, finish: Callable[[_Predicted], T], in_subprocess: bool = False) -> Iterator[T]:
         contents = manifest.read_pairs(pairs, decode.max_bytes(self._max_pixels))
-        ahead = 2 * self._threads
+        tiled = self._predictor.tiling is not None
+        decode_one = partial(
+            _decode,
+            label_map=self._label_map,
+            size_hw=None if tiled else self._model.image_size,
+            resize=self._model.resize,
+            max_pixels=self._max_pixels,
+            masks_upright=self.masks_upright,
+        )
+        ahead = 1 if tiled else 2 * self._threads
         with ThreadPoolExecutor(self._threads) as pool:
-            if self._predictor.tiling is not None:  # one whole photo at a time: its tiles keep all threads busy
-                yield from map(finish, self._predict_tiled(map_ahead(pool, self._decode, contents, 1)))
-                return
-            decoded = map_ahead(pool, self._decode, contents, ahead)
-            yield from map_ahead(pool, finish, self._predict(decoded), ahead)
-
-    def _decode(self, pair: tuple[dict[str, str], bytes, bytes, str]) -> _Pair:
-        row, photo_content, mask_content, error = pair
-        if error:
-            return _Pair(row, error=error)
-        settings: Any = {"max_pixels": self._max_pixels, "masks_upright": self.masks_upright}
-        contents = photo_content, mask_content
-        model, label_map = self._model, self._label_map
-        try:
-            if self._predictor.tiling is not None:
-                decoded = decode_whole_pair(*contents, label_map, **settings)
+            if in_subprocess:
+                decoded = _decode_in_subprocess(decode_one, list(contents))
             else:
-                decoded = decode_pair(*contents, model.image_size, label_map, resize=model.resize, **settings)
-        except UnclearMaskError as error:
-            return _Pair(row, error=str(error), drawn="unclear")
-        except DecodeError as error:
-            return _Pair(row, error=f"the mask: {error}" if error.in_mask else str(error))
-        return _Pair(row, decoded, drawn=decoded.drawn)
+                decoded = map_ahead(pool, partial(_run_with_retry, decode_one), contents, ahead)
+            if tiled:  # one whole photo at a time: its tiles keep all threads busy
+                yield from map(finish, self._predict_tiled(decoded))
+            else:
+                yield from map_ahead(pool, finish, self._predict(decoded), ahead)
 
     def _predict(self, pairs: Iterable[_Pair]) -> Iterator[_Predicted]:
         for group in _groups(pairs):
@@ -195,6 +203,40 @@ class Evaluator:
         return visualize.comparison(small, pair.decoded.truth_ids(), prediction.mask().class_ids, self._model.palette)
 
 
+def _decode(
+    pair: _Read,
+    label_map: LabelMap,
+    size_hw: tuple[int, int] | None,
+    resize: Resize,
+    max_pixels: int,
+    masks_upright: bool | None,
+) -> _Pair:
+    """Return a decoded pair: at `size_hw`, or whole if that is None."""
+    row, photo, mask, error = pair
+    if error:
+        return _Pair(row, error=error)
+    try:
+        if size_hw is None:
+            decoded = decode_whole_pair(photo, mask, label_map, max_pixels, masks_upright)
+        else:
+            decoded = decode_pair(photo, mask, size_hw, label_map, max_pixels, resize, masks_upright)
+    except UnclearMaskError as error:
+        return _Pair(row, error=str(error), drawn="unclear")
+    except DecodeError as error:
+        return _Pair(row, error=f"the mask: {error}" if error.in_mask else str(error))
+    return _Pair(row, decoded, drawn=decoded.drawn)
+
+
+def _run_with_retry(decode_one: Callable[[_Read], _Pair], pair: _Read) -> _Pair:
+    return crash_guard.run_with_retry(decode_one, pair, _Pair(pair[0], error=KILLED))
+
+
+def _decode_in_subprocess(decode_one: Callable[[_Read], _Pair], pairs: list[_Read]) -> Iterator[_Pair]:
+    decoded = crash_guard.map_in_subprocess(decode_one, pairs, if_died=None)
+    for pair, result in zip(pairs, decoded, strict=True):
+        yield result or _Pair(pair[0], error=KILLED)
+
+
 def _class_ids(predicted: _Predicted) -> np.ndarray | None:
     _, prediction = predicted
     return None if prediction is None else prediction.mask().class_ids
@@ -206,14 +248,22 @@ def _small_strips(prediction: Prediction | TiledPrediction) -> Iterator[tuple[in
     yield 0, prediction.probabilities
 
 
-def worst_pairs(rows: pa.Table) -> list[int]:
-    """Return the numbers of up to `WORST` rows with the highest cross-entropy, worst first.
+def badness(rows: pa.Table) -> list[float | None]:
+    """Return how bad each row's prediction is: its cross-entropy, or the fraction of wrong pixels of a given mask.
 
-    Ranked by cross-entropy, because mIoU weighs a ten-pixel class like any other.
+    Not the mIoU, because it weighs a ten-pixel class like any other.
     """
-    values = rows["cross_entropy"].to_pylist()
-    known = [number for number, value in enumerate(values) if value is not None]
-    return sorted(known, key=lambda number: (-values[number], number))[:WORST]
+    nats: list[float | None] = rows["cross_entropy"].to_pylist()
+    if any(value is not None for value in nats):
+        return nats
+    accuracies: list[float | None] = rows["pixel_accuracy"].to_pylist()
+    return [None if value is None else 1 - value for value in accuracies]
+
+
+def worst_pairs(rows: pa.Table) -> list[int]:
+    """Return the numbers of up to `WORST` rows with the highest `badness`, worst first."""
+    known = sorted((-value, number) for number, value in enumerate(badness(rows)) if value is not None)
+    return [number for _, number in known[:WORST]]
 
 
 def _groups(pairs: Iterable[_Pair]) -> Iterator[list[_Pair]]:

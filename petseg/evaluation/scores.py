@@ -76,6 +76,15 @@ def count(
 
 
 @torch.inference_mode()
+def count_ids(predicted: np.ndarray, truth: np.ndarray, num_classes: int) -> Counts:
+    """Compare predicted class ids with a mask, both uint8 (H, W). Their cross-entropy is NaN."""
+    ids, target = torch.tensor(predicted), torch.tensor(truth)
+    confusion = metrics.confusion_matrix(ids, target, num_classes)
+    boundary = metrics.boundary_confusion(ids, target, num_classes, metrics.boundary_distance(*truth.shape))
+    return Counts(confusion, boundary, math.nan)
+
+
+@torch.inference_mode()
 def disagreement(strips: Iterable[tuple[int, Tensor]], truth: np.ndarray) -> float | None:
     """Return the root mean square of the pixels' cross-entropy in nats; None if all pixels are ignored.
 

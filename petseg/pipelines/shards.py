@@ -9,13 +9,15 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
-import ray.data
 
 from petseg.errors import JobError
 from petseg.progress import Progress
+
+if TYPE_CHECKING:  # a job on one machine needs no Ray
+    import ray.data
 
 Summary = TypeVar("Summary")
 
@@ -34,7 +36,7 @@ def report_shard(shard: int, finish: Callable[[], Any]) -> pa.Table:
     return pa.table(values, schema=_RESULT)
 
 
-def iter_shards(reported: ray.data.Dataset, make: Callable[..., Summary]) -> Iterator[tuple[int, Summary]]:
+def iter_shards(reported: "ray.data.Dataset", make: Callable[..., Summary]) -> Iterator[tuple[int, Summary]]:
     """Run the tasks, and yield (shard, summary) for each shard as soon as it is finished, in any order.
 
     `make` is the class of the summaries. Raises the `JobError` of the first row that has an error.

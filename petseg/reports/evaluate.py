@@ -2,11 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
+from petseg import files
 from petseg.reports import html, sections
 from petseg.reports.html import Facts, Table
 from petseg.training.run_folder import format_score
+
+if TYPE_CHECKING:
+    from petseg.evaluation.shards import Scorer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +40,7 @@ def evaluation_page(report: EvaluationReport) -> bytes:
         *(sections.sample_sheet(title, samples) for title, samples in report.samples.items()),
         _failures_table(report),
         sections.time_chart(report.seconds),
-        _checkpoint_facts(metrics),
+        _subject_facts(metrics),
         sections.facts("Settings", metrics["settings"]),
         html.versions(),
         html.rerun("evaluate"),
@@ -82,5 +88,36 @@ def _failures_table(report: EvaluationReport) -> Table | None:
     return Table(title="Pairs that failed", heads=["id", "reason"], rows=report.failures, note=note, text=True)
 
 
-def _checkpoint_facts(metrics: Mapping[str, Any]) -> Facts:
+def _subject_facts(metrics: Mapping[str, Any]) -> Facts:
+    if "checkpoint" not in metrics:
+        return sections.facts("Masks", {"predicted": metrics["predicted"]})
     return sections.facts("Checkpoint", {name: metrics["checkpoint"][name] for name in ("location", "epoch", "sha256")})
+
+
+def draw_worst(scorer: "Scorer", pairs: pa.Table, per_image: pa.Table) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+    """Return the entries of `metrics.json` on the worst pairs, and their pictures by file name."""
+    from petseg.evaluation.evaluator import worst_pairs  # here, because it imports torch
+
+    numbers = worst_pairs(per_image)
+    worst, pictures = [], {}
+    rows = per_image.select(["id", "cross_entropy", "miou"]).take(numbers).to_pylist()
+    for rank, (row, picture) in enumerate(zip(rows, scorer.pictures(pairs.take(numbers)), strict=True), 1):
+        name = None  # if the photo was deleted meanwhile
+        if picture is not None:
+            # Keep the end of a long path: a file name has at most 255 bytes.
+            name = f"{files.WORST_FOLDER}/{rank:02}-{row['id'][-60:].replace('/', '_')}.jpg"
+            pictures[name] = picture
+        worst.append(row | {"picture": name})
+    return worst, pictures
+
+
+def draw_samples(scorer: "Scorer", pairs: pa.Table, per_image: pa.Table) -> dict[str, list[dict[str, Any]]]:
+    """Return the pairs that the report shows, by the title of their sheet."""
+    from petseg.evaluation.evaluator import badness
+
+    sheets = {}
+    for title, numbers in sections.pick_samples(badness(per_image)).items():
+        rows = per_image.select(["id", "cross_entropy", "miou"]).take(numbers).to_pylist()
+        drawn = zip(rows, scorer.pictures(pairs.take(numbers)), strict=True)
+        sheets[title] = [row | {"picture": picture} for row, picture in drawn if picture is not None]
+    return sheets

@@ -1,13 +1,16 @@
 """Photos that EXIF turns, with masks that were drawn on the upright photo or on the photo as it is stored."""
 
 import io
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from conftest import RunJob
+from PIL import Image, ImageOps
 
 from cases.folders import TURNS
 from petseg.config.prepare import ShardsConfig
@@ -137,6 +140,37 @@ class TestSets:
         with pytest.raises(InputError, match="pass --masks-upright yes"):
             dict(prepare_shards(target, pairs, {}, LABELS, skip_bad=True))
         assert prepared_writer.find_done(target).keys() == {0}
+
+
+@pytest.mark.parametrize("masks_upright", [True, False])
+def test_evaluation_unclear_masks_follow_the_clear_ones(masks_upright: bool, tmp_path: Path, call_job: RunJob) -> None:
+    write_set(tmp_path, [masks_upright], masks_upright)
+    (tmp_path / "masks" / "classes.json").write_text('{"classes": ["a", "b", "c"], "label_map": "1:0,2:1,3:2"}')
+    (tmp_path / "upright").mkdir()
+    for photo in (tmp_path / "photos").iterdir():
+        with Image.open(photo) as image:
+            width, height = ImageOps.exif_transpose(image).size
+        ids = upright_ids((height, width))
+        Image.fromarray(ids + 1).save(tmp_path / "upright" / photo.name)
+    flags = ("--images", "photos", "--masks", "masks", "--output", "out")
+    done = call_job("evaluate", "--from", "upright", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "note: 2 masks of photos that EXIF turns, such as 2: used as drawn on" in done.stdout
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["pixel_accuracy"] == 1
+    assert pq.read_table(tmp_path / "out" / "per_image.parquet")["error"].null_count == 4
+
+
+@pytest.mark.parametrize(("clear", "message"), [MIXED, NOTHING_CLEAR])
+def test_evaluation_unclear_masks_without_a_rule_ask_for_the_flag(
+    clear: list[bool], message: str, tmp_path: Path, call_job: RunJob
+) -> None:
+    write_set(tmp_path, clear, True)
+    (tmp_path / "masks" / "classes.json").write_text('{"classes": ["a", "b", "c"], "label_map": "1:0,2:1,3:2"}')
+    flags = ("--from", "masks", "--images", "photos", "--masks", "masks", "--output", "out")
+    done = call_job("evaluate", *flags)
+    assert done.returncode == 2 and re.search(message, done.stderr)
+    done = call_job("evaluate", *flags, "--masks-upright", "yes")
+    assert done.returncode == 0, done.stderr
 
 
 def test_decision_needs_clear_masks_that_agree() -> None:

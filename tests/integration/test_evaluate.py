@@ -16,7 +16,7 @@ from conftest import PAIRS, RunJob, assert_refused
 from PIL import Image
 
 from petseg.errors import InputError
-from petseg.evaluation import evaluator
+from petseg.evaluation import evaluator, shards
 from petseg.jobs import evaluate as job
 from petseg.models import checkpoint
 
@@ -90,7 +90,9 @@ def test_evaluate_job_writes_scores_rows_and_pictures(
     }
 
     found: dict[str, Any] = json.loads((output / "metrics.json").read_text())
-    assert set(found) == SCORES | {"size", "pairs", "failed", "original_size", "worst", "checkpoint", "settings"}
+    assert set(found) == SCORES | {
+        *("size", "pairs", "failed", "original_size", "worst", "checkpoint", "settings", "plan_sha256")
+    }
     assert set(found["original_size"]) == SCORES
     for of_size in (found, found["original_size"]):
         assert set(of_size["excluding_class"]) == SCORES - {"excluding_class"}
@@ -113,8 +115,10 @@ def test_evaluate_job_writes_scores_rows_and_pictures(
             assert picture.size == (4 * width + 3 * 4, height)
     assert len(list((output / "worst").iterdir())) == evaluator.WORST
 
-    again = call_job("evaluate", *flags)
-    assert_refused(again, f"error: --output {output}: it already has a metrics.json; ")
+    again = call_job("evaluate", *flags, "--precision", "fp32", "--exclude-class", "border")
+    assert again.returncode == 0 and "already finished; nothing to do\n" in again.stdout
+    other = call_job("evaluate", *flags)
+    assert_refused(other, f"error: --output {output}: it already has a metrics.json of other files or settings; ")
     (output / "worst" / "kept.jpg").write_bytes(b"not ours")
     fewer = call_job("evaluate", *flags, "--overwrite", "--limit", 2, "--label-map", "1:pet,2:1,3:255")
     assert fewer.returncode == 0, fewer.stderr
@@ -124,6 +128,25 @@ def test_evaluate_job_writes_scores_rows_and_pictures(
         "kept.jpg",
         found["worst"][0]["picture"].removeprefix("worst/"),
     }
+
+
+@pytest.mark.ray
+def test_evaluate_job_two_workers_give_the_numbers_of_one_process(
+    run: Path, spoilt: tuple[Path, Path], tmp_path: Path, call_job: RunJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "SHARD_SIZE", 4)
+    flags = ("--checkpoint", run, "--images", spoilt[0], "--masks", spoilt[1], "--exclude-class", "border")
+    on_ray = call_job("evaluate", *flags, "--output", "ray", "--num-workers", 2)
+    assert on_ray.returncode == 0, on_ray.stderr
+    monkeypatch.delenv("RAY_ADDRESS")
+    here = call_job("evaluate", *flags, "--output", "here")
+    assert here.returncode == 0, here.stderr
+    metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("ray", "here")]
+    for found in metrics:
+        del found["settings"]
+    assert metrics[0] == metrics[1]
+    rows = [(tmp_path / name / "per_image.parquet").read_bytes() for name in ("ray", "here")]
+    assert rows[0] == rows[1]
 
 
 @pytest.mark.parametrize(
@@ -184,7 +207,7 @@ def test_evaluate_job_unwritable_folder_stops_in_one_line(
     done = call_job("evaluate", *flags, "--overwrite")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"stopped: --output {tmp_path}/out: cannot be written: Not a directory; ")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"worst"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"_shards", "worst"}  # what is scored is kept
 
 
 def test_evaluate_job_unknown_excluded_class_is_refused(run: Path, drawn: tuple[Path, Path], call_job: RunJob) -> None:

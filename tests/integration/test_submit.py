@@ -17,6 +17,7 @@ import ec2_metadata
 import pyarrow.parquet as pq
 import pytest
 import ray_head
+import yaml
 from conftest import PAIRS, ROOT
 from ray_head import Head, wait_until
 

@@ -176,7 +176,7 @@ def test_parse_config_file_supplies_required_flags(tmp_path: Path, monkeypatch: 
         checkpoint="/c", images="/i", masks="/m", output="/p"
     )
     (tmp_path / "config.json").write_text(json.dumps({"images": "/i", "limit": 3}))
-    with pytest.raises(InputError, match=r"^--checkpoint and --masks are required "):
+    with pytest.raises(InputError, match=r"^--masks is required "):
         cli.parse("evaluate", EvaluateConfig)
     given(monkeypatch, "shards --output /p --config config.json --masks /m")
     with pytest.raises(InputError, match=r"/config.json: unknown setting limit; was it written by another job"):

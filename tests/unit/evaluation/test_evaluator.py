@@ -182,6 +182,8 @@ def test_worst_pairs_have_the_highest_cross_entropy(monkeypatch: pytest.MonkeyPa
     rows = pa.table({"cross_entropy": [0.5, None, 2.0, 0.5, 0.1, 0.7]})
     assert evaluator.worst_pairs(rows) == [2, 5, 0]
     assert evaluator.worst_pairs(rows.slice(0, 2)) == [0]
+    given = pa.table({"cross_entropy": pa.nulls(3, pa.float64()), "pixel_accuracy": [0.9, 0.5, None]})
+    assert evaluator.worst_pairs(given) == [1, 0]
 
 
 def test_groups_large_pairs_are_in_smaller_groups(monkeypatch: pytest.MonkeyPatch) -> None:
