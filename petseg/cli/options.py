@@ -44,7 +44,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
             "resize",
         ),
         *("split_file", "val_fraction", "val_count", "val_fold", "skip_bad"),
-        *("limit", "max_pixels", "max_errors", "url", "cache"),
+        *("limit", "max_pixels", "decode_timeout", "max_errors", "url", "cache"),
     ),
     "network": ("checkpoint", "recipe", "network", "encoder_weights", "init_from", "tile", "tile_overlap"),
     "training": ("epochs", "learning_rate", "clip_norm", "augment", "loss", "class_weights", "keep_best_by", "seed"),

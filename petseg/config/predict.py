@@ -37,6 +37,10 @@ class PredictConfig:
     max_pixels: int = MAX_PIXELS
     """Do not decode photos with more pixels than this; their rows contain an error instead."""
 
+    decode_timeout: float = 300.0
+    """Give up a photo whose decoding takes longer than this many seconds, twice, as where a decoder hangs. Its row
+    contains an error instead. The largest photos of all take up to 40 s on an idle core."""
+
     tile: tuple[int, ...] = ()
     """Cut larger photos into tiles of this height and width in pixels (one number: both). Each tile is predicted like
     a photo; overlapping parts are blended. Default: the size and scale of the crops that the network was trained on;
@@ -81,6 +85,7 @@ class PredictConfig:
             require(value is None or value >= 1, f"--{flag.replace('_', '-')} {value}: give at least 1")
         for flag, given in (("--append", self.append), ("--retry-errors", self.retry_errors)):
             require(not (given and self.overwrite), f"{flag} and --overwrite: give one of them")
+        require(1 <= self.decode_timeout <= 86400, f"--decode-timeout {self.decode_timeout:g}: give 1 to 86400 seconds")
         require(0 <= self.wait_min < float("inf"), f"--wait-min {self.wait_min}: give 0 or more")
         require(
             self.max_errors is None

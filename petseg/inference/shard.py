@@ -41,6 +41,7 @@ def read_shard(
     resize: Resize = "antialias",
     tiling: Tiling | None = None,
     previews: bool = False,
+    decode_timeout: float | None = None,
     in_subprocess: bool = False,
 ) -> pa.Table:
     """Read and decode the photos of a shard.
@@ -52,20 +53,20 @@ def read_shard(
     to be cut into tiles has null in `pixels`, because its own pixels are too large to pass on: `predict_shard` reads it
     again, and may find only then that it cannot be decoded.
 
-    With `in_subprocess`, photos are read and decoded in a subprocess. A photo that repeatedly kills it gets an error.
+    With `in_subprocess`, photos are decoded in a subprocess. A photo that repeatedly kills it, or whose decoding takes
+    longer than `decode_timeout` seconds, gets an error. Without it, such a photo ends this process.
 
     Raises `UnavailableError` if storage does not answer. That is not the photo's fault, so no row records it.
     """
     decode = partial(_decode, size_hw=size_hw, max_pixels=max_pixels, resize=resize, tiling=tiling)
     columns_of = partial(_columns_of, decode=decode, preview_max_pixels=max_pixels if previews else None)
-    locations, at_most = rows["image"].to_pylist(), max_bytes(max_pixels)
+    contents = storage.read_each(rows["image"].to_pylist(), max_bytes(max_pixels))
     if_died: dict[str, Any] = {"error": _KILLED}
+    limit = _time_limit(decode_timeout, lambda late: {"error": late})
     if in_subprocess:
-        read = partial(_read_columns, at_most=at_most, columns_of=columns_of)
-        photos = list(crash_guard.map_in_subprocess(read, locations, if_died))
+        photos = list(crash_guard.map_in_subprocess(columns_of, contents, if_died, limit))
     else:
-        contents = storage.read_each(locations, at_most)
-        photos = [crash_guard.run_with_retry(columns_of, content, if_died) for content in contents]
+        photos = [crash_guard.run_with_retry(columns_of, content, if_died, limit) for content in contents]
     types = {
         "height": pa.int32(),
         "width": pa.int32(),
@@ -88,18 +89,20 @@ def predict_shard(
     predict: Callable[[list[Photo]], Iterable[Any]],
     predict_tiled: Callable[[Image.Image], Any],
     pool: ThreadPoolExecutor,
+    decode_timeout: float | None = None,
     in_subprocess: bool = False,
 ) -> pa.Table:
     """Convert the rows of `read_shard` to rows of `plan.schema`, with the columns `shard` and `preview` added.
 
     `predict` yields a `predictor.Prediction` for each decoded photo, in order. `predict_tiled` returns a
-    `predictor.TiledPrediction` for a photo at its own size. With `in_subprocess`, photos at their own size are decoded
-    in a subprocess, as in `read_shard`. Raises `UnavailableError` if storage does not answer.
+    `predictor.TiledPrediction` for a photo at its own size. `decode_timeout` and `in_subprocess` are those of
+    `read_shard`, for the photos that are decoded here, at their own size. Raises `UnavailableError` if storage does not
+    answer.
     """
     schema = plan.schema(outputs)
     columns = {name: [None] * rows.num_rows for name in schema.names}
     columns |= {name: rows[name].to_pylist() for name in schema.names if name in rows.column_names}
-    pictures = _load_whole(rows, max_pixels, in_subprocess)
+    pictures = _load_whole(rows, max_pixels, decode_timeout, in_subprocess)
     predicted = itertools.chain(_predict_decoded(rows, size_hw, predict), _predict_large(pictures, predict_tiled))
     # Other threads enlarge and encode masks while the network works on the next photos. Masks of tiled photos need no
     # enlarging.
@@ -216,13 +219,6 @@ def _encode(
     return predicted.row, values
 
 
-def _read_columns(
-    location: str, at_most: int, columns_of: Callable[[bytes | OSError], dict[str, Any]]
-) -> dict[str, Any]:
-    [content] = storage.read_each([location], at_most)
-    return columns_of(content)
-
-
 def _columns_of(
     content: bytes | OSError, decode: Callable[[bytes], dict[str, Any]], preview_max_pixels: int | None
 ) -> dict[str, Any]:
@@ -241,19 +237,22 @@ def _columns_of(
     return columns
 
 
-def _load_whole(rows: pa.Table, max_pixels: int, in_subprocess: bool) -> Iterator[tuple[int, Image.Image | str]]:
+def _load_whole(
+    rows: pa.Table, max_pixels: int, decode_timeout: float | None, in_subprocess: bool
+) -> Iterator[tuple[int, Image.Image | str]]:
     """Yield (row, photo) or (row, error) for each row that has neither pixels nor an error. The photo has its own size.
 
     The next photo is decoded while one is in use, so two are in memory at a time.
     """
-    read = partial(_read_whole, max_pixels=max_pixels)
+    decode = partial(decode_whole, max_pixels=max_pixels)
+    limit = _time_limit(decode_timeout, lambda late: late)
 
     def load(row: int) -> tuple[int, Image.Image | str]:
-        location = locations[row]
         try:
+            content = storage.read(locations[row], at_most=max_bytes(max_pixels))
             if in_subprocess:
-                return row, next(crash_guard.map_in_subprocess(read, [location], if_died=_KILLED))
-            return row, crash_guard.run_with_retry(read, location, if_died=_KILLED)
+                return row, next(crash_guard.map_in_subprocess(decode, [content], _KILLED, limit))
+            return row, crash_guard.run_with_retry(decode, content, _KILLED, limit)
         except (DecodeError, OSError) as error:
             return row, _reason(error)
 
@@ -264,8 +263,12 @@ def _load_whole(rows: pa.Table, max_pixels: int, in_subprocess: bool) -> Iterato
         yield from map_ahead(loader, load, large, 1)
 
 
-def _read_whole(location: str, max_pixels: int) -> Image.Image:
-    return decode_whole(storage.read(location, at_most=max_bytes(max_pixels)), max_pixels)
+def _time_limit(seconds: float | None, to_result: Callable[[str], Any]) -> crash_guard.TimeLimit[Any] | None:
+    """Return the limit of decoding a photo. `to_result` makes a result of the error of a photo that takes longer."""
+    if seconds is None:
+        return None
+    late = f"decoding it took longer than --decode-timeout {seconds:g} s; convert the photo, or leave it out"
+    return crash_guard.TimeLimit(seconds, to_result(late))
 
 
 def _decode(

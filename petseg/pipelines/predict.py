@@ -52,6 +52,7 @@ def predict_shards(
         resize=model.resize,
         tiling=tiling_of(model, config.tile, config.tile_overlap),
         previews=config.overlay,
+        decode_timeout=config.decode_timeout,
     )
     cpus = resources.cpus_per_worker(config.num_workers)
     with data_context(**_memory_limit(model, config)):
@@ -139,6 +140,7 @@ class _ShardPredictor:
             predict=predictor,
             predict_tiled=predictor.tiled,
             pool=ThreadPoolExecutor(cpus),
+            decode_timeout=config.decode_timeout,
         )
         self._target = target
 

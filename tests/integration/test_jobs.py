@@ -269,7 +269,7 @@ def test_predict_all_outputs_are_readable_by_other_tools(
 
 
 DEADLY_DECODER = """
-import os, signal
+import os, re, signal
 from PIL import Image, ImageFile
 
 decode = Image.open
@@ -282,6 +282,8 @@ def deadly(file, *given, **named):
 def deadly_load(image):
     if image.size == (999, 50):
         os.kill(os.getpid(), signal.SIGSEGV)
+    if image.size == (99, 50):
+        re.match("(a+)+$", "a" * 60 + "b")  # hangs, and no other thread of Python runs
     return load(image)
 
 load = ImageFile.ImageFile.load
@@ -296,7 +298,7 @@ def test_predict_photo_that_kills_its_worker_is_an_error_row(
     storage: Path, drawn: tuple[Path, Path], tmp_path: Path, run_job: RunJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The decoder crashes on some photos, as C code may on a malicious file: on two photos at once, and on a tiled
-    photo when its pixels are decoded."""
+    photo when its pixels are decoded. It hangs on one in another shard."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(DEADLY_DECODER)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=os.pathsep)
@@ -307,13 +309,15 @@ def test_predict_photo_that_kills_its_worker_is_an_error_row(
     for name in ("pet_0003", "pet_0004"):
         (tmp_path / "photos" / f"{name}.jpg").write_bytes(b"deadly")
     Image.new("RGB", (999, 50)).save(tmp_path / "photos" / "pet_0005.jpg")
-    flags = ("--images", "photos", "--output", "out", "--shard-size", 6, "--tile", 300)
+    Image.new("RGB", (99, 50)).save(tmp_path / "photos" / originals[-1].name, "PNG")
+    flags = ("--images", "photos", "--output", "out", "--shard-size", 6, "--tile", 300, "--decode-timeout", 2)
     done = run_job("predict", "--checkpoint", storage / "first", *flags)
     assert done.returncode == 0, done.stderr
-    assert f"{len(originals)} rows, 3 failed" in done.stdout
+    assert f"{len(originals)} rows, 4 failed" in done.stdout
+    assert f"  failed: {originals[-1].stem}: decoding it took longer than --decode-timeout 2 s" in done.stdout
     for name in ("pet_0003", "pet_0004", "pet_0005"):
         assert f"  failed: {name}: decoding it crashed, or ran out of memory" in done.stdout
-    assert len(list((tmp_path / "out" / "masks").iterdir())) == len(originals) - 3
+    assert len(list((tmp_path / "out" / "masks").iterdir())) == len(originals) - 4
 
 
 @pytest.mark.ray

@@ -136,6 +136,8 @@ PREDICT = PredictConfig(checkpoint="c", images="i", output="o")
             ({flag: 0}, f"--{flag.replace('_', '-')} 0: give at least 1")
             for flag in ("shard_size", "batch_size", "num_workers", "max_pixels", "limit")
         ],
+        ({"decode_timeout": 0.5}, "--decode-timeout 0.5: give 1 to 86400 seconds"),
+        ({"decode_timeout": float("inf")}, "--decode-timeout inf"),
         ({"max_errors": -0.5}, "--max-errors -0.5"),
         ({"max_errors": -1.0}, "--max-errors -1"),
         ({"max_errors": 2.5}, "--max-errors 2.5: give a whole number, or a fraction between 0 and 1"),
