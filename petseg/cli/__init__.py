@@ -146,9 +146,12 @@ def on_interrupt(remedy: str) -> Iterator[None]:
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
-    """Return True if Ctrl-C caused the error, also if the interrupted code raised another error, as an import does."""
+    """Return True if Ctrl-C caused the error, also if the interrupted code raised another error, as an import does.
+
+    An error that was raised `from None` has another cause.
+    """
     while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return error is not None
 
 

@@ -8,10 +8,8 @@ import re
 import shutil
 import signal
 import socket
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ import ray.data
 import ray.exceptions
 
 import petseg
-from petseg.cluster import ray_compat
+from petseg.cluster import memory, ray_compat
 from petseg.errors import InputError, JobError
 
 _PACKAGE_PARENT = Path(petseg.__file__).parent.parent
@@ -28,9 +26,6 @@ _SHORT_PARENT = "/tmp"  # noqa: S108 - a new folder in it, with a random name
 _MAX_FOLDER_BYTES = 43
 _START_S = 30.0
 """Maximum seconds until the first worker process has imported our modules. It takes 1 to 3."""
-
-_LOG_EVERY_S = 60.0
-"""Minimum seconds between two notes about full memory."""
 
 
 def connect(*, debug: bool = False) -> None:
@@ -55,11 +50,12 @@ def connect(*, debug: bool = False) -> None:
         if versions is None:
             raise
         raise _other_version(os.environ.get("RAY_ADDRESS") or str(address), versions) from error
+    ray_compat.limit_memory_retries(memory.MAX_KILLS - 1)
     if address is None:
         _require_workers()
     ray_compat.divert_native_stderr(f"petseg-{os.getpid()}.err")
     if not debug:
-        ray_compat.replace_worker_log_printer(_memory_note_printer())
+        ray_compat.replace_worker_log_printer(memory.note_printer())
     silence_logs(debug)
 
 
@@ -97,11 +93,20 @@ def _import_package() -> None:
 
 
 def _require_workers() -> None:
-    """Start a worker of a local Ray. Raises `JobError` if none starts: Ray itself would try again for ever."""
+    """Start a worker of a local Ray. Raises `JobError` if none starts, or if the memory is full already.
+
+    Ray itself would try again for ever.
+    """
     try:
         ray.get(_import_package.remote(), timeout=_START_S)
     except ray.exceptions.GetTimeoutError:
         reason = f"none has started within {_START_S:g} seconds"
+    except ray.exceptions.OutOfMemoryError as error:
+        usage = memory.usage(ray_compat.parse_memory_kill(str(error)))
+        raise JobError(
+            f"the memory of this machine is full ({usage}), so Ray ended its first process; end other programs, or use "
+            "a machine with more memory"
+        ) from error
     except ray.exceptions.RayError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[-1] if lines else repr(error)
@@ -144,30 +149,6 @@ def _uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _memory_note_printer() -> Callable[[str], None]:
-    """Return a function that prints a note for a log line about full memory, at most once a minute.
-
-    Ray retries forever in that case, and says so on a page for each try. All other lines are dropped, since other
-    failures either pass or reach the driver as exceptions.
-    """
-    last_note_s = -float("inf")
-
-    def show(line: str) -> None:
-        nonlocal last_note_s
-        memory = ray_compat.parse_out_of_memory(line)
-        if memory is None or time.monotonic() - last_note_s <= _LOG_EVERY_S:
-            return
-        last_note_s = time.monotonic()
-        print(
-            f"note: out of memory ({memory[0]} of {memory[1]} used): Ray ended a process and tries again; if the job "
-            "does not continue, stop it and ask for less (--num-workers, --batch-size)",
-            file=sys.stderr,
-            flush=True,
-        )
-
-    return show
 
 
 def _other_version(address: str, versions: list[str]) -> InputError:

@@ -4,18 +4,22 @@ tests/integration/test_ray_compat.py fails if a version of Ray removes or change
 change the pin in pyproject.toml, run that file, and fix here what fails.
 """
 
+import json
 import os
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.exceptions
 from ray._common import utils
-from ray._private import services, worker
+from ray._private import services, state, worker
 from ray._private.services import psutil  # pyright: ignore[reportPrivateImportUsage] - Ray's own copy
-from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue] - compiled
+from ray._raylet import Config, GcsClient  # pyright: ignore[reportAttributeAccessIssue] - compiled
+from ray.core.generated import gcs_pb2
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # pyright: ignore[reportAttributeAccessIssue]
 
 from petseg.errors import JobError
@@ -102,10 +106,56 @@ def replace_worker_log_printer(show: Callable[[str], None]) -> None:
     worker.print_worker_logs = print_lines
 
 
-def parse_out_of_memory(line: str) -> tuple[str, str] | None:
-    """Return (memory used, limit) from a log line about an out-of-memory kill, or None for any other line."""
-    match = re.search(r"low on memory.* was (\S+) used / (\S+) limit", line)
-    return (match[1], match[2]) if match else None
+@dataclass(frozen=True)
+class MemoryKill:
+    """A process that Ray ended because its machine's memory was full."""
+
+    ip: str
+    """Address of the machine."""
+    used_gib: float
+    limit_gib: float
+    process_gib: float
+    """Memory of the process itself."""
+
+
+def parse_memory_kill(text: str, worker_id: str = "") -> MemoryKill | None:
+    """Return the kill that a log line or an error of Ray describes, or None for any other text.
+
+    Ray may end several processes at once, and describes them in one text: of these, the largest is returned, or the one
+    with `worker_id`.
+    """
+    node = re.search(r"low on memory\..* \(IP: ([^,]+),.*\) was ([\d.]+)GB used / ([\d.]+)GB limit", text)
+    killed = re.findall(rf"Selected to kill: .*actual memory used=([\d.]+)GB, worker ID=\w*{worker_id}", text)
+    if node is None or not killed:
+        return None
+    return MemoryKill(node[1], float(node[2]), float(node[3]), max(map(float, killed)))
+
+
+def actor_memory_kills() -> dict[str, list[MemoryKill]]:
+    """Return the kills of each actor of this job for memory, oldest first. The keys are the actors' IDs.
+
+    Ray ends the calls of such an actor with an error that does not tell the cause. The cluster's table of worker
+    processes does.
+    """
+    rows = state.state._connect_and_get_accessor().get_worker_table()
+    workers = [gcs_pb2.WorkerTableData.FromString(row) for row in rows]  # pyright: ignore[reportAttributeAccessIssue]
+    job = ray.get_runtime_context().get_job_id()
+    kills: dict[str, list[MemoryKill]] = {}
+    for worker_data in sorted(workers, key=lambda each: each.timestamp):
+        worker_id = worker_data.worker_address.worker_id.hex()
+        actor = re.search(rf"\(Actor\((\w+)\): job ID={job}, .*worker ID={worker_id}", worker_data.exit_detail)
+        kill = parse_memory_kill(worker_data.exit_detail, worker_id)
+        if actor and kill:
+            kills.setdefault(actor[1], []).append(kill)
+    return kills
+
+
+def limit_memory_retries(retries: int) -> None:
+    """Repeat a task that Ray ended for memory at most this often. For the tasks of this process, which has joined Ray.
+
+    This is a setting of the process that submits a task, so it also holds in a cluster with other settings.
+    """
+    Config.initialize(json.dumps({"task_oom_retries": retries}).encode())
 
 
 def worker_failure_cause(failure: Exception) -> Exception:

@@ -123,10 +123,10 @@ class _DiedError(Exception):
     """The subprocess has died."""
 
 
-class _Subprocess:
+class _Subprocess(Generic[Argument, Result]):
     """Process that calls a function for one argument after another. `limit` applies to each call."""
 
-    def __init__(self, work: Callable[..., Any], limit: TimeLimit[Any] | None) -> None:
+    def __init__(self, work: Callable[[Argument], Result], limit: TimeLimit[Result] | None) -> None:
         context = get_context("spawn")
         self._seconds = limit and limit.seconds
         self._connection, its_end = context.Pipe()
@@ -135,7 +135,7 @@ class _Subprocess:
         its_end.close()  # so that its death ends the connection
         self._sent_s = 0.0
 
-    def run(self, argument: Any) -> Any:
+    def run(self, argument: Argument) -> Result:
         """Return the result, or raise the exception, of the function. Raises `_DiedError` if the process dies."""
         self._sent_s = time.monotonic()
         try:

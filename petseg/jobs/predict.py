@@ -124,7 +124,7 @@ def _run(
     """Predict the photos of `work` and add the summaries to `done`. Return the status line with the speed."""
     plan = work.plan
     from petseg.cluster import connect, resources
-    from petseg.pipelines.predict import predict_shards
+    from petseg.pipelines.predict import IF_OUT_OF_MEMORY, predict_shards
     from petseg.pipelines.shards import run_shards
 
     connect.connect(debug=cli.is_debugging())
@@ -154,7 +154,7 @@ def _run(
 
     total = plan.manifest.num_rows
     before = total - sum(map(work.num_rows, work.shards)), failed
-    status = run_shards(shards_within_error_limit(), done, count, total, before, "images")
+    status = run_shards(shards_within_error_limit(), done, count, total, before, "images", IF_OUT_OF_MEMORY)
     clock.lap("starting processes, predicting")
     return status
 

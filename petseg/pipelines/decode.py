@@ -17,6 +17,7 @@ import ray
 import ray.data
 import ray.exceptions
 
+from petseg.cluster.memory import translate_out_of_memory
 from petseg.config.base import MasksUpright, Resize
 from petseg.data import manifest, orientation, prepared
 from petseg.data.decode import from_column
@@ -33,6 +34,8 @@ BLOCK_BYTES = 8 * 2**20
 
 Changing it changes the order of the training data.
 """
+
+_IF_OUT_OF_MEMORY = "end other programs, or use machines with more memory"
 
 
 @dataclass(frozen=True)
@@ -163,24 +166,29 @@ def _cut(parts: Iterable[pa.Table], step: int) -> list[pa.Table]:
 def _read_blocks(pieces: list[pa.Table], read: Callable[..., pa.Table], masks_upright: bool | None = None) -> _Counted:
     """Call `read` on the cluster for each piece of a manifest, and make each result a block.
 
-    Raises `JobError` if storage does not answer.
+    Raises `JobError` if storage does not answer or the memory is full.
     """
     if masks_upright is not None:
         read = functools.partial(read, masks_upright=masks_upright)
-    # Ray Data would reserve cores for consumers of the blocks, so that only one of two cores decoded.
-    with data_context(op_resource_reservation_enabled=False) as context:
-        context.execution_options.preserve_order = True
-        decoded = ray.data.from_arrow(pieces).map_batches(
-            functools.partial(_read_or_unavailable, read=read), **WHOLE_BLOCKS
-        )
-    blocks: list[Any] = decoded.materialize().to_arrow_refs()
-    assert len(blocks) == len(pieces)
     try:
-        return list(zip(blocks, ray.get([_count_block.remote(block) for block in blocks]), strict=True))
+        with translate_out_of_memory(_IF_OUT_OF_MEMORY):
+            blocks = _materialize(pieces, functools.partial(_read_or_unavailable, read=read))
+            return list(zip(blocks, ray.get([_count_block.remote(block) for block in blocks]), strict=True))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UnavailableError):
             raise JobError(str(error.cause)) from error
         raise
+
+
+def _materialize(pieces: list[pa.Table], work: Callable[[pa.Table], pa.Table]) -> list[Any]:
+    """Return a reference to the result of `work` for each piece, in order."""
+    # Ray Data would reserve cores for consumers of the blocks, so that only one of two cores decoded.
+    with data_context(op_resource_reservation_enabled=False) as context:
+        context.execution_options.preserve_order = True
+        worked = ray.data.from_arrow(pieces).map_batches(work, **WHOLE_BLOCKS)
+    blocks: list[Any] = worked.materialize().to_arrow_refs()
+    assert len(blocks) == len(pieces)
+    return blocks
 
 
 def _require_no_errors(counted: _Counted, to_error: Callable[[list[str]], InputError]) -> None:

@@ -31,6 +31,12 @@ from petseg.storage import checks
 _SHARDS_AHEAD = 16
 """Shards in progress for each worker, beside those that are being decoded. That many wait for slow storage, too."""
 
+IF_OUT_OF_MEMORY = (
+    "finished work is kept: use machines with more memory or fewer --num-workers and run the same command again, or "
+    "start over in another --output with a lower --batch-size, --shard-size or --max-pixels"
+)
+"""Remedy if the memory is full. Other settings than the number of workers would change the output."""
+
 _PREVIEW_BYTES = 200_000
 """Usual size in bytes of a photo's preview."""
 

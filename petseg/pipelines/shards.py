@@ -4,6 +4,7 @@ A task returns a row per shard: its number and its summary, or the storage error
 would reach the driver as a traceback of many lines.
 """
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -54,22 +55,36 @@ def run_shards(
     total: int,
     before: tuple[int, int],
     unit: str,
+    if_out_of_memory: str = "",
 ) -> str:
     """Put every shard of `shards` into `done` once it is finished, and show the progress of the job.
 
     `count` returns (rows processed, rows that failed) for a shard and its summary, before the shard is put into `done`.
     `before` has the sums over earlier starts, and `total` is the number of rows in the end. Returns a line about the
     speed, in which `unit` names the rows.
+
+    Raises `JobError`, with the remedy `if_out_of_memory`, if Ray ends the same work again and again because the memory
+    is full. The remedy is "" in a job without Ray.
     """
     started, finished = time.perf_counter(), 0
     progress = Progress(total, *before, sys.stdout)
     try:
-        for shard, summary in shards:
-            rows, failed = count(shard, summary)
-            done[shard] = summary
-            finished += rows
-            progress.add(rows, failed)
+        with _memory_guard(if_out_of_memory) as note_progress:
+            for shard, summary in shards:
+                note_progress()
+                rows, failed = count(shard, summary)
+                done[shard] = summary
+                finished += rows
+                progress.add(rows, failed)
     finally:
         progress.close()
     seconds = time.perf_counter() - started
     return f"{finished} {unit} in {seconds:.1f} s, {finished / seconds:.1f} {unit}/s"
+
+
+def _memory_guard(remedy: str) -> contextlib.AbstractContextManager[Callable[[], None]]:
+    if not remedy:
+        return contextlib.nullcontext(lambda: None)
+    from petseg.cluster.memory import stop_if_out_of_memory
+
+    return stop_if_out_of_memory(remedy)

@@ -3,18 +3,24 @@
 import signal
 import tempfile
 from collections.abc import Callable
+from typing import Literal
 
 import ray.exceptions
 import ray.train
 import ray.train.torch
 
 from petseg.cluster import ray_compat, resources
+from petseg.cluster.memory import MAX_KILLS, usage
 from petseg.config.train import TrainConfig
 from petseg.errors import InputError, JobError, UnavailableError
 from petseg.models import checkpoint
 from petseg.training import epoch_printer, optim
 from petseg.training.loop import WorkerSetup, train_loop_per_worker
 from petseg.training.recipes import RECIPES
+
+_IF_OUT_OF_MEMORY = "lower --batch-size or --num-workers, or use machines with more memory"
+
+_FitError = ray.train.WorkerGroupError | ray.train.ControllerError | ray.exceptions.OutOfMemoryError
 
 
 class _EpochCallback(ray.train.UserCallback):
@@ -31,12 +37,13 @@ def fit(setup: WorkerSetup, log: Callable[[str], None] = print, pipe: str = "") 
     """Train with Ray Train until `epochs` are done. A resumed run continues from the last checkpoint in `run`.
 
     If a worker or its node dies, all workers are restarted from there, up to `max_failures` times in a row without a
-    new checkpoint between them. If a node was taken away after a notice, they are restarted as often as that happens.
-    `log` receives a line about each restart. `pipe` is that of an `EpochPrinter`, or "".
+    new checkpoint between them, and where memory is full, not after the third time. If a node was taken away after a
+    notice, they are restarted as often as that happens. `log` receives a line about each restart. `pipe` is that of an
+    `EpochPrinter`, or "".
 
     Raises `InputError` if the loss is no longer a number or a checkpoint cannot be loaded, `JobError` if a checkpoint
-    cannot be written or workers keep dying, and `ray.train.WorkerGroupError`, with the worker's traceback, if a worker
-    keeps failing in another way.
+    cannot be written, workers keep dying or memory stays full, and `ray.train.WorkerGroupError`, with the worker's
+    traceback, if a worker keeps failing in another way.
     """
     failures, before = 0, None
     while True:
@@ -44,17 +51,20 @@ def fit(setup: WorkerSetup, log: Callable[[str], None] = print, pipe: str = "") 
             return _fit_once(setup, pipe)
         except ray.train.PreemptionError:
             event = "a node was taken away"
-        except ray.train.WorkerGroupError as error:
-            event, is_death = _explain(error)
+        except (ray.train.WorkerGroupError, ray.train.ControllerError, ray.exceptions.OutOfMemoryError) as error:
+            event, kind = _explain(error)
             reached = _reached(setup.run)
-            if not is_death and before == (reached, event):  # the same error at the same step: a third try is useless
+            if kind == "error" and before == (reached, event):  # the same at the same step: a third try is useless
                 raise
             failures = failures + 1 if before and before[0] == reached else 1
             before = reached, event
-            if failures > setup.config.max_failures:
-                if not is_death:
+            limit = setup.config.max_failures
+            if failures > (min(limit, MAX_KILLS - 1) if kind == "memory" else limit):
+                if kind == "error":
                     raise
-                raise JobError(f"{event}, {failures} times since the last checkpoint; --resume continues") from error
+                remedy = f"{_IF_OUT_OF_MEMORY}: " if kind == "memory" else ""
+                text = f"{event}, {failures} times since the last checkpoint; {remedy}--resume continues"
+                raise JobError(text) from error
         log(f"{event}; continuing after epoch {_reached(setup.run)[0]}")
         require_workers(setup.config, setup.cpus)
         # Decoded pairs that were lost with a node are decoded again: now, because workers may take every core.
@@ -92,22 +102,38 @@ def schedule_note(setup: WorkerSetup, epochs_before: int) -> str:
     )
 
 
-def _explain(error: ray.train.WorkerGroupError) -> tuple[str, bool]:
-    """Return (description of the failure, True if a worker died).
+def _explain(error: _FitError) -> tuple[str, Literal["error", "death", "memory"]]:
+    """Return a description of the failure and its kind: an exception of a worker, the death of a worker, or a process
+    that Ray ended because the memory was full.
 
     Raises the cause itself if restarting the workers cannot help.
     """
-    causes = [ray_compat.worker_failure_cause(failure) for failure in error.worker_failures.values()]
+    causes = _causes(error)
     for cause in causes:
         if isinstance(cause, InputError | JobError):
             raise cause from None
         if isinstance(cause, UnavailableError):
             raise JobError(f"{cause}; --resume continues") from None
     deaths = [cause for cause in causes if isinstance(cause, ray.exceptions.RayError)]
+    kills = [kill for cause in deaths if (kill := ray_compat.parse_memory_kill(str(cause)))]
+    if kills:
+        return f"out of memory: Ray ended a worker ({usage(kills[0])})", "memory"
+    if not isinstance(error, ray.train.WorkerGroupError):
+        raise error
     # The others lose their connection to a worker that has died, and may be the first to report it.
     first = next(iter([*deaths, *causes]), error)
     reason = (str(first).strip() or repr(first)).splitlines()[0]
-    return f"a worker has died ({reason})", bool(deaths)
+    return f"a worker has died ({reason})", "death" if deaths else "error"
+
+
+def _causes(error: _FitError) -> list[Exception]:
+    """Return the exceptions of the workers, or of the process that starts and supervises them."""
+    match error:
+        case ray.train.WorkerGroupError():
+            return [ray_compat.worker_failure_cause(failure) for failure in error.worker_failures.values()]
+        case ray.train.ControllerError():
+            return [error.controller_failure]
+    return [error]
 
 
 def _reached(run: str) -> tuple[int, int]:

@@ -1,11 +1,15 @@
 """Shared parts of the Ray Data pipelines."""
 
+from collections.abc import Iterator
+
 import pyarrow as pa
 import pytest
 import ray.data
+import ray.exceptions
 
 from petseg.errors import JobError, UnavailableError
 from petseg.inference.plan import Summary
+from petseg.pipelines import decode
 from petseg.pipelines.datasets import WHOLE_BLOCKS, catch_unavailable, data_context, unavailable_reason
 from petseg.pipelines.shards import iter_shards, report_shard, run_shards
 
@@ -57,10 +61,25 @@ def test_run_shards_collects_summaries_and_one_failure_stops_the_job(capsys: pyt
         assert shard not in done
         return summary.rows, summary.failed
 
+    def count(summary: Summary) -> tuple[int, int]:
+        return summary.rows, summary.failed
+
     done = {5: Summary(10, 0, [])}
-    status = run_shards(iter_shards(shards(3), Summary), done, count, 40, (10, 0), "images")
+    status = run_shards(iter_shards(shards(3), Summary), done, count, 40, (10, 0), "images", "more memory")
     assert done == {number: Summary(10, number, [f"{number}: broken"]) for number in range(3)} | {5: Summary(10, 0, [])}
     assert status.startswith("30 images in ") and status.endswith(" images/s")
     assert capsys.readouterr().out.splitlines()[-1].startswith("40/40 images  100%")
     with pytest.raises(JobError, match="--output out: cannot be written"):
-        run_shards(iter_shards(shards(8), Summary), {}, count, 80, (0, 0), "images")
+        run_shards(iter_shards(shards(8), Summary), {}, count, 80, (0, 0), "images", "more memory")
+
+
+def test_run_shards_and_decode_full_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> Iterator[tuple[int, Summary]]:
+        raise ray.exceptions.OutOfMemoryError("1 worker(s) were killed due to …")
+        yield
+
+    with pytest.raises(JobError, match=r"^out of memory: Ray ended one task 3 times .*; more memory$"):
+        run_shards(fail(), {}, lambda *_: (1, 0), 1, (0, 0), "images", "more memory")
+    monkeypatch.setattr(decode.ray.data, "from_arrow", lambda _: next(fail()))
+    with pytest.raises(JobError, match=r"^out of memory: Ray ended one task 3 times .*; end other programs"):
+        decode._read_blocks([], lambda: pa.table({}))

@@ -33,9 +33,12 @@ CATALOGUE = re.findall(r"^\| `(\S.*? .*?)` \| ", (ROOT / "docs" / "errors.md").r
 
 ELSEWHERE = {
     "unknown command …": "cli/__init__",
-    "out of memory": "cli/__init__",
+    "out of memory; use": "cli/__init__",
+    "out of memory: Ray ended one task": "cluster/memory",
+    "out of memory: Ray ended a worker": "training/fit",
+    "the memory of this machine is full": "cluster/connect",
     "--crop …: a crop covers": "jobs/train",
-    "note: out of memory": "cluster/connect",
+    "note: out of memory": "cluster/memory",
     "no Ray answers at …": "cluster/connect",
     "RAY_ADDRESS …": "cluster/connect",
     "Ray's worker processes": "cluster/connect",

@@ -2,6 +2,8 @@
 
 import inspect
 import io
+import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -98,13 +100,50 @@ def test_replace_worker_log_printer_lines_reach_the_replacement(
     assert capsys.readouterr() == ("", "")
 
 
-def test_memory_in_log_line_matches_the_raylet_message() -> None:
-    raylet = Path(ray.__file__).parent / "core" / "src" / "ray" / "raylet" / "raylet"
-    content = raylet.read_bytes()
-    assert b"running low on memory" in content and b" limit (" in content
-    line = "Error: 1 worker(s) were killed due to the node running low on memory. Memory on the node was 3.7GB used / "
-    assert ray_compat.parse_out_of_memory(f"{line}23.5GB limit (0.159)") == ("3.7GB", "23.5GB")
-    assert ray_compat.parse_out_of_memory("Task failed. There are infinite retries remaining") is None
+FULL_MEMORY = """
+import time
+import ray
+from petseg.cluster import connect, memory
+from petseg.errors import JobError
+
+connect._require_workers = lambda: None
+memory._LOOK_EVERY_S = 0.2
+connect.connect()
+
+@ray.remote
+def task():
+    time.sleep(60)
+
+@ray.remote(max_restarts=-1, max_task_retries=-1)
+class Actor:
+    def work(self):
+        time.sleep(60)
+
+for guard, work in (
+    (memory.translate_out_of_memory, lambda: ray.get(task.remote())),
+    (memory.stop_if_out_of_memory, lambda: ray.get(Actor.remote().work.remote())),
+):
+    try:
+        with guard("more memory"):
+            work()
+    except JobError as error:
+        print(error)
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.own_ray
+def test_full_memory_task_and_actor_end_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray takes the memory for full at once, and ends every process. Of an actor it restarts one after another."""
+    monkeypatch.setenv("RAY_memory_usage_threshold", "0.001")
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "50")
+    monkeypatch.setenv("RAY_task_oom_retry_delay_base_ms", "1")
+    command = [sys.executable, "-c", FULL_MEMORY]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    usage = r"the process used \d\.\d GiB, and all of [\d.]+ [\d.]+ of [\d.]+ GiB"
+    ended = rf"out of memory: Ray ended one task 3 times \(the last time, {usage}\); more memory\n"
+    assert re.fullmatch(ended * 2, done.stdout), done.stderr
+    assert re.fullmatch(rf"note: out of memory: .* \({usage}\); .*\n", done.stderr)
 
 
 def test_idle_worker_setting_exists_in_ray() -> None:

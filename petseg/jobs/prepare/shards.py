@@ -15,6 +15,11 @@ from petseg.storage import checks
 from petseg.storage.hold import hold
 from petseg.storage.locations import absolute_locations
 
+_IF_OUT_OF_MEMORY = (
+    "finished work is kept: use machines with more memory and run the same command again, or start over in another "
+    "--output with a lower --shard-size"
+)
+
 
 @cli.on_interrupt(cli.CONTINUES)
 def make_shards(config: ShardsConfig) -> None:
@@ -64,7 +69,7 @@ def _run_shards(target: Target, pairs: pa.Table, done: dict[int, Summary], label
     shards = prepare_shards(target, pairs, done, label_map, skip_bad)
     counts = [_count(shard, summary) for shard, summary in done.items()]
     before = sum(pairs for pairs, _ in counts), sum(skipped for _, skipped in counts)
-    return run_shards(shards, done, _count, pairs.num_rows, before, "pairs")
+    return run_shards(shards, done, _count, pairs.num_rows, before, "pairs", _IF_OUT_OF_MEMORY)
 
 
 def _count(_: int, summary: Summary) -> tuple[int, int]:

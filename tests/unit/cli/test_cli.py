@@ -100,6 +100,11 @@ def test_on_interrupt_ctrl_c_message_says_how_to_continue() -> None:
             raise RuntimeError("in a module") from error
     with pytest.raises(InputError, match="other"), cli.on_interrupt("go on with --resume"):
         raise InputError("other")
+    with pytest.raises(JobError, match="memory"), cli.on_interrupt("go on with --resume"):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:  # petseg/cluster/memory.py interrupts itself
+            raise JobError("out of memory") from None
 
 
 def given(monkeypatch: pytest.MonkeyPatch, line: str) -> None:

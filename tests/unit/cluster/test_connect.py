@@ -118,14 +118,16 @@ def test_require_workers_that_do_not_start_are_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_memory_note_printer_out_of_memory_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
-    show = connect._memory_note_printer()
-    show("Task _map_task failed. There are infinite retries remaining")
-    memory = (
-        "Error: 1 worker(s) were killed due to the node running low on memory. Memory on the node was 3.75GB used / "
+def test_require_workers_full_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = connect.ray.exceptions.OutOfMemoryError(
+        "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.0.0.3, ID: 01) was "
+        "22.90GB used / 23.54GB limit (0.972)\nSelected to kill: (…, actual memory used=0.12GB, worker ID=aa01)\n"
     )
-    show(f"{memory}23.54GB limit (0.159)\nOOM kill reason: …")
-    show(f"{memory}23.54GB limit (0.159)")
-    printed = capsys.readouterr()
-    assert printed.out == "" and printed.err.count("\n") == 1
-    assert printed.err.startswith("note: out of memory (3.75GB of 23.54GB used): Ray ended a process and tries again;")
+    monkeypatch.setattr(connect, "_import_package", mock.Mock())
+    monkeypatch.setattr(connect.ray, "get", mock.Mock(side_effect=error))
+    with pytest.raises(JobError) as caught:
+        connect._require_workers()
+    assert str(caught.value) == (
+        "the memory of this machine is full (the process used 0.1 GiB, and all of 10.0.0.3 22.9 of 23.5 GiB), so Ray "
+        "ended its first process; end other programs, or use a machine with more memory"
+    )

@@ -14,7 +14,16 @@ from petseg.training.loop import WorkerSetup
 DEATH = ray.exceptions.ActorDiedError()
 
 
-def run_fit(monkeypatch: pytest.MonkeyPatch, failures: list[dict[int, Exception]], reached: list[int]) -> list[str]:
+OUT_OF_MEMORY = ray.exceptions.OutOfMemoryError(
+    "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.0.0.3, ID: 01) was "
+    "22.90GB used / 23.54GB limit (0.972)\n"
+    "Selected to kill: (Actor(c0fc): …, actual memory used=3.12GB, worker ID=aa01)\n"
+)
+
+
+def run_fit(
+    monkeypatch: pytest.MonkeyPatch, failures: list[dict[int, Exception] | Exception], reached: list[int]
+) -> list[str]:
     """Call `fit` whose attempts fail like this, after these epochs. Return its lines, if it does not raise."""
     attempts, lines = iter(failures), []
     epochs = iter(reached)
@@ -25,6 +34,8 @@ def run_fit(monkeypatch: pytest.MonkeyPatch, failures: list[dict[int, Exception]
         causes = next(attempts, None)
         if causes is not None:
             current = next(epochs)
+            if isinstance(causes, Exception):
+                raise causes
             raise ray.train.WorkerGroupError("failed", causes)
 
     setup: Any = mock.Mock()
@@ -54,6 +65,31 @@ def test_fit_deaths_at_the_same_step_are_tried_as_often_as_allowed(monkeypatch: 
     assert len(run_fit(monkeypatch, [{0: DEATH}] * 3, [0] * 3)) == 3
     with pytest.raises(JobError, match="4 times since the last checkpoint; --resume continues"):
         run_fit(monkeypatch, [{0: DEATH}] * 4, [0] * 4)
+
+
+@pytest.mark.parametrize(
+    "failure", [{0: ConnectionError(), 1: OUT_OF_MEMORY}, ray.train.ControllerError(OUT_OF_MEMORY), OUT_OF_MEMORY]
+)
+def test_fit_third_time_out_of_memory_ends_it_with_the_sizes(
+    failure: dict[int, Exception] | Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray has ended a worker, a process of Ray Train while the workers start, or the one that supervises them."""
+    event = "out of memory: Ray ended a worker (the process used 3.1 GiB, and all of 10.0.0.3 22.9 of 23.5 GiB)"
+    assert (
+        run_fit(monkeypatch, [failure] * 4, [0, 0, 1, 1])
+        == [f"{event}; continuing after epoch 0"] * 2 + [f"{event}; continuing after epoch 1"] * 2
+    )
+    with pytest.raises(JobError) as caught:
+        run_fit(monkeypatch, [failure] * 3, [0] * 3)
+    assert str(caught.value) == (
+        f"{event}, 3 times since the last checkpoint; lower --batch-size or --num-workers, or use machines with more "
+        "memory: --resume continues"
+    )
+
+
+def test_fit_other_error_of_the_supervising_process_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ray.train.ControllerError, match="a bug"):
+        run_fit(monkeypatch, [ray.train.ControllerError(ValueError("a bug"))], [0])
 
 
 def test_fit_failure_without_any_cause_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
