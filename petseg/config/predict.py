@@ -38,8 +38,8 @@ class PredictConfig:
     """Do not decode photos with more pixels than this; their rows contain an error instead."""
 
     decode_timeout: float = 300.0
-    """Give up a photo whose decoding takes longer than this many seconds, twice, as where a decoder hangs. Its row
-    contains an error instead. The largest photos of all take up to 40 s on an idle core."""
+    """Give up a photo if decoding it takes longer than this many seconds, twice: its row contains an error instead.
+    This is for decoders that hang; the slowest photos need up to 40 s on an idle core."""
 
     tile: tuple[int, ...] = ()
     """Cut larger photos into tiles of this height and width in pixels (one number: both). Each tile is predicted like

@@ -61,8 +61,7 @@ def read_shard(
     decode = partial(_decode, size_hw=size_hw, max_pixels=max_pixels, resize=resize, tiling=tiling)
     columns_of = partial(_columns_of, decode=decode, preview_max_pixels=max_pixels if previews else None)
     contents = storage.read_each(rows["image"].to_pylist(), max_bytes(max_pixels))
-    if_died: dict[str, Any] = {"error": _KILLED}
-    limit = _time_limit(decode_timeout, lambda late: {"error": late})
+    if_died, limit = {"error": _KILLED}, _time_limit(decode_timeout, lambda late: {"error": late})
     if in_subprocess:
         photos = list(crash_guard.map_in_subprocess(columns_of, contents, if_died, limit))
     else:
