@@ -207,10 +207,12 @@ def _run(
     from petseg.pipelines.shards import run_shards
 
     if _is_on_ray(config):
-        from petseg.pipelines.evaluate import score_shards
+        from petseg.pipelines.evaluate import IF_OUT_OF_MEMORY, score_shards
 
         scored = score_shards(work, subject.settings, config.num_workers, config.use_gpu)
+        if_out_of_memory = IF_OUT_OF_MEMORY
     else:
+        if_out_of_memory = ""
         scored = ((shard, work.score(scorer, shard)) for shard in work.shards)
 
     def count(shard: int, summary: "Summary") -> tuple[int, int]:
@@ -218,7 +220,7 @@ def _run(
 
     total = subject.pairs.num_rows
     before = total - sum(map(work.num_rows, work.shards)), sum(summary.failed for summary in done.values())
-    print(run_shards(scored, done, count, total, before, "pairs"))
+    print(run_shards(scored, done, count, total, before, "pairs", if_out_of_memory))
 
 
 def _write(output: str, pictures: dict[str, bytes], per_image: pa.Table, metrics: dict[str, Any]) -> None:

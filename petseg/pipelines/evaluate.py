@@ -13,6 +13,12 @@ from petseg.evaluation.subjects import MaskSettings, NetworkSettings
 from petseg.pipelines.datasets import WHOLE_BLOCKS, data_context
 from petseg.pipelines.shards import iter_shards, report_shard
 
+IF_OUT_OF_MEMORY = (
+    "finished work is kept: use machines with more memory or fewer --num-workers and run the same command again, or "
+    "start over in another --output with a lower --batch-size"
+)
+"""Remedy of an evaluation whose workers Ray ends because the memory is full."""
+
 
 def score_shards(
     work: Work, settings: NetworkSettings | MaskSettings, num_workers: int, use_gpu: bool

@@ -4,14 +4,16 @@ import contextlib
 import datetime
 import fcntl
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
 from petseg import files, storage
 from petseg.errors import InputError, JobError
-from petseg.storage.lease import LAPSE_S, Lease
+from petseg.storage.lease import LAPSE_S, LOST, Lease
 from petseg.storage.s3 import S3Store
 
 
@@ -52,6 +54,8 @@ def _lease(folder: str, flag: str) -> Iterator[None]:
         return
     with storage.as_input_error(f"{flag} {folder}: cannot be written"):
         lease = Lease(store, path, _describe_self(), f"{flag} {folder}")
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(LOST, _interrupt) if is_main else None
     try:
         yield
     except KeyboardInterrupt:
@@ -59,11 +63,17 @@ def _lease(folder: str, flag: str) -> Iterator[None]:
             raise
     finally:
         lease.release()
+        if is_main:
+            signal.signal(LOST, before)
     if lease.lost_to:
         raise JobError(
             f"{flag} {folder}: {lease.lost_to} has taken it over, because this job did not reach the store for "
             f"{LAPSE_S:g} seconds; finished work is kept"
         )
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt  # as Ctrl-C does, it ends the job's work in order
 
 
 def _describe_self() -> str:

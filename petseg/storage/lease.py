@@ -22,6 +22,9 @@ from petseg.storage.s3 import S3Store
 BEAT_S = 10.0
 LAPSE_S = 60.0
 
+LOST = signal.SIGUSR2
+"""Signal to the main thread if the lease is lost. Not SIGINT, because a shell may have that ignored."""
+
 _POLL_S = 1.0
 
 
@@ -82,8 +85,7 @@ class Lease:
             except STORAGE_ERRORS:
                 continue  # the next beat may succeed
             if self.lost_to:
-                # As Ctrl-C does, this ends the main thread's work in order. `hold` makes it an error.
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                signal.pthread_kill(threading.main_thread().ident or 0, LOST)
                 return
 
     def _renew(self) -> None:

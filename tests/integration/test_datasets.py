@@ -58,15 +58,13 @@ def test_run_shards_collects_summaries_and_one_failure_stops_the_job(capsys: pyt
             return ray.data.range(number, override_num_blocks=number).map_batches(work, **WHOLE_BLOCKS)
 
     def count(shard: int, summary: Summary) -> tuple[int, int]:
-        assert shard not in done
+        counted.append((shard, shard in done))
         return summary.rows, summary.failed
 
-    def count(summary: Summary) -> tuple[int, int]:
-        return summary.rows, summary.failed
-
-    done = {5: Summary(10, 0, [])}
+    done, counted = {5: Summary(10, 0, [])}, []
     status = run_shards(iter_shards(shards(3), Summary), done, count, 40, (10, 0), "images", "more memory")
     assert done == {number: Summary(10, number, [f"{number}: broken"]) for number in range(3)} | {5: Summary(10, 0, [])}
+    assert sorted(counted) == [(0, False), (1, False), (2, False)]  # before they are done
     assert status.startswith("30 images in ") and status.endswith(" images/s")
     assert capsys.readouterr().out.splitlines()[-1].startswith("40/40 images  100%")
     with pytest.raises(JobError, match="--output out: cannot be written"):
