@@ -132,14 +132,16 @@ def _parse(content: bytes) -> dict[str, Any]:
 
 
 def _identity(pid: int) -> list[Any] | None:
-    """Return (boot of this machine, its namespace of process ids, pid, start time); None if there is no such process.
+    """Return (boot of this machine, its namespace of process ids, pid, start time); None if no such process runs.
 
-    The start time tells a process from a later one with the same id.
+    The start time tells a process from a later one with the same id. A killed process has an entry in /proc until its
+    parent asks for its exit code: for ever, if that is a container's first process that never does.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         namespace = str(Path("/proc/self/ns/pid").readlink())
-        started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        state, started = stat[0], stat[19]
     except (OSError, IndexError):
         return None
-    return [boot, namespace, pid, started]
+    return None if state in "ZX" else [boot, namespace, pid, started]
