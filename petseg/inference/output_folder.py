@@ -82,7 +82,8 @@ def find_again(start: Start, done: dict[int, Summary], *, retry_errors: bool) ->
         errors = map_ahead(pool, partial(_read_errors, plan), failed, _IO_THREADS)
         for shard, indices in zip(failed, errors, strict=True):
             again.setdefault(shard, set()).update(indices)
-    return {shard: sorted(indices) for shard, indices in again.items()}
+    # A worker that outlives a killed driver may have replaced failed rows since `find_done` read the shard's footer.
+    return {shard: sorted(indices) for shard, indices in again.items() if indices}
 
 
 def _read_errors(plan: Plan, shard: int) -> list[int]:

@@ -265,6 +265,15 @@ def test_retry_errors_photo_that_fails_again_keeps_its_row(photos: Path, tmp_pat
     assert differing(contents(tmp_path / "out"), before) == []
 
 
+def test_find_again_shard_retried_meanwhile_by_an_orphan_is_left_alone(photos: Path, tmp_path: Path) -> None:
+    """A worker of a killed driver may write a shard after the next start has read its footer."""
+    plan, _ = run(photos, tmp_path / "out")
+    done = output_folder.find_done(plan)
+    draw(photos / "b" / "3.jpg", "red")
+    do_work(Work(plan, [], {1: [2]}))
+    assert output_folder.find_again(existing.find_start(plan), done, retry_errors=True) == {}
+
+
 def test_write_shard_replaced_meanwhile_is_an_error(photos: Path, tmp_path: Path) -> None:
     plan, _ = run(photos, tmp_path / "out")
     shard = tmp_path / "out" / OLD_SHARDS[1]
