@@ -29,13 +29,14 @@ class Night:
     flags: list[str]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Undisturbed:
     """Files of an undisturbed job before and after a night."""
 
     before: Contents
     after: Contents
     duration_s: float
+    """Shortest time that the job of this night has taken."""
 
 
 def make_nights(images: Path, append: bool, retry_errors: bool) -> list[Night]:

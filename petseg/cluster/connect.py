@@ -84,7 +84,7 @@ def _short_folders() -> dict[str, str]:
     return {"_temp_dir": short, "object_spilling_directory": usual}
 
 
-@ray.remote(num_cpus=0, max_retries=0)
+@ray.remote(num_cpus=0, max_retries=2)  # a worker may be killed by chance, for lack of memory perhaps
 def _import_package() -> None:
     import numpy  # noqa: F401
     from PIL import Image  # noqa: F401

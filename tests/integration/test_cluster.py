@@ -1,6 +1,11 @@
-import pytest
+import os
+import signal
+from pathlib import Path
 
-from petseg.cluster import ray_compat, resources
+import pytest
+import ray
+
+from petseg.cluster import connect, ray_compat, resources
 from petseg.errors import InputError, JobError
 
 
@@ -44,3 +49,21 @@ def test_require_cluster_too_small_after_the_limit_is_an_error(
     monkeypatch.setattr(resources, "capacity", lambda bundle: next(cpus))
     resources.require({"CPU": 1}, 9, "--num-workers", limit_s=60)
     assert capsys.readouterr().out.splitlines()[1:] == ["waiting for 9 CPUs, have 6", "waiting for 9 CPUs, have 9"]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_require_workers_worker_that_is_killed_once_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    marker = tmp_path / "killed"
+
+    def be_killed_once() -> None:
+        if not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    settings = connect._import_package._default_options  # pyright: ignore[reportFunctionMemberAccess]
+    monkeypatch.setattr(connect, "_import_package", ray.remote(**settings)(be_killed_once))
+    connect._require_workers()
+    assert marker.exists()
