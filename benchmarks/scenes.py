@@ -208,15 +208,16 @@ def _camera(rng: np.random.Generator, picture: Image.Image) -> Image.Image:
 
 _SMALL_TILES = math.ceil(2000 / 320) * math.ceil(1500 / 320)
 _STREET_TILES = math.ceil(960 / 320) * math.ceil(720 / 320)
+_BALANCED = ["--loss", "ce+dice", "--class-weights", "balanced", "--batch-size", "8"]
 
 SETS: dict[str, tuple[Callable[[np.random.Generator], Pair], tuple[str, ...], dict[str, tuple[list[str], float]]]] = {
     "small": (
         small,
         ("background", "round", "square"),
         {
-            "whole photos at 320 × 320": (["--image-size", "320", "320"], _SMALL_TILES),
-            "crops of 320 × 320": (["--crop", "320"], 1),
-            "crops of 320 × 320 at half scale": (["--crop", "320", "--scale", "0.5"], 4),
+            "whole photos at 320 × 320": ([*_BALANCED, "--image-size", "320", "320"], _SMALL_TILES),
+            "crops of 320 × 320": ([*_BALANCED, "--crop", "320"], 1),
+            "crops of 320 × 320 at half scale": ([*_BALANCED, "--crop", "320", "--scale", "0.5"], 4),
         },
     ),
     "rare": (
