@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,8 @@ def test_evaluation_unclear_masks_follow_the_clear_ones(masks_upright: bool, tmp
     done = call_job("evaluate", "--from", "upright", *flags)
     assert done.returncode == 0, done.stderr
     assert "note: 2 masks of photos that EXIF turns, such as 2: used as drawn on" in done.stdout
-    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["pixel_accuracy"] == 1
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["pixel_accuracy"] == 1 and metrics["pixels"] == 3 * math.prod(WIDE) + math.prod(SQUARE)
     assert pq.read_table(tmp_path / "out" / "per_image.parquet")["error"].null_count == 4
 
 

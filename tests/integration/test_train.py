@@ -50,7 +50,7 @@ def fit(decoded: list[Decoded], tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("recipe", ["best", "pretrained"])
+@pytest.mark.parametrize("recipe", ["pretrained", pytest.param("best", marks=pytest.mark.slow)])
 def test_fit_worker_killed_same_seed_gives_the_same_numbers(
     recipe: RecipeName, fit: Callable[..., Path], decoded: list[Decoded], tmp_path: Path
 ) -> None:
