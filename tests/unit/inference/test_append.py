@@ -13,6 +13,7 @@ from petseg import files, storage
 from petseg.errors import InputError
 from petseg.inference import existing, output_folder
 from petseg.inference.plan import Outputs, Plan, Work
+from petseg.storage import local
 
 _TIMES = itertools.count(10**9)
 
@@ -200,6 +201,21 @@ def test_append_photo_with_another_extension_is_predicted_again(photos: Path, tm
     assert not run(photos, tmp_path / "out", append=True)[1].shards
     [row] = [row for row in rows(tmp_path / "out") if row["id"] == "b/3"]
     assert row["image"] == str(photos / "b" / "3.png") and row["error"] is None
+
+
+def test_append_photo_whose_version_is_not_known_counts_as_unchanged(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The version of an object that a table names is not known."""
+    with monkeypatch.context() as patched:
+        patched.setattr(local, "version", lambda _: "")
+        run(photos, tmp_path / "unknown")
+    run(photos, tmp_path / "known")
+    draw(photos / "a" / "2.jpg", "red")
+    assert not run(photos, tmp_path / "unknown", append=True)[1].shards
+    with monkeypatch.context() as patched:
+        patched.setattr(local, "version", lambda _: "")
+        assert not run(photos, tmp_path / "known", append=True)[1].shards
 
 
 def test_append_moved_folder_is_refused(photos: Path, tmp_path: Path) -> None:
