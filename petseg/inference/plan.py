@@ -235,8 +235,8 @@ def _describe(photos: pa.Table) -> dict[str, Any]:
 def _plan(manifest: pa.Table, output: str, outputs: Outputs, description: dict[str, Any]) -> Plan:
     generations: list[Generation] = []
     row = shard = 0
-    for number, photos in enumerate(generations_of(description)):
-        of_generation = settings_of(description) | photos | ({"generation": number} if number else {})
+    for photos in generations_of(description):
+        of_generation = settings_of(description) | photos
         num_shards = -(-photos["images"] // description["shard_size"])
         generations.append(Generation(row, photos["images"], shard, num_shards, fingerprint(of_generation)))
         row, shard = row + photos["images"], shard + num_shards

@@ -203,6 +203,15 @@ def test_append_photo_with_another_extension_is_predicted_again(photos: Path, tm
     assert row["image"] == str(photos / "b" / "3.png") and row["error"] is None
 
 
+def test_append_changed_photo_of_a_lost_shard_is_predicted_with_the_shard(photos: Path, tmp_path: Path) -> None:
+    run(photos, tmp_path / "out")
+    (tmp_path / "out" / OLD_SHARDS[0]).unlink()
+    draw(photos / "a" / "2.jpg", "red")
+    _, work = run(photos, tmp_path / "out", append=True)
+    assert work.missing == [0] and not work.again and ids(tmp_path / "out") == OLD
+    assert not run(photos, tmp_path / "out", append=True)[1].shards
+
+
 def test_append_photo_whose_version_is_not_known_counts_as_unchanged(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,8 +245,9 @@ def test_append_other_settings_are_refused(photos: Path, tmp_path: Path) -> None
 
 def test_append_list_of_another_plan_is_not_trusted(photos: Path, tmp_path: Path) -> None:
     """A start with --overwrite was killed after it had replaced the list, and before the plan."""
-    run(photos, tmp_path / "other", shard_size=2)
     draw(photos / "c.png", "blue")
+    run(photos, tmp_path / "other", shard_size=2)
+    (photos / "c.png").rename(photos / "e.png")
     run(photos, tmp_path / "out")
     (tmp_path / "out" / "_manifest.arrow").write_bytes((tmp_path / "other" / "_manifest.arrow").read_bytes())
     draw(photos / "d.png", "blue")
