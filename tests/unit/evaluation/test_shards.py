@@ -73,6 +73,14 @@ def test_work_sums_and_files_do_not_depend_on_order_and_kills(
     assert rows["id"].to_pylist() == pairs["id"].to_pylist() and rows["error"].null_count == PAIRS
 
 
+def test_merge_unclear_pair_that_fails_is_counted() -> None:
+    before = Summary(4, 1, [["a", "broken"]], {"unclear": 2}, [1, 2], {"one": [1, "d"]}, [])
+    added = Summary(2, 1, [["c", "gone"]], {"unclear": 1}, [], {"one": [1, "b"]}, [])
+    assert shards._merge(before, added) == Summary(
+        4, 2, [["a", "broken"], ["c", "gone"]], {"unclear": 2}, [], {"one": [2, "d"]}, []
+    )
+
+
 def test_find_done_shards_of_other_settings_are_not_done(scorer: Evaluator, pairs: pa.Table, tmp_path: Path) -> None:
     target = make_target(tmp_path, pairs)
     Work(pairs, target, None, [0]).score(scorer, 0)
