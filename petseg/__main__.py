@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "Score a network on photos and their masks.",
     "prepare": "Download a dataset, check one, or decode one in advance.",
     "export": "Write a trained network as ONNX and torch.export.",
+    "status": "Print how far the jobs are that write to some places.",
 }
 
 

@@ -8,6 +8,9 @@ CONFIG = "config.json"
 REPORT = "report.html"
 """File name of the HTML report of a training run, an evaluation, a prediction or a check."""
 
+STATUS = "status.json"
+"""File name of the status of the job that writes to a folder, or has written there last."""
+
 CLASSES = "classes.json"
 """File name of the description of the classes in a folder of masks."""
 
@@ -19,6 +22,9 @@ CHANGES = "changes.csv"
 
 LOCK = ".petseg-lock"
 """File name of the lock on a local folder that a job writes to, or of the lease in S3."""
+
+TRACES = (LOCK, STATUS)
+"""Names of the files that say which job writes to a folder. A folder that holds no others is as good as empty."""
 
 # In the folder of a training run
 RUN_METRICS = "metrics.jsonl"

@@ -1,4 +1,6 @@
-"""Progress of a job in one line. A terminal rewrites it in place; a log gets a new line from time to time.
+"""Progress of a job in one line, and its rate.
+
+A terminal rewrites the line in place; a log gets a new one from time to time.
 
 This module uses neither Ray nor files.
 """
@@ -14,6 +16,33 @@ LOG_INTERVAL_S = 10
 
 RATE_WINDOW_S = 60
 """Window in seconds over which the rate is averaged. The ETA follows recent speed, because a cluster may resize."""
+
+
+class Rate:
+    """Rate at which a count grows, over the last `RATE_WINDOW_S` seconds. `done` is the count at the start."""
+
+    def __init__(self, done: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._window = deque([(clock(), done)])
+
+    def update(self, done: int) -> None:
+        """Note that the count has grown to `done`."""
+        now = self._clock()
+        self._window.append((now, done))
+        while len(self._window) > 2 and now - self._window[1][0] > RATE_WINDOW_S:
+            self._window.popleft()
+
+    def per_second(self) -> float | None:
+        """Return the rate; None before the count has grown.
+
+        The time since the last growth counts only if it is longer than the window, so that the rate does not swing
+        with every shard, but falls if the work stands still.
+        """
+        (start_s, at_start), (end_s, at_end) = self._window[0], self._window[-1]
+        now = self._clock()
+        if now - end_s > max(end_s - start_s, RATE_WINDOW_S):
+            end_s = now
+        return (at_end - at_start) / (end_s - start_s) if at_end > at_start and end_s > start_s else None
 
 
 class Progress:
@@ -43,7 +72,7 @@ class Progress:
         self._name = name
         self._live = stream.isatty()
         self._last_line_s = -float("inf")
-        self._window = deque([(clock(), done)])
+        self._rate = Rate(done, clock)
         self._show()
 
     def add(self, done: int, failed: int = 0) -> None:
@@ -51,9 +80,7 @@ class Progress:
         self._done += done
         self._failed += failed
         now = self._clock()
-        self._window.append((now, self._done))
-        while len(self._window) > 2 and now - self._window[1][0] > RATE_WINDOW_S:
-            self._window.popleft()
+        self._rate.update(self._done)
         if self._live or self._done == self._total or now - self._last_line_s >= LOG_INTERVAL_S:
             self._show()
 
@@ -64,12 +91,11 @@ class Progress:
 
     def _show(self) -> None:
         self._last_line_s = self._clock()
-        (start_s, at_start), (end_s, at_end) = self._window[0], self._window[-1]
+        rate = self._rate.per_second()
         failed = f"  {self._failed} failed" if self._unit == "images" else ""
         done, total = self._done // self._unit_size, self._total // self._unit_size
         line = f"{self._name}{done}/{total} {self._unit}  {100 * self._done // self._total}%"
-        if at_end > at_start and end_s > start_s:
-            rate = (at_end - at_start) / (end_s - start_s)
+        if rate is not None:
             left_s = round((self._total - self._done) / rate)
             line += f"  {rate / self._unit_size:.1f} {self._unit}/s{failed}  ETA {timedelta(seconds=left_s)}"
         else:

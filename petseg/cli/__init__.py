@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import dataclasses
-import errno
 import inspect
 import sys
 import tempfile
@@ -14,9 +13,10 @@ from typing import Any, NoReturn
 from petseg import storage
 from petseg.cli import options, terminal
 from petseg.cli.invocation import as_started, program
+from petseg.cli.verdict import DEFECT, is_interrupt, verdict
 from petseg.config.base import Config, ConfigT, to_json, typed_values
 from petseg.config.train import Resume, TrainConfig
-from petseg.errors import InputError, JobError, UnavailableError
+from petseg.errors import InputError
 from petseg.storage.locations import absolute_locations
 
 _NOT_INHERITED = ("name", "resume", "overwrite")
@@ -24,14 +24,6 @@ _NOT_INHERITED = ("name", "resume", "overwrite")
 
 CONTINUES = "finished work is kept: run the same command to continue"
 """Remedy for `on_interrupt` in a job that can continue where it stopped."""
-
-_OUT_OF_MEMORY = (
-    "stopped: out of memory; use a larger machine, or lower --batch-size or --num-workers if this command has them "
-    "(see --help)"
-)
-
-_DEFECT = 70
-"""Exit code for a bug in petseg: EX_SOFTWARE of sysexits.h."""
 
 
 def parse(command: str, cls: type[ConfigT], default: ConfigT | None = None, *, about: str | None = None) -> ConfigT:
@@ -140,19 +132,9 @@ def on_interrupt(remedy: str) -> Iterator[None]:
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
-        if not _is_interrupt(error):
+        if not is_interrupt(error):
             raise
         raise KeyboardInterrupt(remedy) from error
-
-
-def _is_interrupt(error: BaseException | None) -> bool:
-    """Return True if Ctrl-C caused the error, also if the interrupted code raised another error, as an import does.
-
-    An error that was raised `from None` has another cause.
-    """
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return error is not None
 
 
 def run(main: Callable[[], None]) -> NoReturn:
@@ -173,8 +155,8 @@ def _run(main: Callable[[], None]) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if is_debugging():
             traceback.print_exc()
-        line, code = _verdict(error)
-        if code == _DEFECT and not is_debugging():  # saved, so that nobody must repeat hours of work to report it
+        line, code = verdict(error)
+        if code == DEFECT and not is_debugging():  # saved, so that nobody must repeat hours of work to report it
             with tempfile.NamedTemporaryFile("w", prefix="petseg-defect-", suffix=".txt", delete=False) as file:
                 traceback.print_exc(file=file)
             line += f"; please report it with the traceback in {file.name}"
@@ -182,26 +164,3 @@ def _run(main: Callable[[], None]) -> int:
             print(terminal.one_line(line), file=sys.stderr)
         return code
     return 0
-
-
-def _verdict(error: BaseException) -> tuple[str, int]:
-    """Return the line to print for the error that ended a job, and the exit code."""
-    match error:
-        case InputError():
-            return f"error: {error}", 2
-        case JobError() | UnavailableError():
-            return f"stopped: {error}", 1
-        case PermissionError():
-            return f"error: {error.filename}: {error.strerror}; grant access to it, or choose another location", 2
-        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
-            where = error.filename or "a disk"
-            return f"stopped: {where}: {error.strerror}; free some space and run the same command again", 1
-        case MemoryError():
-            return _OUT_OF_MEMORY, 1
-        case KeyboardInterrupt(args=[_]):
-            return f"interrupted; {error}", 130
-    if _is_interrupt(error):
-        return "interrupted; run the same command to start over", 130
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    what = ": ".join([type(error).__name__, *lines[:1]])
-    return f"defect: {what}", _DEFECT

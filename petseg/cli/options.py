@@ -52,7 +52,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "cluster": ("num_workers", "use_gpu", "cpus_per_worker", "max_failures", "wait_min"),
     "output": ("storage", "name", "resume", "output", "append", "retry_errors", "merge", "overwrite"),
     "output formats": ("tool", "png", "overlay", "probabilities", "coco_rle", "shard_size", "formats", "licence"),
-    "logging": ("mlflow", "wandb"),
+    "logging": ("log_format", "mlflow", "wandb"),
 }
 """Headings of `--help` and the settings below each, in order. A name has the same meaning in every job."""
 

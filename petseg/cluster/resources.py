@@ -1,7 +1,7 @@
 """Query what the cluster has, wait until it has enough, and divide its cores. Knows nothing of the jobs."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
@@ -64,12 +64,19 @@ def capacity(bundle: dict[str, int]) -> int:
     return sum(min(int(node.get(name, 0) // amount) for name, amount in bundle.items()) for node in nodes)
 
 
-def require(bundle: dict[str, int], count: int, flags: str, limit_s: float | None = None) -> None:
+def require(
+    bundle: dict[str, int],
+    count: int,
+    flags: str,
+    limit_s: float | None = None,
+    on_wait: Callable[[int], None] = lambda missing: None,
+) -> None:
     """Wait until the cluster can hold `count` processes with the resources `bundle` each.
 
     Without this check Ray would wait silently. A local Ray cannot grow, so the function raises `InputError`, naming
     `flags`. A cluster may grow: the function requests nodes, prints how many processes fit, and raises `JobError` after
-    `limit_s` seconds. Without a limit it only prints one line and returns.
+    `limit_s` seconds. Meanwhile it calls `on_wait` with the number of processes that do not fit yet, and with 0 at the
+    end. Without a limit it only prints one line and returns.
     """
     have, wanted = capacity(bundle), _describe(bundle, count)
     if count <= have:
@@ -85,14 +92,15 @@ def require(bundle: dict[str, int], count: int, flags: str, limit_s: float | Non
         )
     print(f"waiting for {wanted}, have {have}; the cluster must grow", flush=True)
     if limit_s is not None:
-        _wait(bundle, count, flags, limit_s)
+        _wait(bundle, count, flags, limit_s, on_wait)
 
 
-def _wait(bundle: dict[str, int], count: int, flags: str, limit_s: float) -> None:
+def _wait(bundle: dict[str, int], count: int, flags: str, limit_s: float, on_wait: Callable[[int], None]) -> None:
     have, wanted = capacity(bundle), _describe(bundle, count)
     # The autoscaler sees the pending placement group and starts nodes for it.
     group = placement_group([{name: float(amount) for name, amount in bundle.items()}] * count)
     deadline = time.monotonic() + limit_s
+    on_wait(count - have)
     try:
         while count > have:
             if time.monotonic() > deadline:
@@ -103,8 +111,10 @@ def _wait(bundle: dict[str, int], count: int, flags: str, limit_s: float) -> Non
             time.sleep(_POLL_S)
             before, have = have, capacity(bundle)
             if have != before:
+                on_wait(max(0, count - have))
                 print(f"waiting for {wanted}, have {have}", flush=True)
     finally:
+        on_wait(0)
         remove_placement_group(group)
 
 

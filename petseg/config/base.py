@@ -22,6 +22,9 @@ SPLITS = ("train", "val", "test")
 Precision = Literal["auto", "bf16", "fp32"]
 """Numeric precision of the network; "auto" is resolved by `models.precision`."""
 
+LogFormat = Literal["text", "json"]
+"""Value of --log-format."""
+
 MasksUpright = Literal["auto", "yes", "no"]
 """Value of --masks-upright. For "auto", `data.orientation` decides from the sizes of the masks."""
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from petseg.config.base import MAX_PIXELS, MasksUpright, Precision, default_batch_size, require
+from petseg.config.base import MAX_PIXELS, LogFormat, MasksUpright, Precision, default_batch_size, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +69,10 @@ class EvaluateConfig:
 
     wait_min: float = 30.0
     """Minutes to wait for an autoscaling cluster to reach the requested size."""
+
+    log_format: LogFormat = "text"
+    """Output of the job. json: one JSON object per line, with the numbers of each shard, for programs that collect
+    logs."""
 
     def __post_init__(self) -> None:
         for flag in ("batch_size", "max_pixels", "limit", "num_workers"):

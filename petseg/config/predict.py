@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from petseg.config.base import MAX_PIXELS, Precision, default_batch_size, require, spaced
+from petseg.config.base import MAX_PIXELS, LogFormat, Precision, default_batch_size, require, spaced
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +78,10 @@ class PredictConfig:
 
     wait_min: float = 30.0
     """Minutes to wait for an autoscaling cluster to reach the requested size."""
+
+    log_format: LogFormat = "text"
+    """Output of the job. json: one JSON object per line, with the numbers of each shard, for programs that collect
+    logs."""
 
     def __post_init__(self) -> None:
         for flag in ("shard_size", "batch_size", "num_workers", "max_pixels", "limit"):

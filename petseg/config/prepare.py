@@ -3,7 +3,7 @@
 import urllib.parse
 from dataclasses import dataclass
 
-from petseg.config.base import MasksUpright, Resize, require, require_classes, require_held_out
+from petseg.config.base import LogFormat, MasksUpright, Resize, require, require_classes, require_held_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +79,10 @@ class ShardsConfig:
 
     skip_bad: bool = False
     """Skip and list pairs that cannot be used, instead of stopping with an error."""
+
+    log_format: LogFormat = "text"
+    """Output of the job. json: one JSON object per line, with the numbers of each shard, for programs that collect
+    logs."""
 
     def __post_init__(self) -> None:
         require_classes(self.num_classes, self.image_size)

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from petseg.config.base import MasksUpright, Precision, require, require_classes, require_held_out, spaced
+from petseg.config.base import LogFormat, MasksUpright, Precision, require, require_classes, require_held_out, spaced
 
 Switch = Literal["auto", "on", "off"]
 
@@ -166,6 +166,10 @@ class TrainConfig:
     resume: Resume = False
     """Continue the run --name from its last checkpoint. Its settings are used; --epochs and those about the machine may
     be given again. auto: begin the run if it does not exist. A finished run stays as it is."""
+
+    log_format: LogFormat = "text"
+    """Output of the job. json: one JSON object per line, with the numbers of each epoch, for programs that collect
+    logs."""
 
     mlflow: bool = False
     """Also log to MLflow, to the tracking server in MLFLOW_TRACKING_URI."""

@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from petseg import cli, files, storage
+from petseg.cli.job_status import report_status
+from petseg.cli.json_log import set_log_format
 from petseg.config.evaluate import EvaluateConfig
 from petseg.data import manifest, orientation
 from petseg.data.notes import add_notes, note_lines
@@ -25,6 +27,7 @@ from petseg.data.photo_table import place_to_share
 from petseg.errors import InputError
 from petseg.progress import Clock
 from petseg.reports.evaluate import EvaluationReport, draw_samples, draw_worst, evaluation_page, scores_by_size
+from petseg.status import JobStatus
 from petseg.storage import checks
 from petseg.storage.hold import hold
 from petseg.training.run_folder import format_score
@@ -46,6 +49,7 @@ _PRINTED_FAILURES = 3
 def main() -> None:
     """Parse `sys.argv`, score the pairs, and write the scores and the report."""
     config = cli.parse("evaluate", EvaluateConfig, about=__doc__)
+    set_log_format(config.log_format, "evaluate")
     images, masks = storage.absolute(config.images), storage.absolute(config.masks)
     output = storage.absolute(config.output)
     sources = {"--images": images, "--masks": masks}
@@ -66,13 +70,14 @@ def main() -> None:
     else:
         subject = subjects.find_network(config, pairs, has_own_gpu=not _is_on_ray(config))
     target = shards.make_target(output, pairs.num_rows, _plan(config, subject))
-    with hold(output, "--output"):
+    with hold(output, "--output") as is_held, report_status("evaluate", output, is_held) as status:
         finished = _read_finished(target, config.overwrite)
         if finished is not None:
+            status.count(finished["pairs"], finished["pairs"], finished["failed"], "pairs")
             print("already finished; nothing to do")
             _print_summary(output, finished)
         else:
-            _evaluate(config, subject, target, clock)
+            _evaluate(config, subject, target, clock, status)
 
 
 def _plan(config: EvaluateConfig, subject: "Subject") -> dict[str, Any]:
@@ -112,7 +117,7 @@ def _read_finished(target: "Target", overwrite: bool) -> dict[str, Any] | None:
     return None
 
 
-def _evaluate(config: EvaluateConfig, subject: "Subject", target: "Target", clock: Clock) -> None:
+def _evaluate(config: EvaluateConfig, subject: "Subject", target: "Target", clock: Clock, status: JobStatus) -> None:
     """Score the pairs, and write the scores and the report."""
     from petseg.evaluation import shards
     from petseg.evaluation.scores import summarise
@@ -122,8 +127,9 @@ def _evaluate(config: EvaluateConfig, subject: "Subject", target: "Target", cloc
     scorer = settings.build(len(os.sched_getaffinity(0)))
     done = shards.find_done(target)
     clock.lap("listing, imports, the network")
-    _score(config, subject, target, done, scorer)
+    _score(config, subject, target, done, scorer, status)
     clock.lap("scoring")
+    status.enter("drawing")
     totals, failures = shards.total(done, scorer.views), _failures(done)
     if not totals:
         storage.remove_folder(storage.join(target.output, files.EVALUATION_SHARDS))
@@ -158,7 +164,12 @@ def _is_on_ray(config: EvaluateConfig) -> bool:
 
 
 def _score(
-    config: EvaluateConfig, subject: "Subject", target: "Target", done: "dict[int, Summary]", scorer: "Scorer"
+    config: EvaluateConfig,
+    subject: "Subject",
+    target: "Target",
+    done: "dict[int, Summary]",
+    scorer: "Scorer",
+    status: JobStatus,
 ) -> None:
     """Score the pairs that are not in `done`, and add them to it.
 
@@ -168,26 +179,28 @@ def _score(
     from petseg.evaluation.shards import Work
 
     if _is_on_ray(config):
-        _start_ray(config, subject)
+        _start_ray(config, subject, status)
     storage.remove_leftovers(storage.join(target.output, files.EVALUATION_SHARDS))
     missing = [shard for shard in range(target.num_shards) if shard not in done]
     upright = orientation.given(config.masks_upright)
     if missing:
-        _run(config, subject, Work(subject.pairs, target, upright, missing), done, scorer)
+        _run(config, subject, Work(subject.pairs, target, upright, missing), done, scorer, status)
     unclear = {shard: summary for shard, summary in sorted(done.items()) if summary.unclear}
     if unclear:
         shard, summary = next(iter(unclear.items()))
         example = subject.pairs["id"][shard * target.shard_size + summary.unclear[0]].as_py()
         drawn = sum((Counter(summary.drawn) for summary in done.values()), Counter())
         upright = orientation.decide(drawn, example)
-        _run(config, subject, Work(subject.pairs, target, upright, [], unclear), done, scorer)
+        _run(config, subject, Work(subject.pairs, target, upright, [], unclear), done, scorer, status)
 
 
-def _start_ray(config: EvaluateConfig, subject: "Subject") -> None:
+def _start_ray(config: EvaluateConfig, subject: "Subject", status: JobStatus) -> None:
     """Join Ray, and wait until it has room for the workers."""
-    from petseg.cluster import connect, resources
+    from petseg.cluster import connect, metrics, resources
 
+    status.enter("starting Ray")
     connect.connect(debug=cli.is_debugging())
+    metrics.export_status(status)
     columns = {"--images": "image", "--masks": "mask"} | ({"--from": "predicted"} if config.from_ else {})
     given = {"--images": config.images, "--masks": config.masks, "--from": config.from_}
     locations = {
@@ -196,12 +209,17 @@ def _start_ray(config: EvaluateConfig, subject: "Subject") -> None:
     locations["--output"] = storage.absolute(config.output)
     resources.require_shared(locations)
     bundle = ({"GPU": 1} if config.use_gpu else {}) | {"CPU": 1}
-    resources.require(bundle, config.num_workers, "--num-workers", config.wait_min * 60)
+    resources.require(bundle, config.num_workers, "--num-workers", config.wait_min * 60, status.wait)
     resources.require_shared(locations)  # again, because nodes may have joined while waiting
 
 
 def _run(
-    config: EvaluateConfig, subject: "Subject", work: "Work", done: "dict[int, Summary]", scorer: "Scorer"
+    config: EvaluateConfig,
+    subject: "Subject",
+    work: "Work",
+    done: "dict[int, Summary]",
+    scorer: "Scorer",
+    status: JobStatus,
 ) -> None:
     """Score the shards of `work`, in this process or on Ray, and put their summaries into `done`."""
     from petseg.pipelines.shards import run_shards
@@ -218,9 +236,10 @@ def _run(
     def count(shard: int, summary: "Summary") -> tuple[int, int]:
         return work.num_rows(shard), summary.failed - (done[shard].failed if shard in done else 0)
 
+    status.enter("scoring")
     total = subject.pairs.num_rows
     before = total - sum(map(work.num_rows, work.shards)), sum(summary.failed for summary in done.values())
-    print(run_shards(scored, done, count, total, before, "pairs", if_out_of_memory))
+    print(run_shards(scored, done, count, total, before, "pairs", status, if_out_of_memory))
 
 
 def _write(output: str, pictures: dict[str, bytes], per_image: pa.Table, metrics: dict[str, Any]) -> None:

@@ -11,6 +11,8 @@ from typing import NoReturn
 import pyarrow as pa
 
 from petseg import cli, files, storage
+from petseg.cli.job_status import report_status
+from petseg.cli.json_log import set_log_format
 from petseg.config.model import ModelConfig
 from petseg.config.predict import PredictConfig
 from petseg.data import listing, manifest
@@ -24,6 +26,7 @@ from petseg.inference.plan import Outputs, Plan, Summary, Work, make_plan
 from petseg.progress import Clock
 from petseg.reports.predict import PredictionReport, prediction_page
 from petseg.reports.sections import save_report
+from petseg.status import JobStatus
 from petseg.storage import checks
 from petseg.storage.hold import hold
 
@@ -32,6 +35,7 @@ from petseg.storage.hold import hold
 def main() -> None:
     """Parse `sys.argv`, predict the missing shards, and write the report."""
     config = cli.parse("predict", PredictConfig, about=__doc__)
+    set_log_format(config.log_format, "predict")
     images, output = storage.absolute(config.images), storage.absolute(config.output)
     checks.require_no_overlap(output, {"--images": images}, (files.MASK_FOLDER, files.OVERLAY_FOLDER))
     checks.require_writable(output, "--output")
@@ -47,12 +51,18 @@ def main() -> None:
     trained = checkpoint.find(storage.absolute(config.checkpoint))
     weights = checkpoint.read_weights(trained)
     plan = _plan(config, trained.model, photos, output, checkpoint.fingerprint(trained, weights))
-    with hold(output, "--output"):
-        _predict(config, plan, trained.model, weights, skipped, clock)
+    with hold(output, "--output") as is_held, report_status("predict", output, is_held) as status:
+        _predict(config, plan, trained.model, weights, skipped, clock, status)
 
 
 def _predict(
-    config: PredictConfig, plan: Plan, model: ModelConfig, weights: bytes, skipped: listing.Skipped, clock: Clock
+    config: PredictConfig,
+    plan: Plan,
+    model: ModelConfig,
+    weights: bytes,
+    skipped: listing.Skipped,
+    clock: Clock,
+    status: JobStatus,
 ) -> None:
     """Predict the missing shards, and finish the output."""
     output = plan.target.output
@@ -64,25 +74,28 @@ def _predict(
     done = output_folder.find_done(plan, overwrite=config.overwrite)
     again = output_folder.find_again(start, done, retry_errors=config.retry_errors)
     work = Work(plan, [shard for shard in range(plan.target.num_shards) if shard not in done], again)
+    summary = output_folder.total(done)
+    if not work.shards:
+        status.count(summary.rows, summary.rows, summary.failed)
     if not again and output_folder.is_finished(plan, done):
-        summary = output_folder.total(done)
         if files.REPORT not in storage.list_names(output):  # an earlier job was killed before it wrote the report
             content = make_report(summary=summary, seconds={}, status="already finished")
             save_report(output, lambda: prediction_page(content))
         _print_summary(summary, skipped, output, "already finished; nothing to do")
         return
-    _require_few_errors(output_folder.total(done).failed, plan, done, config.max_errors)
-    status = "all shards were already written"
+    _require_few_errors(summary.failed, plan, done, config.max_errors)
+    speed = "all shards were already written"
     clock.lap("listing files, importing, checking shards")
     if work.shards:
         _print_work(start, work)
-        status = _run(work, done, model, weights, config, clock)
+        speed = _run(work, done, model, weights, config, clock, status)
+    status.enter("finishing")
     with checks.translate_write_errors(output):
         summary = output_folder.finish(plan, done, skipped["--images"], start.changed)
     clock.lap("finishing")
-    content = make_report(summary=summary, seconds=clock.laps, status=status)
+    content = make_report(summary=summary, seconds=clock.laps, status=speed)
     save_report(output, lambda: prediction_page(content))
-    _print_summary(summary, skipped, output, status)
+    _print_summary(summary, skipped, output, speed)
 
 
 def _plan(config: PredictConfig, model: ModelConfig, photos: pa.Table, output: str, checkpoint_sha256: str) -> Plan:
@@ -119,21 +132,29 @@ def _print_work(start: Start, work: Work) -> None:
 
 
 def _run(
-    work: Work, done: dict[int, Summary], model: ModelConfig, weights: bytes, config: PredictConfig, clock: Clock
+    work: Work,
+    done: dict[int, Summary],
+    model: ModelConfig,
+    weights: bytes,
+    config: PredictConfig,
+    clock: Clock,
+    status: JobStatus,
 ) -> str:
-    """Predict the photos of `work` and add the summaries to `done`. Return the status line with the speed."""
+    """Predict the photos of `work` and add the summaries to `done`. Return a line about the speed."""
     plan = work.plan
-    from petseg.cluster import connect, resources
+    from petseg.cluster import connect, metrics, resources
     from petseg.pipelines.predict import IF_OUT_OF_MEMORY, predict_shards
     from petseg.pipelines.shards import run_shards
 
+    status.enter("starting Ray")
     connect.connect(debug=cli.is_debugging())
+    metrics.export_status(status)
     images = place_to_share(storage.absolute(config.images), plan.manifest["image"])
     locations = {"--images": images, "--output": plan.target.output}
     resources.require_shared(locations)
     # Wait for the nodes first: the work is divided over those present when the prediction starts.
     bundle = ({"GPU": 1} if config.use_gpu else {}) | {"CPU": 1}
-    resources.require(bundle, config.num_workers, "--num-workers", config.wait_min * 60)
+    resources.require(bundle, config.num_workers, "--num-workers", config.wait_min * 60, status.wait)
     resources.require_shared(locations)  # again, because nodes may have joined while waiting
     with checks.translate_write_errors(plan.target.output):
         output_folder.begin(plan, overwrite=config.overwrite)
@@ -154,9 +175,11 @@ def _run(
 
     total = plan.manifest.num_rows
     before = total - sum(map(work.num_rows, work.shards)), failed
-    status = run_shards(shards_within_error_limit(), done, count, total, before, "images", IF_OUT_OF_MEMORY)
+    status.enter("predicting")
+    shards = shards_within_error_limit()
+    speed = run_shards(shards, done, count, total, before, "images", status, IF_OUT_OF_MEMORY)
     clock.lap("starting processes, predicting")
-    return status
+    return speed
 
 
 def _require_few_errors(failed: int, plan: Plan, done: dict[int, Summary], max_errors: float | None) -> None:
@@ -172,8 +195,8 @@ def _require_few_errors(failed: int, plan: Plan, done: dict[int, Summary], max_e
     )
 
 
-def _print_summary(summary: Summary, skipped: listing.Skipped, output: str, status: str) -> None:
-    print(f"{status}; {summary.rows} rows, {summary.failed} failed: {output}")
+def _print_summary(summary: Summary, skipped: listing.Skipped, output: str, speed: str) -> None:
+    print(f"{speed}; {summary.rows} rows, {summary.failed} failed: {output}")
     for line in listing.skipped_lines(skipped):
         print(f"  {line}")
     for line in note_lines(summary.notes):

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from petseg import cli, files, storage
 from petseg.cli.invocation import command_line
-from petseg.config.base import spaced
+from petseg.cli.job_status import report_status
+from petseg.cli.json_log import set_log_format
 from petseg.config.model import ModelConfig
 from petseg.config.train import TrainConfig
 from petseg.data import labels
@@ -21,11 +22,12 @@ from petseg.errors import InputError
 from petseg.progress import Clock
 from petseg.reports import sections
 from petseg.reports.train import TrainingReport, training_page
+from petseg.status import JobStatus
 from petseg.storage.hold import hold
 from petseg.training import run_folder, trackers
 from petseg.training.epoch_printer import EpochPrinter
 from petseg.training.recipes import RECIPES
-from petseg.training.training_set import TrainingSet, find_pairs
+from petseg.training.training_set import TrainingSet, find_pairs, require_crops
 
 _FEW_PAIRS = 1000
 """Number of training pairs below which a network from random weights is far worse than a pretrained one."""
@@ -42,6 +44,7 @@ def main() -> None:
     resumed = cli.peek_resume()
     first = run_folder.first_settings(*resumed) if resumed else None
     config = run_folder.resolve(cli.parse("train", TrainConfig, first, about=__doc__), first)
+    set_log_format(config.log_format, "train")
     run = run_folder.folder(config)
     epochs_done = len(run_folder.read_metrics(run))
     # If all epochs are done but the report is missing, the run was killed before writing it: continue, to write it.
@@ -51,18 +54,20 @@ def main() -> None:
     trackers.require_trackers(config)
     clock = Clock()
     pairs = find_pairs(config)
-    with hold(run, "--storage"):
-        _train(config, run, pairs, clock, first.epochs if first else config.epochs)
+    with hold(run, "--storage") as is_held, report_status("train", run, is_held) as status:
+        _train(config, run, pairs, clock, status, first.epochs if first else config.epochs)
 
 
-def _train(config: TrainConfig, run: str, pairs: TrainingSet, clock: Clock, epochs_before: int) -> None:
+def _train(
+    config: TrainConfig, run: str, pairs: TrainingSet, clock: Clock, status: JobStatus, epochs_before: int
+) -> None:
     """Train until all epochs are done, and write the run's report. `epochs_before` is --epochs of the start before."""
 
     # Importing Ray and torch takes seconds, so invalid flags and data are reported first.
     from petseg.models import checkpoint
     from petseg.training.fit import fit, schedule_note
 
-    setup = _set_up(config, run, pairs, clock)
+    setup = _set_up(config, run, pairs, clock, status)
     run_folder.begin(config, pairs.parts)
     pairs_are_own = bool(config.images or config.data)
     num_train, num_val = pairs.parts["train"].num_rows, pairs.parts["val"].num_rows
@@ -74,8 +79,10 @@ def _train(config: TrainConfig, run: str, pairs: TrainingSet, clock: Clock, epoc
     print(f"training on {num_train} pairs, validating on {num_val}{crops}; run {run}", flush=True)
     try:
         remedy = f"continue with: {_resume_command(config)}"
-        with EpochPrinter(run, config.epochs) as printer, cli.on_interrupt(remedy):
-            fit(setup, pipe=printer.pipe)
+        status.enter("training")
+        rows, unit = setup.train.num_rows, "crops" if config.crop else "images"
+        with EpochPrinter(run, config.epochs, status, rows, unit) as printer, cli.on_interrupt(remedy):
+            fit(setup, pipe=printer.pipe, on_wait=status.wait)
     except BaseException:
         clock.lap("training")
         # A failing report must not hide the error that ended the training.
@@ -83,6 +90,7 @@ def _train(config: TrainConfig, run: str, pairs: TrainingSet, clock: Clock, epoc
             _write_report(setup, pairs, clock, with_samples=False)
         raise
     clock.lap("training")
+    status.enter("writing the report")
 
     best = checkpoint.best(run)
     assert best is not None
@@ -95,16 +103,18 @@ def _train(config: TrainConfig, run: str, pairs: TrainingSet, clock: Clock, epoc
     print(f"next: {_predict_command(run, pairs)}")
 
 
-def _set_up(config: TrainConfig, run: str, pairs: TrainingSet, clock: Clock) -> "WorkerSetup":
+def _set_up(config: TrainConfig, run: str, pairs: TrainingSet, clock: Clock, status: JobStatus) -> "WorkerSetup":
     """Join Ray, decode the pairs, and return everything that the workers need."""
-    from petseg.cluster import connect, resources
+    from petseg.cluster import connect, metrics, resources
     from petseg.training import losses
     from petseg.training.fit import require_workers
     from petseg.training.loop import WorkerSetup
 
     model, weights = _resolve_model(config, run, pairs)
     clock.lap("listing files, importing")
+    status.enter("starting Ray")
     connect.connect(debug=cli.is_debugging())
+    metrics.export_status(status)
     locations = {"--storage": run, "--data": config.data}
     if config.images and config.masks:
         rows = pairs.parts["train"]
@@ -114,11 +124,12 @@ def _set_up(config: TrainConfig, run: str, pairs: TrainingSet, clock: Clock) -> 
     resources.require_shared(locations)
     # The cores per CPU worker depend on the nodes, so wait until enough nodes have joined.
     if not config.use_gpu and not config.cpus_per_worker:
-        resources.require({"CPU": 1}, config.min_workers, "--num-workers", config.wait_min * 60)
+        resources.require({"CPU": 1}, config.min_workers, "--num-workers", config.wait_min * 60, status.wait)
     cpus = config.cpus_per_worker or (1 if config.use_gpu else resources.cpus_per_worker(config.max_workers))
-    require_workers(config, cpus)
+    require_workers(config, cpus, status.wait)
     resources.require_shared(locations)  # again, because nodes may have joined while waiting
     clock.lap("starting Ray")
+    status.enter("decoding")
     train, val = _decode(config, model, pairs)
     clock.lap("decoding")
     for name, pixels in zip(pairs.classes.names, train.class_pixels, strict=True):
@@ -148,25 +159,8 @@ def _decode(config: TrainConfig, model: ModelConfig, pairs: TrainingSet) -> "lis
     size, label_map, tiling = pairs.image_size, pairs.classes.label_map, tiling_of(model)
     decoded = decode(parts, size, label_map, pairs.resize, config.masks_upright, tiling, config.seed)
     if tiling is not None:
-        _require_crops(config, pairs, decoded[0])
+        require_crops(config, pairs, decoded[0].num_rows)
     return decoded
-
-
-def _require_crops(config: TrainConfig, pairs: TrainingSet, train: "Decoded") -> None:
-    """Raise `InputError` if no photo is larger than a crop, or if the crops do not fill a batch."""
-    assert config.batch_size is not None
-    size = f"{spaced(config.crop)} --scale {config.scale:g}"
-    if train.num_rows == pairs.parts["train"].num_rows:
-        covered = " × ".join(str(round(side / config.scale)) for side in pairs.image_size)
-        raise InputError(
-            f"--crop {size}: a crop covers {covered} pixels of a photo, and no training photo is larger; lower --crop, "
-            "raise --scale, or give --image-size to train on whole photos"
-        )
-    if train.num_rows < config.batch_size:
-        raise InputError(
-            f"--crop {size}: {train.num_rows} crops do not fill one batch of {config.batch_size}; add pairs, or lower "
-            "--crop or --batch-size"
-        )
 
 
 def _resolve_model(config: TrainConfig, run: str, pairs: TrainingSet) -> tuple[ModelConfig, "dict[str, Tensor] | None"]:

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
+from petseg.cli.json_log import is_json, log_event
 from petseg.errors import JobError
 from petseg.progress import Progress
+from petseg.status import JobStatus
 
 if TYPE_CHECKING:  # a job on one machine needs no Ray
     import ray.data
@@ -55,9 +57,10 @@ def run_shards(
     total: int,
     before: tuple[int, int],
     unit: str,
+    status: JobStatus,
     if_out_of_memory: str = "",
 ) -> str:
-    """Put every shard of `shards` into `done` once it is finished, and show the progress of the job.
+    """Put every shard of `shards` into `done` once it is finished, and show the progress of the job, also in `status`.
 
     `count` returns (rows processed, rows that failed) for a shard and its summary, before the shard is put into `done`.
     `before` has the sums over earlier starts, and `total` is the number of rows in the end. Returns a line about the
@@ -67,7 +70,8 @@ def run_shards(
     is full. The remedy is "" in a job without Ray.
     """
     started, finished = time.perf_counter(), 0
-    progress = Progress(total, *before, sys.stdout)
+    status.count(total, *before, unit)
+    progress = None if is_json() else Progress(total, *before, sys.stdout)
     try:
         with _memory_guard(if_out_of_memory) as note_progress:
             for shard, summary in shards:
@@ -75,9 +79,15 @@ def run_shards(
                 rows, failed = count(shard, summary)
                 done[shard] = summary
                 finished += rows
-                progress.add(rows, failed)
+                status.add(rows, failed)
+                if progress is None:
+                    numbers = {"rows": rows, "failed": failed, "seconds": round(time.perf_counter() - started, 3)}
+                    log_event("shard", shard=shard, **numbers, rate=status.get().rate)
+                else:
+                    progress.add(rows, failed)
     finally:
-        progress.close()
+        if progress is not None:
+            progress.close()
     seconds = time.perf_counter() - started
     return f"{finished} {unit} in {seconds:.1f} s, {finished / seconds:.1f} {unit}/s"
 

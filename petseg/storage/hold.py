@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -18,8 +18,8 @@ from petseg.storage.s3 import S3Store
 
 
 @contextlib.contextmanager
-def hold(folder: str, flag: str) -> Iterator[None]:
-    """Hold a folder for this process in the `with` block.
+def hold(folder: str, flag: str) -> Iterator[Callable[[], bool]]:
+    """Hold a folder for this process in the `with` block, which gets a function that returns True as long as it does.
 
     A local folder is locked. The system lets go of it if the process is killed; a network file system does so for the
     processes of all machines, if it has locks. In S3 there is a lease (`lease.py`). In other object stores, and on file
@@ -29,17 +29,19 @@ def hold(folder: str, flag: str) -> Iterator[None]:
     taken over the lease, because this process could not renew it in time.
     """
     if not storage.is_local(folder):
-        with _lease(folder, flag):
-            yield
+        with _lease(folder, flag) as is_held:
+            yield is_held
         return
     with storage.as_input_error(f"{flag} {folder}: cannot be written"):
         new = [above for above in (Path(folder), *Path(folder).parents) if not above.exists()]
         Path(folder).mkdir(parents=True, exist_ok=True)
         file = _lock(Path(folder) / files.LOCK, f"{flag} {folder}")
+    held = True
     with file:
         try:
-            yield
+            yield lambda: held
         finally:
+            held = False
             with contextlib.suppress(OSError):  # the folder was deleted, or is not empty
                 Path(file.name).unlink()
                 for made in new:
@@ -47,21 +49,26 @@ def hold(folder: str, flag: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _lease(folder: str, flag: str) -> Iterator[None]:
+def _lease(folder: str, flag: str) -> Iterator[Callable[[], bool]]:
     store, path = storage.remote(storage.join(folder, files.LOCK))
+    held = True
     if not isinstance(store, S3Store):
-        yield
+        try:
+            yield lambda: held
+        finally:
+            held = False
         return
     with storage.as_input_error(f"{flag} {folder}: cannot be written"):
         lease = Lease(store, path, _describe_self(), f"{flag} {folder}")
     is_main = threading.current_thread() is threading.main_thread()
     before = signal.signal(LOST, _interrupt) if is_main else None
     try:
-        yield
+        yield lambda: held and not lease.lost_to
     except KeyboardInterrupt:
         if not lease.lost_to:
             raise
     finally:
+        held = False
         lease.release()
         if is_main:
             signal.signal(LOST, before)

@@ -16,6 +16,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from petseg.background import start_thread
 from petseg.errors import STORAGE_ERRORS, InputError
 from petseg.storage.s3 import S3Store
 
@@ -39,8 +40,7 @@ class Lease:
         self.lost_to = ""
         """Holder that has taken the lease over from this process."""
         self._etag = self._acquire()
-        self._thread = threading.Thread(target=self._keep, name="petseg-lease", daemon=True)
-        self._thread.start()
+        self._thread = start_thread("petseg-lease", self._keep)
 
     def release(self) -> None:
         """Give the lease back. If the store does not answer, it lapses."""

@@ -7,9 +7,11 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
+from petseg.cli.json_log import is_json, log_event
 from petseg.errors import STORAGE_ERRORS, InputError
+from petseg.status import JobStatus
 from petseg.training import run_folder
 
 
@@ -26,12 +28,16 @@ def notify(pipe: str) -> None:
 class EpochPrinter:
     """In the `with` block, print a line for every epoch in the run's metrics, each time that `notify(pipe)` is called.
 
-    The metrics are read once for each call, because the run may be on S3.
+    The metrics are read once for each call, because the run may be on S3. `status` counts the `rows` of each epoch, in
+    which `unit` names them.
     """
 
-    def __init__(self, run: str, epochs: int) -> None:
-        self._run, self._epochs = run, epochs
-        self._num_printed = len(run_folder.read_metrics(run))
+    def __init__(self, run: str, epochs: int, status: JobStatus, rows: int, unit: str = "images") -> None:
+        self._run, self._epochs, self._status, self._rows = run, epochs, status, rows
+        history = run_folder.read_metrics(run)
+        self._num_printed = len(history)
+        status.count(epochs * rows, self._num_printed * rows, unit=unit)
+        self._note_epoch(history[-1] if history else {"epoch": 0})
         self._first: tuple[int, float] | None = None  # number of the first epoch, and when it was seen
         self.pipe = ""
         """Path of a named pipe on this machine, in the `with` block."""
@@ -68,5 +74,14 @@ class EpochPrinter:
             number, since = self._first = self._first or (epoch["epoch"], now)
             seconds_per_epoch = (now - since) / max(1, epoch["epoch"] - number)
             # An epoch's own seconds do not include its checkpoint. They are all there is if epochs are seen at once.
-            print(run_folder.describe(epoch, self._epochs, max(seconds_per_epoch, epoch["seconds"])), flush=True)
+            seconds_per_epoch = max(seconds_per_epoch, epoch["seconds"])
+            self._status.add(self._rows)
+            self._note_epoch(epoch)
+            if is_json():
+                log_event("epoch", epochs=self._epochs, **epoch)
+            else:
+                print(run_folder.describe(epoch, self._epochs, seconds_per_epoch), flush=True)
         self._num_printed = len(history)
+
+    def _note_epoch(self, epoch: dict[str, Any]) -> None:
+        self._status.finish_epoch(epoch["epoch"], self._epochs, epoch.get("val_loss"), epoch.get("val_miou"))

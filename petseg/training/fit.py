@@ -33,13 +33,18 @@ class _EpochCallback(ray.train.UserCallback):
         epoch_printer.notify(self._pipe)
 
 
-def fit(setup: WorkerSetup, log: Callable[[str], None] = print, pipe: str = "") -> None:
+def fit(
+    setup: WorkerSetup,
+    log: Callable[[str], None] = print,
+    pipe: str = "",
+    on_wait: Callable[[int], None] = lambda missing: None,
+) -> None:
     """Train with Ray Train until `epochs` are done. A resumed run continues from the last checkpoint in `run`.
 
     If a worker or its node dies, all workers are restarted from there, up to `max_failures` times in a row without a
     new checkpoint between them, and where memory is full, not after the third time. If a node was taken away after a
     notice, they are restarted as often as that happens. `log` receives a line about each restart. `pipe` is that of an
-    `EpochPrinter`, or "".
+    `EpochPrinter`, or "". `on_wait` is that of `resources.require`.
 
     Raises `InputError` if the loss is no longer a number or a checkpoint cannot be loaded, `JobError` if a checkpoint
     cannot be written, workers keep dying or memory stays full, and `ray.train.WorkerGroupError`, with the worker's
@@ -66,19 +71,19 @@ def fit(setup: WorkerSetup, log: Callable[[str], None] = print, pipe: str = "") 
                 text = f"{event}, {failures} times since the last checkpoint; {remedy}--resume continues"
                 raise JobError(text) from error
         log(f"{event}; continuing after epoch {_reached(setup.run)[0]}")
-        require_workers(setup.config, setup.cpus)
+        require_workers(setup.config, setup.cpus, on_wait)
         # Decoded pairs that were lost with a node are decoded again: now, because workers may take every core.
         blocks = [*setup.train.blocks, *setup.val.blocks]
         ray.wait(blocks, num_returns=len(blocks), fetch_local=False)
 
 
-def require_workers(config: TrainConfig, cpus: int) -> None:
+def require_workers(config: TrainConfig, cpus: int, on_wait: Callable[[int], None] = lambda missing: None) -> None:
     """Wait, as `resources.require` does, until the cluster can hold the minimum number of workers."""
     flags, limit_s = "--num-workers", config.wait_min * 60
     if config.use_gpu:
-        resources.require({"GPU": 1, "CPU": cpus}, config.min_workers, f"{flags} with --use-gpu", limit_s)
+        resources.require({"GPU": 1, "CPU": cpus}, config.min_workers, f"{flags} with --use-gpu", limit_s, on_wait)
     else:
-        resources.require({"CPU": cpus}, config.min_workers, flags, limit_s)
+        resources.require({"CPU": cpus}, config.min_workers, flags, limit_s, on_wait)
 
 
 def schedule_note(setup: WorkerSetup, epochs_before: int) -> str:

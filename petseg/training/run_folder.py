@@ -27,6 +27,7 @@ MAY_CHANGE = {
     "epochs",
     "feed_budget_gb",
     "images",
+    "log_format",
     "masks",
     "max_failures",
     "mlflow",
@@ -82,8 +83,8 @@ def resolve(config: TrainConfig, first: TrainConfig | None) -> TrainConfig:
     run = folder(config)
     checks.require_writable(run, "--storage")
     if first is None:
-        # A start that was killed at once leaves hidden files only: its lock, or a temporary file.
-        names = [name for name in storage.list_names(run) if not name.startswith(".")]
+        # A start that ended at once leaves only its status and hidden files: its lock, or a temporary file.
+        names = [name for name in storage.list_names(run) if name not in files.TRACES and not name.startswith(".")]
         if names:
             remedy = "--resume continues it" if files.CONFIG in names else "it holds other files"
             raise InputError(f"--name {config.name}: {run} already exists; choose another name ({remedy})")

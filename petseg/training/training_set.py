@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from petseg import storage
-from petseg.config.base import Resize
+from petseg.config.base import Resize, spaced
 from petseg.config.train import TrainConfig
 from petseg.data import demo, manifest, prepared, splits
 from petseg.data.classes import Classes, resolve_classes
@@ -104,3 +104,20 @@ def _split(config: TrainConfig, pairs: pa.Table, source: str) -> dict[str, pa.Ta
             "--val-fraction or --batch-size"
         )
     return parts
+
+
+def require_crops(config: TrainConfig, pairs: TrainingSet, num_crops: int) -> None:
+    """Raise `InputError` if no training photo is larger than a crop, or if the crops do not fill a batch."""
+    assert config.batch_size is not None
+    size = f"{spaced(config.crop)} --scale {config.scale:g}"
+    if num_crops == pairs.parts["train"].num_rows:
+        covered = " × ".join(str(round(side / config.scale)) for side in pairs.image_size)
+        raise InputError(
+            f"--crop {size}: a crop covers {covered} pixels of a photo, and no training photo is larger; lower --crop, "
+            "raise --scale, or give --image-size to train on whole photos"
+        )
+    if num_crops < config.batch_size:
+        raise InputError(
+            f"--crop {size}: {num_crops} crops do not fill one batch of {config.batch_size}; add pairs, or lower "
+            "--crop or --batch-size"
+        )

@@ -42,12 +42,15 @@ def test_require_cluster_too_small_after_the_limit_is_an_error(
 ) -> None:
     monkeypatch.setattr(ray_compat, "started_local_ray", lambda: False)
     monkeypatch.setattr(resources, "_POLL_S", 0.05)
+    missing: list[int] = []
     with pytest.raises(JobError, match=r"--use-gpu asks for 4 GPUs, and after 0\.005 minutes the cluster has 0; ask"):
-        resources.require({"GPU": 1}, 4, "--use-gpu", limit_s=0.3)
+        resources.require({"GPU": 1}, 4, "--use-gpu", limit_s=0.3, on_wait=missing.append)
+    assert missing == [4, 0]
     assert capsys.readouterr().out.startswith("waiting for 4 GPUs, have 0")
     cpus = iter([4, 4, 6, 9])  # as nodes join
     monkeypatch.setattr(resources, "capacity", lambda bundle: next(cpus))
-    resources.require({"CPU": 1}, 9, "--num-workers", limit_s=60)
+    resources.require({"CPU": 1}, 9, "--num-workers", limit_s=60, on_wait=missing.append)
+    assert missing[2:] == [5, 3, 0, 0]
     assert capsys.readouterr().out.splitlines()[1:] == ["waiting for 9 CPUs, have 6", "waiting for 9 CPUs, have 9"]
 
 

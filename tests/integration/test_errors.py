@@ -12,7 +12,8 @@ from checkpoints import CONFIG
 from conftest import ROOT, make_plan
 from PIL import Image
 
-from petseg import cli, files, storage
+from petseg import cli, files, status, storage
+from petseg.cli.verdict import verdict
 from petseg.config.base import Config
 from petseg.config.labelling import MasksConfig
 from petseg.config.predict import PredictConfig
@@ -33,11 +34,11 @@ CATALOGUE = re.findall(r"^\| `(\S.*? .*?)` \| ", (ROOT / "docs" / "errors.md").r
 
 ELSEWHERE = {
     "unknown command …": "cli/__init__",
-    "out of memory; use": "cli/__init__",
+    "out of memory; use": "cli/verdict",
     "out of memory: Ray ended one task": "cluster/memory",
     "out of memory: Ray ended a worker": "training/fit",
     "the memory of this machine is full": "cluster/connect",
-    "--crop …: a crop covers": "jobs/train",
+    "--crop …: a crop covers": "training/training_set",
     "note: out of memory": "cluster/memory",
     "no Ray answers at …": "cluster/connect",
     "RAY_ADDRESS …": "cluster/connect",
@@ -186,6 +187,7 @@ SITUATIONS: dict[str, Callable[[Path], object]] = {
         (folder / "config.json").write_text('{"png": true}'),
         cli._parse(TrainConfig, ["--config", f"{folder}/config.json"], "job.py", None),
     ),
+    "a place without a status": lambda folder: status.read_status(str(folder)),
     "no folder": lambda folder: manifest.discover(str(folder / "nowhere")),
     "a file for a folder": lambda folder: ((folder / "a").touch(), manifest.discover(str(folder / "a"))),
     "an empty folder": discover(photos=""),
@@ -241,7 +243,7 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         folder.mkdir()
         with pytest.raises(Exception) as caught:
             provoke(folder)
-        line, code = cli._verdict(caught.value)
+        line, code = verdict(caught.value)
         if not isinstance(caught.value, decode.DecodeError):  # the jobs print these as lines of their own
             assert code in (1, 2), (name, line)
         assert "\n" not in line and "Traceback" not in line

@@ -86,8 +86,11 @@ def test_evaluate_job_writes_scores_rows_and_pictures(
         "metrics.json",
         "per_image.parquet",
         "report.html",
+        "status.json",
         "worst",
     }
+    status = json.loads((output / "status.json").read_text())
+    assert (status["job"], status["phase"], status["done"], status["failed"]) == ("evaluate", "finished", PAIRS + 1, 1)
 
     found: dict[str, Any] = json.loads((output / "metrics.json").read_text())
     assert set(found) == SCORES | {
@@ -187,14 +190,16 @@ def test_evaluate_job_invalid_flags_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_evaluate_job_every_pair_fails_nothing_is_written(
+def test_evaluate_job_every_pair_fails_only_the_status_says_so(
     run: Path, spoilt: tuple[Path, Path], call_job: RunJob
 ) -> None:
     flags = ("--checkpoint", run, "--images", "photos", "--masks", "masks", "--output", "out", "--max-pixels", 10)
     done = call_job("evaluate", *flags)
     none = f"error: --images {spoilt[0]}: none of the {PAIRS + 1} pairs can be used: a/"
     assert_refused(done, none, "more than the limit of 10")
-    assert not (run.parent / "out").exists()
+    assert [path.name for path in (run.parent / "out").iterdir()] == ["status.json"]
+    status = json.loads((run.parent / "out" / "status.json").read_text())
+    assert (status["phase"], status["exit_code"], status["failed"]) == ("failed", 2, PAIRS + 1)
 
 
 def test_evaluate_job_unwritable_folder_stops_in_one_line(
@@ -207,7 +212,8 @@ def test_evaluate_job_unwritable_folder_stops_in_one_line(
     done = call_job("evaluate", *flags, "--overwrite")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"stopped: --output {tmp_path}/out: cannot be written: Not a directory; ")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"_shards", "worst"}  # what is scored is kept
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left == {"_shards", "status.json", "worst"}  # what is scored is kept
 
 
 def test_evaluate_job_unknown_excluded_class_is_refused(run: Path, drawn: tuple[Path, Path], call_job: RunJob) -> None:

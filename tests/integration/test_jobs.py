@@ -18,13 +18,16 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import PAIRS, ROOT, RunJob, assert_refused, run_in
 from PIL import Image
+from prometheus import scrape
 from pycocotools import mask as cocotools
 
 from petseg import files
+from petseg.cluster import metrics
 from petseg.config import base
 from petseg.config.train import TrainConfig
 from petseg.inference.plan import Outputs, schema
 from petseg.models import checkpoint
+from petseg.status import read_status
 
 EPOCHS = 4
 SMALL = ("--image-size", 64, 64, "--val-count", 7)
@@ -66,7 +69,16 @@ def test_train_first_command_learns_and_prints_the_next(storage: Path, run_job: 
 def test_train_run_folder_has_all_files(storage: Path) -> None:
     run = storage / "first"
     names = {"checkpoints", "config.json", "manifest.parquet", "metrics.jsonl", "report.html", "tensorboard"}
-    assert {path.name for path in run.iterdir()} == names
+    assert {path.name for path in run.iterdir()} == names | {files.STATUS}
+    status = read_status(str(run))
+    assert (status.job, status.phase, status.exit_code, status.epoch, status.epochs) == (
+        "train",
+        "finished",
+        0,
+        EPOCHS,
+        EPOCHS,
+    )
+    assert status.total and status.done == status.total and status.val_miou is not None
     resolved = base.from_json(TrainConfig, (run / "config.json").read_text(), "config.json")
     assert (resolved.images, resolved.epochs, resolved.num_workers) == (None, EPOCHS, (1,))
     epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -147,6 +159,9 @@ def test_predict_broken_and_valid_photos_each_has_a_row(
     assert f" more than --max-errors 0 allows ({PAIRS + 2} photos in all); broken: not an image" in stopped.stderr
     again = call_job("predict", *flags, *settings, "--max-errors", 0)
     assert again.returncode == 1 and again.stderr.startswith("stopped: 1 of ")
+    status = read_status(f"{tmp_path}/out")
+    assert (status.phase, status.exit_code, status.failed) == ("stopped", 1, 1)
+    assert status.reason == stopped.stderr.removeprefix("stopped: ").rstrip()  # the second had nothing to do
     assert not (tmp_path / "out" / files.SUCCESS).exists()
     written = sorted((tmp_path / "out").glob("part-*"))
     kept = {file: file.read_bytes() for file in written[:1]}
@@ -188,17 +203,27 @@ def test_predict_broken_and_valid_photos_each_has_a_row(
         "masks",
         *(file.name for file in shards),
         "report.html",
+        "status.json",
     ]
+    status = read_status(f"{tmp_path}/out")
+    assert (status.phase, status.done, status.failed, status.total) == ("finished", PAIRS + 2, 1, PAIRS + 2)
+    assert status.done_before == at_first
 
     (tmp_path / "out" / files.SUCCESS).unlink()
     last_step = call_job("predict", *flags, *settings)
     assert last_step.returncode == 0, last_step.stderr
     assert f"\nall shards were already written; {PAIRS + 2} rows, 1 failed" in last_step.stdout
-    nothing = call_job("predict", *flags, *settings)
+    status = read_status(f"{tmp_path}/out")
+    assert (status.phase, status.done, status.failed, status.total) == ("finished", PAIRS + 2, 1, PAIRS + 2)
+    before = (tmp_path / "out" / files.STATUS).read_bytes()
+    nothing = call_job("predict", *flags, *settings, "--log-format", "json")
     assert nothing.returncode == 0
-    assert nothing.stdout.startswith("already finished; nothing to do")
+    log = [json.loads(line) for line in nothing.stdout.splitlines()]
+    assert log[0]["message"].startswith("already finished; nothing to do")
+    assert (log[-1]["event"], log[-1]["done"], log[-1]["failed"]) == ("end", PAIRS + 2, 1)
     other = call_job("predict", *flags, *settings, "--no-png")
     assert_refused(other, "png (was True, now False)", "--overwrite")
+    assert (tmp_path / "out" / files.STATUS).read_bytes() == before
 
     shutil.copy(photos / "cmyk.tif", photos / "broken.jpg")
     shutil.copy(photos / "cmyk.tif", photos / "new.tif")
@@ -237,6 +262,9 @@ def test_predict_all_outputs_are_readable_by_other_tools(
     assert done.returncode == 0, done.stderr
     jobs = ray._private.state.jobs()  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
     assert len(jobs) == jobs_before + 1
+    tags = {"command": "predict", "output": f"{tmp_path}/out"}
+    assert scrape(metrics.PREFIX + metrics.PHOTOS, tags) == 5
+    assert [scrape(metrics.PREFIX + name, tags) for name in (metrics.RATE, metrics.WAITING)] == [0, 0]
 
     parts = str(tmp_path / "out" / "part-*.parquet")
     names = [f"pet_{i * PAIRS // 5:04}" for i in range(5)]

@@ -19,6 +19,7 @@ from petseg.data.labels import LabelMap
 from petseg.data.prepared import Target
 from petseg.errors import UnavailableError
 from petseg.pipelines.pair_rows import decode_rows
+from petseg.status import read_status
 from petseg.storage import sharded_output
 
 FLAGS = ("shards", "--images", "images", "--masks", "masks", "--output", "set")
@@ -33,8 +34,10 @@ def source(drawn: tuple[Path, Path], tmp_path: Path) -> Path:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Return {name: content} of the files except `config.json`, which names the folder."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "config.json"}
+    """Return {name: content} of the files except those that name the folder or have times."""
+    return {
+        path.name: path.read_bytes() for path in folder.iterdir() if path.name not in ("config.json", "status.json")
+    }
 
 
 def make(source: Path, output: Path) -> None:
@@ -66,6 +69,8 @@ def test_prepare_unusable_pairs_are_refused_or_skipped_by_name(source: Path, cal
     assert lines[0] == "19/24 images  79%  0 failed"
     assert lines[-2].endswith(f"; 23 pairs at 32 × 48 in 5 files, 1 skipped: {source}/set")
     assert lines[-1].startswith(f"  skipped: {reason}")
+    status = read_status(f"{source}/set")
+    assert (status.job, status.phase, status.done, status.unit) == ("prepare shards", "finished", 24, "pairs")
     make(source, source / "expected")
     assert tree(source / "set") == tree(source / "expected")
 

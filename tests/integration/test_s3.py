@@ -76,7 +76,7 @@ def weather(store: Store) -> Iterator[stores.FaultyProxy]:
 def contents(place: str) -> dict[str, bytes]:
     """Return {name: content} of the files below a location."""
     names = [
-        name for name in storage.list_files(place) if name not in ("report.html", "config.json")
+        name for name in storage.list_files(place) if name not in ("report.html", "config.json", "status.json")
     ]  # they have times and the location
     found = dict(zip(names, storage.read_each([storage.join(place, name) for name in names]), strict=True))
     return {name: content for name, content in found.items() if isinstance(content, bytes)}
@@ -90,6 +90,7 @@ def test_train_run_in_the_bucket_has_all_files(bucket: Bucket) -> None:
         "manifest.parquet",
         "metrics.jsonl",
         "report.html",
+        "status.json",
         "tensorboard",
     }
     assert "checkpoints/epoch-0002/metrics.json" in names

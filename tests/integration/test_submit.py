@@ -21,6 +21,9 @@ import yaml
 from conftest import PAIRS, ROOT
 from ray_head import Head, wait_until
 
+from petseg import files
+from petseg.status import read_status
+
 PAGE = (ROOT / "docs" / "clusters.md").read_text()
 CI = "ray job submit --submission-id"
 STOP = "ray job stop"
@@ -193,7 +196,9 @@ def test_submit_stopped_job_ci_script_fails_despite_exit_code_0(submitter: Submi
         ci.kill()
     assert "ray job submit exits with 0" in log.read_text()
     assert "went on" not in log.read_text()
-    assert not (submitter.bucket / "stopped").exists()
+    status = read_status(f"{submitter.bucket}/stopped")
+    assert (status.phase, status.exit_code, status.reason) == ("stopped", 15, "terminated")
+    assert [path.name for path in (submitter.bucket / "stopped").iterdir()] == [files.STATUS]
 
 
 def test_submit_missing_or_wrong_token_is_refused(submitter: Submitter, tmp_path: Path) -> None:

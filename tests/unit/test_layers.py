@@ -9,9 +9,10 @@ import pytest
 from conftest import ROOT
 
 LAYERS = [
-    ["errors", "files", "lookahead", "progress"],
+    ["background", "errors", "files", "lookahead", "progress"],
     ["config"],
     ["storage"],
+    ["status"],
     ["cli", "cluster", "models"],
     ["data"],
     ["inference"],
@@ -83,7 +84,7 @@ def test_layers_only_three_packages_import_ray() -> None:
 
 
 @pytest.mark.parametrize(
-    "job", ["train", "predict", "evaluate", "export", "prepare", "prepare oxford-pets", "prepare shards"]
+    "job", ["train", "predict", "evaluate", "export", "status", "prepare", "prepare oxford-pets", "prepare shards"]
 )
 def test_help_loads_neither_torch_nor_ray(job: str) -> None:
     job, *words = job.split()

@@ -2,7 +2,7 @@ import io
 
 import pytest
 
-from petseg.progress import Progress
+from petseg.progress import Progress, Rate
 
 
 class Terminal(io.StringIO):
@@ -67,3 +67,16 @@ def test_progress_rate_covers_the_last_minute(clock: Clock) -> None:
         clock.now += 1
         progress.add(rate, 0)
     assert "  10.0 images/s" in stream.getvalue().rsplit("\r", 1)[1]
+
+
+def test_rate_falls_only_once_nothing_was_done_for_longer_than_the_window(clock: Clock) -> None:
+    rate = Rate(1000, clock)
+    assert rate.per_second() is None
+    for _ in range(9):
+        clock.now += 10
+        rate.update(1000 + round(clock.now - 100) * 5)
+    assert rate.per_second() == 5
+    clock.now += 59
+    assert rate.per_second() == 5
+    clock.now += 21
+    assert rate.per_second() == pytest.approx(5 * 70 / 150)

@@ -118,7 +118,7 @@ def _old_masks(config: MasksConfig) -> list[str]:
         raise InputError(
             f"--output {config.output}: {own} would be replaced, which --images needs; choose another folder"
         )
-    there = [name for name in storage.list_names(config.output) if name != files.LOCK]
+    there = [name for name in storage.list_names(config.output) if name not in files.TRACES]
     ours = files.CLASSES in there and files.PHOTOS in there
     if ours and not config.overwrite:
         raise InputError(

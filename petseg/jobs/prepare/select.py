@@ -64,7 +64,7 @@ def select_photos(config: SelectConfig) -> None:
     checks.require_no_overlap(config.output, sources)
     checks.require_writable(config.output, "--output")
     with hold(config.output, "--output"):
-        if [name for name in storage.list_names(config.output) if name != files.LOCK]:
+        if set(storage.list_names(config.output)) - set(files.TRACES):
             raise InputError(f"--output {config.output}: it is not empty; choose another folder")
         prediction = read_finished(config.from_, "--from")
         if config.unlabelled and config.unlabelled not in prediction.class_names:
@@ -89,7 +89,7 @@ def _remove_all(output: str) -> None:
         location = storage.join(output, name)
         if name in (files.PHOTO_FOLDER, files.MASK_FOLDER):
             storage.remove_folder(location)
-        elif name != files.LOCK:
+        elif name not in files.TRACES:
             storage.remove_file(location)
 
 

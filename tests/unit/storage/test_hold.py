@@ -54,3 +54,9 @@ def test_hold_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         hold(f"{tmp_path}/file/out", "--output"),
     ):
         pass
+
+
+def test_hold_tells_as_long_as_it_holds(tmp_path: Path) -> None:
+    with hold(str(tmp_path / "out"), "--output") as is_held:
+        assert is_held()
+    assert not is_held()

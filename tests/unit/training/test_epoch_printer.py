@@ -1,8 +1,13 @@
+import contextlib
+import io
+import json
 import time
 from collections.abc import Callable
 
 import pytest
 
+from petseg.cli.json_log import set_log_format
+from petseg.status import JobStatus
 from petseg.training import epoch_printer, run_folder
 
 SCORES: dict[str, object] = {"val_loss": 1.0, "val_pixel_accuracy": 1.0, "val_miou": 1.0, "val_iou": {}}
@@ -38,7 +43,8 @@ def test_epochs_are_printed_when_the_run_tells_and_not_before(
         return printed
 
     monkeypatch.setattr(run_folder, "read_metrics", read_metrics)
-    with epoch_printer.EpochPrinter("run", 4) as printer:
+    status = JobStatus("train", "run")
+    with epoch_printer.EpochPrinter("run", 4, status, 30) as printer:
         history.append({"epoch": 2} | EPOCH)
         epoch_printer.notify(printer.pipe)
         wait_for(lambda: len(lines()) == 1)
@@ -49,6 +55,9 @@ def test_epochs_are_printed_when_the_run_tells_and_not_before(
         wait_for(lambda: len(lines()) == 2)
         history.append({"epoch": 4} | EPOCH)  # its notice is lost
     assert [line.split()[1] for line in lines()] == ["2/4", "3/4", "4/4"]
+    found = status.get()
+    assert (found.done_before, found.done, found.total) == (30, 120, 120)
+    assert (found.epoch, found.epochs, found.val_loss, found.val_miou) == (4, 4, 1.0, 1.0)
     epoch_printer.notify(printer.pipe)  # the run outlives its driver: nothing happens
 
 
@@ -58,7 +67,27 @@ def test_unreadable_metrics_do_not_hide_the_error_of_the_run(
     def fail(_: str) -> None:
         raise PermissionError("the storage")
 
-    with pytest.raises(KeyError, match="the run"), epoch_printer.EpochPrinter("run", 4):
+    with pytest.raises(KeyError, match="the run"), epoch_printer.EpochPrinter("run", 4, JobStatus("train", "run"), 30):
         monkeypatch.setattr(run_folder, "read_metrics", fail)
         raise KeyError("the run")
     monkeypatch.undo()
+
+
+def test_epochs_json_log_has_an_object_with_all_metrics(history: list[dict[str, object]]) -> None:
+    stream = io.StringIO()
+    with contextlib.redirect_stdout(stream):
+        set_log_format("json", "train")
+        with epoch_printer.EpochPrinter("run", 2, JobStatus("train", "run"), 30):
+            history.append({"epoch": 2} | EPOCH)
+    [line] = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert line.pop("time")
+    assert line == {"job": "train", "event": "epoch", "epoch": 2, "epochs": 2} | EPOCH
+
+
+def test_epochs_status_before_the_first_epoch_has_their_number(
+    history: list[dict[str, object]],
+) -> None:
+    history.clear()
+    status = JobStatus("train", "run")
+    epoch_printer.EpochPrinter("run", 3, status, 30)
+    assert (status.get().epoch, status.get().epochs, status.get().val_loss) == (0, 3, None)

@@ -9,11 +9,12 @@ import pyarrow as pa
 import pytest
 from checkpoints import CONFIG
 
-from petseg import cli, storage
+from petseg import cli, files, storage
 from petseg.config.train import TrainConfig
 from petseg.data import labels, manifest
 from petseg.errors import InputError
 from petseg.jobs import train as job
+from petseg.status import JobStatus
 from petseg.training import epoch_printer, run_folder
 
 
@@ -167,6 +168,7 @@ def start(monkeypatch: pytest.MonkeyPatch, *flags: object) -> TrainConfig:
         pytest.param((".petseg-lock", ".petseg-tmp-0123"), id="killed while it wrote config.json"),
         pytest.param((".petseg-lock", "config.json"), id="killed before manifest.parquet"),
         pytest.param((".petseg-lock", "config.json", "manifest.parquet", ".petseg-tmp-0123"), id="before an epoch"),
+        pytest.param((".petseg-lock", "status.json"), id="while it waited for nodes"),
     ],
 )
 def test_resume_auto_start_that_was_killed_is_continued_by_the_same_command(
@@ -181,7 +183,7 @@ def test_resume_auto_start_that_was_killed_is_continued_by_the_same_command(
         storage.write(str(run / name), written.get(name, b"half"))
     again = start(monkeypatch, *flags)
     assert again == dataclasses.replace(undisturbed, resume="config.json" in left)
-    found = {path.name: path.read_bytes() for path in run.iterdir() if path.name != ".petseg-lock"}
+    found = {path.name: path.read_bytes() for path in run.iterdir() if path.name not in files.TRACES}
     assert found == written
 
 
@@ -247,7 +249,7 @@ def test_progress_eta_includes_the_time_between_epochs(
     """Epochs of 2 s arrive every 5 s. The first two are seen at once."""
     found: list[dict[str, object]] = []
     monkeypatch.setattr(run_folder, "read_metrics", lambda run: list(found))
-    progress, left = epoch_printer.EpochPrinter("run", 10), []
+    progress, left = epoch_printer.EpochPrinter("run", 10, JobStatus("train", "run"), 30), []
     for moment, count in ((100.0, 2), (105.0, 1), (110.0, 1)):
         monkeypatch.setattr(epoch_printer.time, "monotonic", lambda moment=moment: moment)
         for _ in range(count):
