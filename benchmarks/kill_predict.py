@@ -156,7 +156,7 @@ class Campaign:
         pause_s = self.generator.triangular(0, expected.duration_s, expected.duration_s)
         num_before, may_fail = len(self.kills), False
         while len(self.kills) < self.num_kills and not may_fail and job.runs_after(pause_s):
-            if self.second_starts and job.held_s is not None and self.generator.random() < 0.25:
+            if self.second_starts and job.held_s is not None and self.generator.random() < 0.5:
                 self.start_second(job, command, expected)
             elif kill(job.driver, victim := self.generator.choice(self.victims), self.generator):
                 self.kills.append(victim)
