@@ -66,7 +66,7 @@ def test_require_workers_worker_that_is_killed_once_is_replaced(
             marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    settings = connect._import_package._default_options  # pyright: ignore[reportFunctionMemberAccess]
+    settings = connect._import_package._default_options  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setattr(connect, "_import_package", ray.remote(**settings)(be_killed_once))
     connect._require_workers()
     assert marker.exists()
