@@ -52,6 +52,9 @@ VICTIMS = {
 END_S = 600
 """Seconds after which a job that has not ended counts as hanging."""
 
+KILLS_A_NIGHT = 3
+"""Maximum number of kills in a night, so that the later nights have theirs."""
+
 SHARD_SIZE = 4
 
 
@@ -96,9 +99,10 @@ class Campaign:
     victims: list[str]
     second_starts: bool
     generator: random.Random
-    num_kills: int = 0
     kills: list[str] = field(default_factory=list)
     """Kind of each killed process."""
+    most_kills: int = 0
+    """Number of kills in all at which a night is left alone."""
     num_ended: int = 0
     """Number of jobs that ended by themselves after a night with kills."""
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -107,9 +111,9 @@ class Campaign:
     def run(self, num_kills: int) -> None:
         """Kill processes `num_kills` times, and check the files."""
         undisturbed = self.run_undisturbed()
-        self.num_kills = num_kills
         for number in itertools.count():
             for night, expected in zip(self.nights, undisturbed, strict=True):
+                self.most_kills = min(num_kills, len(self.kills) + KILLS_A_NIGHT)
                 self.finish_night(night, f"{self.place}/killed-{number}", expected)
                 if len(self.kills) >= num_kills:
                     return
@@ -155,7 +159,7 @@ class Campaign:
         # Late moments are more likely than early ones: for half of the time, Ray and the processes start.
         pause_s = self.generator.triangular(0, expected.duration_s, expected.duration_s)
         num_before, may_fail = len(self.kills), False
-        while len(self.kills) < self.num_kills and not may_fail and job.runs_after(pause_s):
+        while len(self.kills) < self.most_kills and not may_fail and job.runs_after(pause_s):
             if self.second_starts and job.held_s is not None and self.generator.random() < 0.5:
                 self.start_second(job, command, expected)
             elif kill(job.driver, victim := self.generator.choice(self.victims), self.generator):
