@@ -178,10 +178,10 @@ def _score(
     """
     from petseg.evaluation.shards import Work
 
-    if _is_on_ray(config):
-        _start_ray(config, subject, status)
     storage.remove_leftovers(storage.join(target.output, files.EVALUATION_SHARDS))
     missing = [shard for shard in range(target.num_shards) if shard not in done]
+    if _is_on_ray(config) and (missing or any(summary.unclear for summary in done.values())):
+        _start_ray(config, subject, status)
     upright = orientation.given(config.masks_upright)
     if missing:
         _run(config, subject, Work(subject.pairs, target, upright, missing), done, scorer, status)

@@ -20,6 +20,7 @@ from PIL import Image
 from petseg import files
 from petseg.data.classes import read_classes
 from petseg.data.labels import LabelMap
+from petseg.inference.plan import FORMAT
 from petseg.jobs.prepare import select
 from petseg.models import checkpoint
 
@@ -221,9 +222,10 @@ def test_select_invalid_input_is_refused(folder: Path, call_job: RunJob) -> None
     refused = call_job("prepare", "select", *flags, "--labelled", "labelled.csv")
     assert_refused(refused, "no mask in it has the name of a photo of --from")
     plan = folder / "predicted" / files.PLAN
-    plan.write_text(plan.read_text().replace('"format": 6', '"format": 5'))
+    now, before = f'"format": {FORMAT}', f'"format": {FORMAT - 1}'
+    plan.write_text(plan.read_text().replace(now, before))
     assert_refused(call_job("prepare", "select", *flags), "written by another version of petseg; predict again")
-    plan.write_text(plan.read_text().replace('"format": 5', '"format": 6'))
+    plan.write_text(plan.read_text().replace(before, now))
     path = folder / "predicted" / "part-00000-of-00003.parquet"
     rows = pq.read_table(path)
     ids = pa.array(["../../outside", *rows["id"].to_pylist()[1:]])

@@ -12,6 +12,7 @@ from petseg.errors import JobError
 from petseg.jobs import train
 from petseg.models import checkpoint
 from petseg.progress import Clock
+from petseg.status import JobStatus
 from petseg.training import fit, run_folder
 
 
@@ -33,7 +34,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     monkeypatch.setattr(checkpoint, "best", lambda _: best)
     monkeypatch.setattr(checkpoint, "load_model", mock.Mock(side_effect=AttributeError("a bug")))
     monkeypatch.setattr(train, "training_page", mock.Mock(side_effect=AttributeError("a bug")))
-    return [config, run, pairs, Clock()]
+    return [config, run, pairs, Clock(), JobStatus("train", run), config.epochs]
 
 
 def test_train_bug_in_the_report_does_not_fail_a_finished_run(
