@@ -34,6 +34,8 @@ class Start:
     """Rows of the manifest whose file has changed since it was predicted, with its version now."""
     num_new: int = 0
     """Number of photos that are added to the output."""
+    num_gone: int = 0
+    """Number of photos of the output that are not found any more. Their rows stay."""
 
 
 def find_start(plan: Plan, *, append: bool = False) -> Start:
@@ -68,7 +70,8 @@ def find_start(plan: Plan, *, append: bool = False) -> Start:
     stored = _mark_changed(stored, rows[is_changed], known["image"].filter(pa.array(is_changed)))
     manifest = pa.concat_tables([stored, new.select(stored.column_names)]) if new.num_rows else stored
     continued = continue_plan(plan, manifest, generations_of(before), new.num_rows)
-    return Start(continued, dict(zip(rows[is_changed].tolist(), now[is_changed].tolist(), strict=True)), new.num_rows)
+    changed = dict(zip(rows[is_changed].tolist(), now[is_changed].tolist(), strict=True))
+    return Start(continued, changed, new.num_rows, stored.num_rows - known.num_rows)
 
 
 def require_continuable(plan: Plan, before: Mapping[str, Any], names: list[str]) -> None:
