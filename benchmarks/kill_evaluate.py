@@ -48,6 +48,7 @@ def main() -> None:
 def make_command(folder: Path, count: int) -> list[str]:
     """Return the command, up to its output, for an untrained network and links to drawn pairs."""
     images, masks = demo.draw_set(str(folder / "drawn"), count=DRAWN, seed=1)
+    (Path(masks) / files.CLASSES).unlink()  # only pairs are to be repeated
     pairs = (drawn.repeated(folder / name, Path(source), count) for name, source in (("a", images), ("b", masks)))
     flags = [text for pair in zip(("--images", "--masks"), map(str, pairs), strict=True) for text in pair]
     script = str(ROOT / "jobs" / "evaluate.py")
@@ -63,8 +64,13 @@ def run(
     log = Path(tempfile.gettempdir()) / "petseg-kill-evaluate.log"
     while len(kills) < num_kills or may_fail:
         output = f"{place}/killed-{ended}"
-        job, may_fail = Job([*command, output], output, log), False
-        while len(kills) < num_kills and not may_fail and job.runs_after(generator.uniform(0, duration_s)):
+        job, may_fail, num_before = Job([*command, output], output, log), False, len(kills)
+        # Late moments are more likely than early ones: for half of the time, Ray and the processes start.
+        while (
+            len(kills) < num_kills
+            and not may_fail
+            and job.runs_after(generator.triangular(0, duration_s, 0.9 * duration_s))
+        ):
             if kill(job.driver, victim := generator.choice(list(VICTIMS)), generator):
                 kills.append(victim)
                 shards = len(storage.list_names(storage.join(output, files.EVALUATION_SHARDS)))
@@ -72,6 +78,8 @@ def run(
                 may_fail = victim in ("driver", "node")
         check(not job.runs_after(END_S), "the job hangs")
         code = job.driver.returncode
+        if len(kills) == num_before:
+            duration_s = time.monotonic() - job.started
         check(code == 0 or may_fail, f"exit code {code}: {log.read_text()[-4000:]}")
         if code == 0:
             found, may_fail = scores(output), False
