@@ -116,7 +116,8 @@ class Work:
         if before is not None:
             pairs = pairs.take(pa.array(before.unclear, pa.int64()))
         scorer.masks_upright = self.masks_upright
-        with crash_guard.crash_marker(f"{self.target.fingerprint[:16]}-{shard}-score") as died_before:
+        job = hashlib.sha256(f"{self.target.output}\n{self.target.fingerprint}".encode()).hexdigest()[:16]
+        with crash_guard.crash_marker(f"{job}-{shard}-score") as died_before:
             results = list(scorer.results(pairs, in_subprocess=died_before))
         rows = [result.row for result in results]
         summary = _summarise(results, scorer.views)

@@ -1,4 +1,4 @@
-"""What an evaluation scores: a network, or masks that were predicted before."""
+"""Load what an evaluation scores: the network of a checkpoint, or masks in a folder."""
 
 import dataclasses
 import hashlib
@@ -16,13 +16,14 @@ from petseg.config.model import ModelConfig
 from petseg.data import labels
 from petseg.data.classes import read_classes
 from petseg.data.labels import LabelMap
-from petseg.data.listing import list_images
+from petseg.data.listing import UNKNOWN_VERSION, list_images
 from petseg.data.tiles import tiling_of
 from petseg.errors import InputError
 from petseg.evaluation.evaluator import Evaluator
 from petseg.evaluation.given_masks import GivenMasks
 from petseg.evaluation.shards import Scorer
 from petseg.inference.existing import read_plan
+from petseg.inference.plan import FORMAT
 from petseg.inference.predictor import Predictor
 from petseg.models import checkpoint
 
@@ -83,7 +84,7 @@ class MaskSettings:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is scored, on which pairs."""
+    """Network or folder of masks, and the pairs on which it is scored."""
 
     settings: NetworkSettings | MaskSettings
     pairs: pa.Table
@@ -93,7 +94,7 @@ class Subject:
     """Entries of `metrics.json` on the network or the masks."""
     label_map: LabelMap
     versions: str
-    """SHA-256 of what is scored: of the network, or of the versions of the masks."""
+    """SHA-256 of the network, or of the versions of the masks."""
 
 
 def find_network(config: EvaluateConfig, pairs: pa.Table, *, has_own_gpu: bool) -> Subject:
@@ -128,8 +129,8 @@ def find_masks(config: EvaluateConfig, pairs: pa.Table) -> Subject:
     """Return the masks of --from, which have the names of the photos.
 
     Their values are class ids if a prediction has written them. Otherwise they mean what the `classes.json` beside them
-    says, or else what those in --masks mean. Raises `InputError` if it is not known which classes there are, or if a
-    pair has no predicted mask.
+    says, or else what those in --masks mean. A pair without a mask, such as that of a photo that could not be
+    predicted, will get an error. Raises `InputError` if the classes are not known, or if no pair has a mask.
     """
     location, masks = storage.absolute(config.from_), storage.absolute(config.masks)
     is_prediction = files.PLAN in storage.list_names(location)
@@ -138,24 +139,22 @@ def find_masks(config: EvaluateConfig, pairs: pa.Table) -> Subject:
         predicted_map = LabelMap.parse(",".join(f"{i}:{i}" for i in range(len(names))), len(names), names)
         location = storage.join(location, files.MASK_FOLDER)
         if not storage.list_names(location):
-            raise InputError(f"--from {config.from_}: the prediction has no {files.MASK_FOLDER}/; predict with --png")
+            raise InputError(
+                f"--from {config.from_}: the prediction has no {files.MASK_FOLDER}/; predict without --no-png"
+            )
     else:
         described = read_classes(location)
         text, ignored = (described.label_map, described.ignore_label) if described else (str(label_map), "")
         predicted_map = LabelMap.parse(text, len(names), names, ignored, require_all=False)
     found = list_images(location, "--from", skipped={}, versions=True)
     index: Any = pc.index_in(pairs["id"], value_set=found["id"])  # pyright: ignore[reportAttributeAccessIssue]
-    if index.null_count:
-        lacking = pairs["id"].filter(index.is_null()).to_pylist()
-        shown = ", ".join(lacking[:5]) + (", …" if len(lacking) > 5 else "")
-        raise InputError(
-            f"--from {config.from_}: {len(lacking)} pairs have no mask there: {shown}; add the masks, or leave these "
-            "pairs out of --images and --masks"
-        )
+    if index.null_count == pairs.num_rows:
+        raise InputError(f"--from {config.from_}: no mask there has the name of a photo, such as {pairs['id'][0]}")
     predicted = found.take(index)
-    versions = hashlib.sha256(predicted["version"].to_numpy().tobytes()).hexdigest()
+    expected = pa.array([storage.join(location, f"{row_id}.png") for row_id in pairs["id"].to_pylist()])
+    pairs = pairs.append_column("predicted", pc.coalesce(predicted["image"], expected))  # pyright: ignore[reportAttributeAccessIssue]
+    versions = hashlib.sha256(predicted["version"].fill_null(UNKNOWN_VERSION).to_numpy().tobytes()).hexdigest()
     settings = MaskSettings(names, palette, label_map, predicted_map, config.max_pixels)
-    pairs = pairs.append_column("predicted", predicted["image"])
     return Subject(settings, pairs, names, {"predicted": location}, label_map, versions)
 
 
@@ -166,6 +165,8 @@ def _classes(
     described = read_classes(masks)
     if is_prediction:
         plan = read_plan(location)
+        if plan.get("format") != FORMAT:
+            raise InputError(f"--from {location}: written by another version of petseg; predict again")
         names = tuple(plan["classes"])
         palette = tuple(tuple(colour) for colour in plan["palette"])
         if described is not None and described.classes != names and not config.label_map:

@@ -25,6 +25,7 @@ from petseg.evaluation import shards, subjects
 from petseg.evaluation.evaluator import Evaluator
 from petseg.evaluation.scores import scores
 from petseg.evaluation.shards import Summary, Target, Work
+from petseg.inference.plan import FORMAT
 from petseg.inference.predictor import Predictor
 
 MODEL = dataclasses.replace(CONFIG, image_size=(32, 48))
@@ -131,6 +132,7 @@ def test_given_masks_of_a_prediction_have_the_scores_of_its_network(
         assert class_ids is not None
         (predicted / "masks" / f"{row_id}.png").write_bytes(encode_mask(class_ids, labels.palette(3)))
     plan = {"manifest_sha256": "", "shard_size": 1, "classes": MODEL.class_names, "palette": labels.palette(3)}
+    plan["format"] = FORMAT
     (predicted / files.PLAN).write_text(json.dumps(plan))
     found, rows = score(given(*described, predicted), tmp_path / "out")
     target = make_target(tmp_path / "network", pairs)
@@ -160,24 +162,31 @@ def test_given_masks_unusable_ones_are_error_rows(described: tuple[Path, Path], 
     Image.new("L", (5, 4), 1).save(first)
     Image.fromarray(np.where(np.asarray(Image.open(second)) == 3, 255, 1).astype(np.uint8)).save(second)
     third.write_bytes(b"text")
+    fourth, fifth = sorted(other.glob("*.png"))[3:5]
+    fifth.unlink()  # such as of a photo that could not be predicted
     subject = given(*described, other)
-    sorted(other.glob("*.png"))[3].unlink()
+    fourth.unlink()
     _, rows = score(subject, tmp_path / "out")
     errors = [row["error"] for row in rows]
     assert errors[0].startswith("the predicted mask: its size 5 × 4 differs from its photo's ")
     assert errors[1] == "the predicted mask: it has pixels without a class"
     assert errors[2].startswith("the predicted mask: not an image that can be read")
-    assert "cannot be read: No such file" in errors[3] and errors[4:] == [None] * (PAIRS - 4)
+    for error, path in zip(errors[3:], (fourth, fifth), strict=False):
+        assert error == f"{path}: cannot be read: No such file or directory"
+    assert errors[5:] == [None] * (PAIRS - 5)
 
 
 def test_given_masks_missing_masks_or_classes_are_refused(described: tuple[Path, Path], tmp_path: Path) -> None:
     other = shutil.copytree(described[1], tmp_path / "other")
-    (other / "pet_0003.png").unlink()
-    with pytest.raises(InputError, match=f"--from {other}: 1 pairs have no mask there: pet_0003; add the masks"):
+    (tmp_path / "none").mkdir()
+    Image.new("L", (5, 4), 1).save(tmp_path / "none" / "another.png")
+    with pytest.raises(InputError, match=f"--from {tmp_path}/none: no mask there has the name of a photo, such as pet"):
+        given(*described, tmp_path / "none")
+    plan = {"manifest_sha256": "", "shard_size": 1, "classes": ["cat", "dog"], "palette": labels.palette(2)}
+    (other / files.PLAN).write_text(json.dumps(plan))
+    with pytest.raises(InputError, match="written by another version of petseg; predict again"):
         given(*described, other)
-    (other / files.PLAN).write_text(
-        json.dumps({"manifest_sha256": "", "shard_size": 1, "classes": ["cat", "dog"], "palette": labels.palette(2)})
-    )
+    (other / files.PLAN).write_text(json.dumps(plan | {"format": FORMAT}))
     with pytest.raises(InputError, match="its classes are pet, background, border, and those of --from cat, dog; give"):
         given(*described, other)
     with pytest.raises(InputError, match="the prediction has no masks/"):
