@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import sys
@@ -120,8 +121,11 @@ def test_evaluate_job_writes_scores_rows_and_pictures(
 
     again = call_job("evaluate", *flags, "--precision", "fp32", "--exclude-class", "border")
     assert again.returncode == 0 and "already finished; nothing to do\n" in again.stdout
-    other = call_job("evaluate", *flags)
-    assert_refused(other, f"error: --output {output}: it already has a metrics.json of other files or settings; ")
+    mask = next((spoilt[1] / "a").iterdir())
+    for changed in ((), ("--precision", "fp32", "--exclude-class", "border")):  # other settings, another mask
+        refused = call_job("evaluate", *flags, *changed)
+        assert_refused(refused, f"error: --output {output}: it already has a metrics.json of other files or settings; ")
+        os.utime(mask, (1, 1))
     (output / "worst" / "kept.jpg").write_bytes(b"not ours")
     fewer = call_job("evaluate", *flags, "--overwrite", "--limit", 2, "--label-map", "1:pet,2:1,3:255")
     assert fewer.returncode == 0, fewer.stderr
