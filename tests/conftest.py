@@ -4,6 +4,7 @@ import contextlib
 import functools
 import importlib
 import io
+import itertools
 import os
 import secrets
 import subprocess
@@ -20,6 +21,7 @@ import pytest
 import stores
 from PIL import Image
 
+from petseg import storage
 from petseg.data import decode, labels, manifest
 from petseg.inference import plan
 from petseg.inference.plan import Outputs, Plan, Summary, Work
@@ -272,6 +274,22 @@ def photos(tmp_path: Path) -> Path:
         Image.new("RGB", (30 + i, 20), tuple(colour)).save(path)
     (folder / "b" / "3.jpg").write_bytes(b"broken")
     return folder
+
+
+def kill_at_step(patched: pytest.MonkeyPatch, step: int) -> None:
+    """Let one of the deletions and writes of `storage`, counted from 0, and all later ones, end as a kill does."""
+    numbers = itertools.count()
+
+    def killed(call: Callable[..., None]) -> Callable[..., None]:
+        def run(*given: object, **named: object) -> None:
+            if next(numbers) >= step:
+                raise KeyboardInterrupt
+            call(*given, **named)
+
+        return run
+
+    for name in ("remove_file", "write"):
+        patched.setattr(storage, name, killed(getattr(storage, name)))
 
 
 def make_plan(photos: Path, output: Path, **changes: object) -> Plan:

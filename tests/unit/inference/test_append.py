@@ -1,15 +1,14 @@
 import itertools
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import do_work, make_plan
+from conftest import do_work, kill_at_step, make_plan
 from PIL import Image
 
-from petseg import files, storage
+from petseg import files
 from petseg.errors import InputError
 from petseg.inference import existing, output_folder
 from petseg.inference.plan import Outputs, Plan, Work
@@ -123,21 +122,8 @@ def test_append_killed_at_each_step_next_start_gives_the_same_bytes(
     for name in ("c", "d", "e", "f"):
         draw(photos / f"{name}.png", "red")
     run(photos, whole, append=True)
-    left = step
-
-    def killed_at_step(call: Callable[..., None]) -> Callable[..., None]:
-        def run(*given: object, **named: object) -> None:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise KeyboardInterrupt
-            call(*given, **named)
-
-        return run
-
     with monkeypatch.context() as patched:
-        for name in ("remove_file", "write"):
-            patched.setattr(storage, name, killed_at_step(getattr(storage, name)))
+        kill_at_step(patched, step)
         # _SUCCESS.json, the manifest, the plan, a mask and the shard of the changed photo, four masks and two shards
         # of the new ones, the manifest, _SUCCESS.json
         if step < 13:

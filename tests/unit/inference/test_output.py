@@ -1,12 +1,11 @@
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import do_shards, make_plan
+from conftest import do_shards, kill_at_step, make_plan
 
 from petseg import files, storage
 from petseg.data import manifest
@@ -286,24 +285,10 @@ def test_overwrite_killed_at_each_step_second_start_completes(
 ) -> None:
     """Killed at each deletion and write. Remaining files are never taken as finished by the new job."""
     predict_all(photos, tmp_path / "out", shard_size=2, outputs=Outputs(overlay=True))
-    left = step
-
-    def killed_at_step(name: str) -> Callable[..., None]:
-        call = getattr(storage, name)
-
-        def run(*given: object, **named: object) -> None:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise KeyboardInterrupt
-            call(*given, **named)
-
-        return run
 
     plan = make_plan(photos, tmp_path / "out")
     with monkeypatch.context() as patched:
-        for name in ("remove_file", "write"):
-            patched.setattr(storage, name, killed_at_step(name))
+        kill_at_step(patched, step)
         # _SUCCESS.json, the report, four shards, seven masks, seven overlays, the manifest, an old one and the plan
         with pytest.raises(KeyboardInterrupt) if step < 23 else contextlib.nullcontext():
             start(plan, overwrite=True)
