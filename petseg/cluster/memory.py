@@ -1,5 +1,7 @@
-"""End a job if a machine's memory is full: Ray itself would start the same work again for ever. Knows nothing of the
-jobs."""
+"""End a job if a machine's memory is full. Ray itself would start the same work again for ever.
+
+Knows nothing of the jobs.
+"""
 
 import contextlib
 import signal

@@ -26,7 +26,7 @@ _GENERATIONS_KEY = b"petseg.generations"
 
 @dataclass(frozen=True)
 class Start:
-    """What a start of a job is to do in an output."""
+    """Photos of an output after a start of a job, and those that it predicts again."""
 
     plan: Plan
     """Plan of all photos, those of earlier starts included."""

@@ -126,10 +126,10 @@ def _plan(config: PredictConfig, model: ModelConfig, photos: pa.Table, output: s
 def _print_work(start: Start, work: Work) -> None:
     """Print which photos are added to an output, and which are predicted again."""
     num_again = sum(map(len, work.again.values()))
-    counts = {"new photos": start.num_new, "changed or failed": num_again, "gone, rows kept": start.num_gone}
+    counts = {"new photos": start.num_new, "changed or failed": num_again, "gone (rows kept)": start.num_gone}
     found = [f"{what}: {count}" for what, count in counts.items() if count]
     if found:
-        print(", ".join(found), flush=True)
+        print("; ".join(found), flush=True)
 
 
 def _run(

@@ -233,7 +233,7 @@ def test_predict_broken_and_valid_photos_each_has_a_row(
     grown = call_job("predict", *flags, *settings, "--append", "--retry-errors")
     assert grown.returncode == 0, grown.stderr
     lines = grown.stdout.splitlines()
-    assert lines[0] == "new photos: 1, changed or failed: 1, gone, rows kept: 1"
+    assert lines[0] == "new photos: 1; changed or failed: 1; gone (rows kept): 1"
     assert lines[1].startswith(f"{PAIRS + 1}/{PAIRS + 3} images  ") and "  1 failed" in lines[1]
     assert any(line.startswith(f"{PAIRS + 3}/{PAIRS + 3} images  100%") and "  0 failed" in line for line in lines)
     shards = sorted((tmp_path / "out").glob("part-*.parquet"))
