@@ -45,7 +45,7 @@ class EpochPrinter:
         self._watcher = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Self:
-        self.pipe = str(Path(tempfile.mkdtemp(prefix="petseg-")) / "epochs")
+        self.pipe = str(Path(tempfile.mkdtemp(prefix="petseg-epochs-")) / "epochs")
         os.mkfifo(self.pipe)
         self._descriptor = os.open(self.pipe, os.O_RDWR)  # also for writing, so that a read waits for the next writer
         self._watcher.start()

@@ -404,7 +404,7 @@ def test_predict_files_in_the_working_folder_and_a_long_tmpdir_do_no_harm(
     long_folder = tmp_path / ("x" * 80)
     long_folder.mkdir()
     monkeypatch.setenv("RAY_TMPDIR", str(long_folder))
-    # Where the short folder is made. Names with two dashes are of training jobs, which other tests run meanwhile.
+    # Where the short folder is made. Longer names are of training jobs, which other tests run meanwhile.
     before = set(Path("/tmp").glob("petseg-????????"))  # noqa: S108
     done = run_job("predict", "--checkpoint", storage / "first", "--images", drawn[0], "--output", "out")
     assert done.returncode == 0, done.stderr
