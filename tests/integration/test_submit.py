@@ -284,6 +284,7 @@ def without_package(folder: Path) -> dict[str, str]:
     return {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(site)}
 
 
+@pytest.mark.slow  # a minute: the tests above submit, too, but to a head that has the package
 def test_submit_head_without_the_package_trains_and_reports(tmp_path: Path, drawn: tuple[Path, Path]) -> None:
     env = without_package(tmp_path)
     check = "import importlib.util, ray; assert importlib.util.find_spec('petseg') is None"
